@@ -1,0 +1,145 @@
+r"""Every check a user can meet, with the exception types and the words of `torch.nn.RNN`."""
+
+import numbers
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_dropout",
+    "check_flags",
+    "check_hidden_size",
+    "check_input",
+    "check_mode",
+    "check_nonlinearity",
+    "check_projection",
+    "check_ranks",
+    "check_same_device",
+    "check_sizes",
+    "check_weights",
+]
+
+
+def check_projection(proj_size: Any, device: Any) -> None:
+    """A projected Elman network doesn't exist, whichever way it is asked for."""
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    if isinstance(device, int):
+        raise TypeError(
+            f"device should be a string or a torch.device, got: {device!r}. The ninth positional "
+            "argument of nn.RNN is proj_size, which an RNN can't have; for the device write "
+            f"device='cuda:{int(device)}'"
+        )
+
+
+def check_nonlinearity(nonlinearity: Any, known: Mapping[Any, str]) -> None:
+    """One of the known names, or a function."""
+    if not callable(nonlinearity) and nonlinearity not in known:
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+
+
+def check_mode(mode: str, known: Mapping[str, str]) -> None:
+    """`mode` is one that the kernels know."""
+    if mode not in known:
+        raise AssertionError(f"mode must be {' or '.join(known)}, got {mode}")
+
+
+def check_dropout(dropout: Any, num_layers: int) -> None:
+    """A probability, and a warning where no layer would ever use it."""
+    valid = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    if not (valid and 0 <= dropout <= 1):
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            "element being zeroed"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and "
+            f"num_layers={num_layers}",
+            stacklevel=3,
+        )
+
+
+def check_flags(**flags: Any) -> None:
+    """`bias` and `batch_first` are booleans, nothing that merely looks like one."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
+    """Positive sizes, the first two of them exact integers."""
+    for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than zero")
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+
+
+def check_ranks(input: Tensor, hx: Tensor | None) -> None:
+    """A padded batch and its state have three axes, a single sequence and its state two."""
+    rank = input.dim()
+    if rank not in (2, 3):
+        raise ValueError(f"RNN: Expected input to be 2D or 3D, got {rank}D tensor instead")
+    if hx is not None and hx.dim() != rank:
+        kind = "unbatched" if rank == 2 else "batched"
+        raise RuntimeError(
+            f"For {kind} {rank}-D input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
+        )
+
+
+def check_input(input: Tensor, rank: int, input_size: int, dtype: torch.dtype) -> None:
+    """The input has the weights' dtype (autocast aside), the expected rank and feature size."""
+    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.dim() != rank:
+        raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+    if input.size(-1) != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {input.size(-1)}"
+        )
+
+
+def check_hidden_size(
+    hx: Tensor, expected: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
+) -> None:
+    """`hx` is `(L * D, B, H)`."""
+    if hx.size() != expected:
+        raise RuntimeError(msg.format(expected, list(hx.size())))
+
+
+def check_same_device(input: Tensor, **others: Tensor) -> None:
+    """State and weights live where the input lives."""
+    for name, tensor in others.items():
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"Input and {name} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {name} tensor at {tensor.device}"
+            )
+
+
+def check_weights(rnn: Any, weights: list[Any]) -> None:
+    """As many weights as layers, directions and `bias` ask for: `(H, I)`, `(H, H)`, two biases `(H,)`.
+
+    `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does.
+    """
+    H, directions = rnn.hidden_size, 2 if rnn.bidirectional else 1
+    expected = rnn.num_layers * directions, 4 if rnn.bias else 2
+    found = len(weights), len(rnn._all_weights[0])
+    if found != expected:
+        word = "more" if found < expected else "fewer"
+        raise RuntimeError(f"Expected {word} weights in stacked_rnn")
+    for index, names in enumerate(rnn._all_weights):
+        width = rnn.input_size if index < directions else H * directions
+        for name, weight, shape in zip(names, weights[index], ((H, width), (H, H), (H,), (H,)), strict=False):
+            if weight.shape != shape:
+                raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")

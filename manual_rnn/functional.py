@@ -1,0 +1,78 @@
+r"""The equations of an Elman network, as they stand in a textbook.
+
+$$h_t = \tanh(x_t W_{ih}^T + b_{ih} + h_{t-1} W_{hh}^T + b_{hh})$$
+
+Source: J. Elman, Finding Structure in Time, Cognitive Science 14 (1990), and the documentation of
+`torch.nn.RNN`, whose weights and biases these functions take as they are.
+
+Letters: `T` steps, `B` batch, `I` input size, `H` hidden size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["bidirectional_rnn_forward", "rnn_forward"]
+
+
+def rnn_forward(
+    input: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_prev: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""Run one layer, forward in time.
+
+    Args:
+        input: `(B, T, I)`.
+        weight_ih: `(H, I)`.
+        weight_hh: `(H, H)`.
+        bias_ih: `(H,)` or None for no bias.
+        bias_hh: `(H,)` or None for no bias.
+        h_prev: the state before the first step, `(B, H)`.
+
+    Returns:
+        `h_out (B, T, H)`, the state after every step, and `h_n (1, B, H)`, the last of them.
+    """
+    states = []
+    for x_t in input.unbind(dim=1):
+        gates = F.linear(x_t, weight_ih, bias_ih) + F.linear(h_prev, weight_hh, bias_hh)
+        h_prev = torch.tanh(gates)  # (B, H)
+        states.append(h_prev)
+    h_out = torch.stack(states, dim=1) if states else h_prev.new_empty(len(input), 0, len(weight_hh))
+    return h_out, h_prev.unsqueeze(0)
+
+
+def bidirectional_rnn_forward(
+    input: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h_prev: Tensor,
+    weight_ih_reverse: Tensor,
+    weight_hh_reverse: Tensor,
+    bias_ih_reverse: Tensor | None,
+    bias_hh_reverse: Tensor | None,
+    h_prev_reverse: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""Run one layer in both directions of time, each with its own weights.
+
+    Arguments as in `rnn_forward`, the second set for the direction that reads backward.
+
+    Returns:
+        `h_out (B, T, 2H)`, forward states beside backward states of the same step, and
+        `h_n (2, B, H)`, the state in which each direction ended.
+    """
+    forward, h_n = rnn_forward(input, weight_ih, weight_hh, bias_ih, bias_hh, h_prev)
+    backward, h_n_reverse = rnn_forward(
+        input.flip(1),
+        weight_ih_reverse,
+        weight_hh_reverse,
+        bias_ih_reverse,
+        bias_hh_reverse,
+        h_prev_reverse,
+    )
+    return torch.cat([forward, backward.flip(1)], dim=2), torch.cat([h_n, h_n_reverse])

@@ -1,0 +1,85 @@
+r"""One layer in one direction of time: project the input of all steps, then let time run.
+
+z_t = x_t W_ih^T + b_ih + b_hh          one matrix product, differentiated by PyTorch
+h_t = phi(z_t + h_{t-1} W_hh^T)         the recurrence, by the kernel that was asked for or fits
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .kernels import reference
+from .recurrence import elman
+from .rows import Walk
+
+__all__ = ["PHI", "Weights", "run_layer"]
+
+PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+OwnStep = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Weights(NamedTuple):
+    """`(H, I)`, `(H, H)`, and two biases `(H,)` or none."""
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+
+
+def run_layer(
+    input: Tensor, h0: Tensor, weights: Weights, phi: str | OwnStep, walk: Walk
+) -> tuple[Tensor, Tensor]:
+    r"""Run over `input (T, B, I)` or packed `(N, I)` from `h0 (B, H)`.
+
+    `phi` names a nonlinearity, or is a step `(gates, hidden, weight_hh) -> hidden` of the user's own.
+
+    Returns:
+        The state after every step, `(T, B, H)` or `(N, H)`, and the last of each sequence, `(B, H)`.
+
+    Raises:
+        RuntimeError: if a kernel was asked for that can't run this recurrence.
+    """
+    if input.size(0) == 0:
+        return _project(input, weights), h0
+    states = _states(input, h0, weights, phi, walk)
+    return states, walk.last(states, h0.size(0))
+
+
+def _states(input: Tensor, h0: Tensor, weights: Weights, phi: str | OwnStep, walk: Walk) -> Tensor:
+    kernel = kernels.asked()
+    if not isinstance(phi, str):
+        return _by_own_step(input, h0, weights, phi, walk, kernel)
+    if kernel == kernels.REFERENCE or (kernel == kernels.DEFAULT and input.is_complex()):
+        gates = F.linear(input, weights.ih, weights.bias_ih)
+        step = reference.builtin_step(PHI[phi], weights.hh, weights.bias_hh)
+        return reference.scan(step, gates, h0, walk.reverse, walk.batch_sizes)
+    z = _project(input, weights)
+    return elman(z, h0, weights.hh, walk.batch_sizes, phi, walk.reverse, kernel)
+
+
+def _by_own_step(
+    input: Tensor, h0: Tensor, weights: Weights, step: OwnStep, walk: Walk, kernel: str
+) -> Tensor:
+    if kernel not in (kernels.DEFAULT, kernels.REFERENCE):
+        raise RuntimeError(
+            f"kernel {kernel!r} can't run here: it knows tanh and relu, and this recurrence is your own"
+        )
+    gates = _project(input, weights)
+    own = lambda gates_t, hidden: step(gates_t, hidden, weights.hh)  # noqa: E731
+    return reference.scan(own, gates, h0, walk.reverse, walk.batch_sizes)
+
+
+def _project(input: Tensor, weights: Weights) -> Tensor:
+    """The input's part in every gate, read in the order in which it lies in memory."""
+    bias = None
+    if weights.bias_ih is not None and weights.bias_hh is not None:
+        bias = weights.bias_ih + weights.bias_hh
+    if input.dim() == 3 and input.stride(0) < input.stride(1):
+        return F.linear(input.transpose(0, 1), weights.ih, bias).transpose(0, 1)
+    return F.linear(input, weights.ih, bias)

@@ -1,0 +1,209 @@
+r"""The two recurrences of an Elman network, each other's derivatives to any order.
+
+    elman    h_t = phi(z_t + h_{t-1} w^T)              h before the first step = h0
+    linear   y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
+
+phi is tanh or relu, and its slope phi' is written through the state: 1 - h*h, or h > 0. With `c` a
+cotangent, `'` a tangent, `first` the step at which time starts, "back" the other direction of time:
+
+    vjp of elman     dz = linear(c, h, w), back;  dh0 = dz_first w;  dw = sum_t dz_t^T h_{t-1}
+    jvp of elman     linear(z' + h_{t-1} w'^T + [h0' w^T at first], h, w^T)
+    vjp of linear    dv = m = linear(c, h, a^T), back;  da = sum_t y_{t-1}^T m_t
+                     dh_t = k_t * (c_t + m_{t+1} a^T) * (v_t + y_{t-1} a)
+    jvp of linear    q + linear(v' + y_{t-1} a' + q_{t-1} a, h, a),  q_t = k_t * h'_t * (v_t + y_{t-1} a)
+
+where k is the derivative of the slope by h: -2h, or 0. So derivatives of any order, forward, reverse or
+mixed, stay inside these two functions. Under `vmap` the new axis joins the batch where the weights are
+shared and no row is packed; else it makes an ensemble, `G` weight matrices side by side.
+
+Shapes: `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, H)` with `batch_sizes (T,)` for a packed batch; `h0 (B, H)`;
+`w`, `a` `(H, H)`. In an ensemble each has one more axis in front, `G`.
+
+Eager code runs an `autograd.Function`; code being compiled or exported sees one `torch.library` op per
+layer and direction, since Dynamo can't enter a Function that has a `jvp`. Both share every line below.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import kernels
+from .rows import Walk
+
+__all__ = ["elman", "linear"]
+
+SLOPE: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (~(h <= 0)).to(h.dtype),
+}
+BEND: dict[str, Callable[[Tensor], Tensor] | None] = {"tanh": lambda h: -2 * h, "relu": None}
+
+
+def elman(*args: Any) -> Tensor:
+    r"""$h_t = \phi(z_t + h_{t-1} w^T)$ of `(z, h0, w, batch_sizes, phi, reverse, kernel)`."""
+    return torch.ops.manual_rnn.elman(*args) if torch.compiler.is_compiling() else Elman.apply(*args)
+
+
+def linear(*args: Any) -> Tensor:
+    r"""$y_t = \phi'(h_t) (v_t + y_{t-1} a)$ of `(v, h, a, batch_sizes, phi, reverse, kernel)`."""
+    return torch.ops.manual_rnn.linear(*args) if torch.compiler.is_compiling() else Linear.apply(*args)
+
+
+class Elman(Function):
+    """`forward(z, h0, w, batch_sizes, phi, reverse, kernel) -> h`"""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.manual_rnn.elman(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, h0, w, batch_sizes, *ctx.options = inputs
+        ctx.save_for_backward(output, h0, w, batch_sizes)
+        ctx.save_for_forward(output, h0, w, batch_sizes)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        h, h0, w, batch_sizes = ctx.saved_tensors
+        phi, reverse, kernel = ctx.options
+        walk = Walk(w.dim() - 2, reverse, batch_sizes)
+        dh0 = dw = None
+        dz = linear(c, h, w, batch_sizes, phi, not reverse, kernel)
+        if ctx.needs_input_grad[1]:
+            dh0 = walk.first(dz, h0.size(-2)) @ w
+        if ctx.needs_input_grad[2]:
+            dw = sum_of_products(dz, h, h0, walk)
+        return dz, dh0, dw, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, dh0: Tensor, dw: Tensor, *_: None) -> Tensor:
+        h, h0, w, batch_sizes = ctx.saved_tensors
+        phi, reverse, kernel = ctx.options
+        walk = Walk(w.dim() - 2, reverse, batch_sizes)
+        through_w = times(walk.previous(h, h0), dw.mT)
+        through_h0 = times(walk.previous(torch.zeros_like(h), dh0), w.mT)
+        return linear(dz + through_w + through_h0, h, w.mT, batch_sizes, phi, reverse, kernel)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return vmap(elman, info.batch_size, in_dims, *args)
+
+
+class Linear(Function):
+    """`forward(v, h, a, batch_sizes, phi, reverse, kernel) -> y`"""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.manual_rnn.linear(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        v, h, a, batch_sizes, *ctx.options = inputs
+        ctx.save_for_backward(v, h, a, batch_sizes, output)
+        ctx.save_for_forward(v, h, a, batch_sizes, output)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        v, h, a, batch_sizes, y = ctx.saved_tensors
+        phi, reverse, kernel = ctx.options
+        walk = Walk(a.dim() - 2, reverse, batch_sizes)
+        dh = da = None
+        zero, bend = walk.zero_start(y), BEND[phi]
+        m = linear(c, h, a.mT, batch_sizes, phi, not reverse, kernel)
+        if ctx.needs_input_grad[1] and bend is not None:
+            after = times(walk.back().previous(m, zero), a.mT)
+            dh = bend(h) * (c + after) * (v + times(walk.previous(y, zero), a))
+        if ctx.needs_input_grad[2]:
+            da = sum_of_products(m, y, zero, walk).mT
+        return m, dh, da, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dv: Tensor, dh: Tensor, da: Tensor, *_: None) -> Tensor:
+        v, h, a, batch_sizes, y = ctx.saved_tensors
+        phi, reverse, kernel = ctx.options
+        walk = Walk(a.dim() - 2, reverse, batch_sizes)
+        zero, bend = walk.zero_start(y), BEND[phi]
+        y_before = walk.previous(y, zero)
+        dv = dv + times(y_before, da)
+        if bend is None:
+            return linear(dv, h, a, batch_sizes, phi, reverse, kernel)
+        q = bend(h) * dh * (v + times(y_before, a))
+        dv = dv + times(walk.previous(q, zero), a)
+        return q + linear(dv, h, a, batch_sizes, phi, reverse, kernel)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return vmap(linear, info.batch_size, in_dims, *args)
+
+
+def times(x: Tensor, w: Tensor) -> Tensor:
+    """Every row of `x` times `w`; in an ensemble, times the `w` of its member."""
+    return x @ (w.unsqueeze(1) if x.dim() > w.dim() > 2 else w)
+
+
+def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
+    r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`."""
+    if walk.batch_sizes is not None:
+        return m.mT @ walk.previous(x, start)
+    later, earlier = walk.neighbours(m)[0], walk.neighbours(x)[1]
+    at_first = walk.first(m, start.size(-2)).mT @ start
+    flat = (*start.shape[:-2], -1, start.size(-1))
+    return at_first + later.reshape(flat).mT @ earlier.reshape(flat)
+
+
+def vmap(recurrence: Callable, size: int, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+    """Fold a new axis of `size` into the batch, or into the ensemble where members differ in weights."""
+    x, y, w, batch_sizes, *options = args
+    if in_dims[3] is not None:
+        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
+    if in_dims[2] is None and batch_sizes is None:
+        x, y = (_axis_at(-3, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
+        out = recurrence(x, y, w, None, *options).unflatten(-2, (size, -1))
+        return out, out.dim() - 3
+    x, y, w = (_axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
+    if w.dim() == 3:
+        return recurrence(x, y, w, batch_sizes, *options), 0
+    members = w.shape[:2]
+    x, y, w = (a.flatten(0, 1) for a in (x, y, w))
+    return recurrence(x, y, w, batch_sizes, *options).unflatten(0, members), 0
+
+
+def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
+    """Move the mapped axis of `x` to `place`, or repeat an unmapped `x` along a new one there."""
+    if dim is not None:
+        return x.movedim(dim, place)
+    return x.unsqueeze(0).expand(size, *x.shape).movedim(0, place)
+
+
+def _define(name: str, first: str, second: str, function: type[Function]) -> None:
+    """The `torch.library` op that runs `name` with the chosen kernel, and its derivatives."""
+    qualified = f"manual_rnn::{name}"
+    torch.library.define(
+        qualified,
+        f"(Tensor {first}, Tensor {second}, Tensor w, Tensor? batch_sizes, str phi, bool reverse, "
+        "str kernel) -> Tensor",
+    )
+
+    def run(
+        x: Tensor,
+        y: Tensor,
+        w: Tensor,
+        batch_sizes: Tensor | None,
+        phi: str,
+        reverse: bool,
+        kernel: str,
+    ) -> Tensor:
+        chosen = kernels.choose(kernel, x)
+        return getattr(chosen, name)(x, y, w, phi, reverse, batch_sizes)
+
+    torch.library.impl(qualified, "CompositeExplicitAutograd", run)
+    torch.library.register_fake(qualified, lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    torch.library.register_autograd(qualified, function.backward, setup_context=function.setup_context)
+    torch.library.register_vmap(qualified, function.vmap)
+
+
+_define("elman", "z", "h0", Elman)
+_define("linear", "v", "h", Linear)
