@@ -24,6 +24,7 @@ layer and direction, since Dynamo can't enter a Function that has a `jvp`. Both 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import kernels
+from .modes import plain
 from .rows import Walk
 
 __all__ = ["elman", "linear"]
@@ -44,12 +46,25 @@ BEND: dict[str, Callable[[Tensor], Tensor] | None] = {"tanh": lambda h: -2 * h, 
 
 def elman(*args: Any) -> Tensor:
     r"""$h_t = \phi(z_t + h_{t-1} w^T)$ of `(z, h0, w, batch_sizes, phi, reverse, kernel)`."""
-    return torch.ops.manual_rnn.elman(*args) if torch.compiler.is_compiling() else Elman.apply(*args)
+    return _call(Elman, torch.ops.manual_rnn.elman, *args)
 
 
 def linear(*args: Any) -> Tensor:
     r"""$y_t = \phi'(h_t) (v_t + y_{t-1} a)$ of `(v, h, a, batch_sizes, phi, reverse, kernel)`."""
-    return torch.ops.manual_rnn.linear(*args) if torch.compiler.is_compiling() else Linear.apply(*args)
+    return _call(Linear, torch.ops.manual_rnn.linear, *args)
+
+
+def _call(function: Any, op: Callable[..., Tensor], *args: Any) -> Tensor:
+    """The op to a compiler, the Function to autograd and transforms, the kernel where there are neither."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    x, y, w = args[:3]
+    if not plain(x, y, w):
+        return function.apply(*args)
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad):
+        # The C++ entry: Function.apply would first bind the arguments to a signature, for 40 us.
+        return super(Function, function).apply(*args)
+    return function.forward(*args)
 
 
 class Elman(Function):
@@ -57,7 +72,7 @@ class Elman(Function):
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return torch.ops.manual_rnn.elman(*args)
+        return _run("elman", *args) if plain(*args[:3]) else torch.ops.manual_rnn.elman(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -97,7 +112,7 @@ class Linear(Function):
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return torch.ops.manual_rnn.linear(*args)
+        return _run("linear", *args) if plain(*args[:3]) else torch.ops.manual_rnn.linear(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -178,6 +193,20 @@ def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
     return x.unsqueeze(0).expand(size, *x.shape).movedim(0, place)
 
 
+def _run(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+    kernel: str,
+) -> Tensor:
+    """Compute, by the chosen kernel."""
+    return getattr(kernels.choose(kernel, x), name)(x, y, w, phi, reverse, batch_sizes)
+
+
 def _define(name: str, first: str, second: str, function: type[Function]) -> None:
     """The `torch.library` op that runs `name` with the chosen kernel, and its derivatives."""
     qualified = f"manual_rnn::{name}"
@@ -187,19 +216,7 @@ def _define(name: str, first: str, second: str, function: type[Function]) -> Non
         "str kernel) -> Tensor",
     )
 
-    def run(
-        x: Tensor,
-        y: Tensor,
-        w: Tensor,
-        batch_sizes: Tensor | None,
-        phi: str,
-        reverse: bool,
-        kernel: str,
-    ) -> Tensor:
-        chosen = kernels.choose(kernel, x)
-        return getattr(chosen, name)(x, y, w, phi, reverse, batch_sizes)
-
-    torch.library.impl(qualified, "CompositeExplicitAutograd", run)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", partial(_run, name))
     torch.library.register_fake(qualified, lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device))
     torch.library.register_autograd(qualified, function.backward, setup_context=function.setup_context)
     torch.library.register_vmap(qualified, function.vmap)

@@ -10,13 +10,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import torch_loop
+from . import native, torch_loop
 
-__all__ = ["DEFAULT", "asked", "choose", "reasons", "use_kernel"]
+__all__ = ["DEFAULT", "FASTEST_FIRST", "REFERENCE", "asked", "choose", "reasons", "use_kernel"]
 
 DEFAULT = "default"
 REFERENCE = "reference"
-FASTEST_FIRST: dict[str, ModuleType] = {"torch": torch_loop}
+FASTEST_FIRST: dict[str, ModuleType] = {"native": native, "torch": torch_loop}
 
 _asked = DEFAULT
 
