@@ -3,5 +3,6 @@ r"""`torch.nn.RNN` written by hand: a drop-in that transforms, compiles, exports
 from .functional import bidirectional_rnn_forward, rnn_forward
 from .kernels import use_kernel
 from .module import ManualRNN
+from .swap import swap_rnn
 
-__all__ = ["ManualRNN", "bidirectional_rnn_forward", "rnn_forward", "use_kernel"]
+__all__ = ["ManualRNN", "bidirectional_rnn_forward", "rnn_forward", "swap_rnn", "use_kernel"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
+from .convert import check_target, converted
 from .layer import PHI, Weights, run_layer
 from .layout import plan
 from .rows import Walk
@@ -192,6 +193,24 @@ class ManualRNN(nn.Module):
     @property
     def _flat_weights(self) -> list[Tensor]:
         return [getattr(self, name) for name in self._flat_weights_names]
+
+    @classmethod
+    def from_builtin(cls, rnn: nn.RNN) -> "ManualRNN":
+        """A new module with the Parameters and hooks of `rnn`, which stays as it is.
+
+        Raises:
+            TypeError: for a subclass of `nn.RNN`, one with methods set on the object, or a projected one.
+        """
+        check_target(cls, ManualRNN)
+        return converted(rnn, nn.RNN, cls)
+
+    def to_builtin(self) -> nn.RNN:
+        """A new `nn.RNN` with the Parameters and hooks of this module, which stays as it is.
+
+        Raises:
+            TypeError: for a recurrence of your own, which `nn.RNN` can't run.
+        """
+        return converted(self, ManualRNN, nn.RNN)
 
     def flatten_parameters(self) -> None:
         """Do nothing: no kernel here wants the weights in one block of memory."""

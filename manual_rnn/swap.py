@@ -1,0 +1,44 @@
+r"""Every `nn.RNN` of a model becomes a `ManualRNN`, and back."""
+
+from typing import TypeVar
+
+from torch import nn
+
+from .convert import check_target, convert, why_not
+from .module import ManualRNN
+
+__all__ = ["swap_rnn"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
+    r"""Turn every `nn.RNN` in `model` into a `ManualRNN`, in place.
+
+    The modules stay the same objects with the same Parameters, so an optimizer made before, hooks,
+    parametrizations, pruning, tied modules and `requires_grad` keep working. LSTM and GRU are left alone.
+
+    Args:
+        model: any module, an `nn.RNN` itself included.
+        to: `ManualRNN`; a subclass of it that overrides `step` and has no `__init__`; or `nn.RNN`, which
+            turns every `ManualRNN` back.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: naming every module whose behaviour would change, before anything is changed: one of
+            a subclass, one with `forward` or another method set on the object, a projected `nn.RNN`,
+            and on the way back a `ManualRNN` with a recurrence of its own.
+    """
+    source = ManualRNN if to is nn.RNN else nn.RNN
+    if to is not nn.RNN:
+        check_target(to, ManualRNN)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, source)}
+    reasons = {name: why_not(rnn, source, to) for name, rnn in found.items()}
+    refused = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items() if reason]
+    if refused:
+        raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")
+    for rnn in found.values():
+        convert(rnn, to)
+    return model
