@@ -2,7 +2,7 @@ r"""Every check a user can meet, with the exception types and the words of `torc
 
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "check_nonlinearity",
     "check_projection",
     "check_ranks",
+    "check_recurrent",
     "check_same_device",
     "check_sizes",
     "check_weights",
@@ -35,9 +36,9 @@ def check_projection(proj_size: Any, device: Any) -> None:
         )
 
 
-def check_nonlinearity(nonlinearity: Any, known: Mapping[Any, str]) -> None:
+def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
     """One of the known names, or a function."""
-    if not callable(nonlinearity) and nonlinearity not in known:
+    if not callable(nonlinearity) and nonlinearity not in list(known):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
@@ -80,6 +81,22 @@ def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
             raise ValueError(f"{name} must be greater than zero")
     if num_layers <= 0:
         raise ValueError("num_layers must be greater than zero")
+
+
+def check_recurrent(rnn: Any, recurrent: Any, known: Collection[Any]) -> None:
+    """None or a known way to initialise, and recurrent weights to which it can be done."""
+    if recurrent is None:
+        return
+    if recurrent not in list(known):
+        names = " or ".join(map(repr, known))
+        raise ValueError(f"recurrent: expected None, {names}, got {recurrent!r}")
+    for names in rnn._all_weights:
+        for name in names[1:]:
+            if name not in rnn._parameters:
+                raise RuntimeError(
+                    f"recurrent={recurrent!r}: expected {name} to be a parameter, and it is computed "
+                    "from others; initialise before parametrizing or pruning"
+                )
 
 
 def check_ranks(input: Tensor, hx: Tensor | None) -> None:

@@ -11,15 +11,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks
 from .convert import check_target, converted
-from .layer import PHI, Weights, run_layer
+from .layer import PHI, OwnStep, Weights, run_layer
 from .layout import plan
 from .rows import Walk
 
 __all__ = ["ManualRNN"]
 
-MODES: dict[Any, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+MODES: dict[str, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 PHI_OF_MODE = {mode: phi for phi, mode in MODES.items()}
 OWN_MODE = "RNN_OWN"
+RECURRENT: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "identity": nn.init.eye_,
+    "orthogonal": nn.init.orthogonal_,
+}
 
 
 class ManualRNN(nn.Module):
@@ -34,7 +38,8 @@ class ManualRNN(nn.Module):
         input_size: `I`, features of the input.
         hidden_size: `H`, features of the state.
         num_layers: `L`; each further layer reads the states of the one before.
-        nonlinearity: "tanh", "relu", or a function of a tensor, elementwise or not.
+        nonlinearity: "tanh", "relu", or a function of a tensor, elementwise or not. The parameters of
+            an `nn.Module` join the `state_dict`, as `nonlinearity.*`.
         bias: whether there are `b_ih` and `b_hh`.
         batch_first: whether padded input and output are `(B, T, ...)` instead of `(T, B, ...)`.
         dropout: probability of zeroing an output of every layer but the last, in training.
@@ -70,7 +75,7 @@ class ManualRNN(nn.Module):
         checks.check_nonlinearity(nonlinearity, MODES)
         super().__init__()
         self.nonlinearity = nonlinearity
-        self.mode = MODES.get(nonlinearity, OWN_MODE)
+        self.mode = MODES[nonlinearity] if isinstance(nonlinearity, str) else OWN_MODE
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -101,11 +106,30 @@ class ManualRNN(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         return names
 
-    def reset_parameters(self) -> None:
-        r"""Draw every parameter from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$."""
+    def reset_parameters(self, recurrent: str | None = None) -> None:
+        r"""Draw every weight from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, then change the recurrent ones.
+
+        Args:
+            recurrent: "identity" for $W_{hh} = 1$ and both biases 0, which with ReLU is the IRNN of Le,
+                Jaitly and Hinton (arXiv 1504.00941, 2015); "orthogonal" for $W_{hh}^T W_{hh} = 1$, after
+                Saxe, McClelland and Ganguli (arXiv 1312.6120, 2013); None to leave them as drawn.
+
+        Raises:
+            ValueError: for any other `recurrent`.
+            RuntimeError: if `recurrent` is given and a weight is computed, by a parametrization say.
+        """
+        checks.check_recurrent(self, recurrent, RECURRENT)
         bound = 1.0 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -bound, bound)
+        own = tuple(self._flat_weights_names)  # a nonlinearity's or a subclass's parameters aren't
+        for name, weight in self.named_parameters():
+            if name.removeprefix("parametrizations.").startswith(own):
+                nn.init.uniform_(weight, -bound, bound)
+        if recurrent is None:
+            return
+        for _, weight_hh, *biases in self.all_weights:
+            RECURRENT[recurrent](weight_hh)
+            for bias in biases if recurrent == "identity" else []:
+                nn.init.zeros_(bias)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         r"""Run over a batch of sequences.
@@ -135,7 +159,7 @@ class ManualRNN(nn.Module):
     def _run(self, data: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         swap = self.batch_first and batch_sizes is None
         output = data.transpose(0, 1) if swap else data
-        weights, phi = self._weights(), self._recurrence()
+        weights, phi = self._weights(), self._builtin_phi()
         checks.check_same_device(data, hidden=hx, parameter=weights[0].ih)
         output, hx, weights = _autocast(output, hx, weights)
         starts, last = hx.unbind(0), []
@@ -146,28 +170,49 @@ class ManualRNN(nn.Module):
             states = []
             for direction, walk in enumerate(walks):
                 index = layer * len(walks) + direction
-                out, h = run_layer(output, starts[index], weights[index], phi, walk)
+                step = phi or self.begin(starts[index])
+                out, h = self._run_layer(output, starts[index], weights[index], step, walk)
                 states.append(out)
                 last.append(h)
             output = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
         return output.transpose(0, 1) if swap else output, torch.stack(last)
 
+    _run_layer = staticmethod(run_layer)  # `manual_rnn.inspect.trace` looks on from here
+
+    def begin(self, h0: Tensor) -> OwnStep:
+        r"""The step to take from here to the end of the sequences.
+
+        Override it to prepare what stays the same over all steps of a call, a dropout mask say. It is
+        asked once per call, layer and direction.
+
+        Args:
+            h0: the state to begin with, `(B, H)`; of packed input, the longest sequence first.
+
+        Returns:
+            A function like `step`.
+        """
+        own: Any = self._modules.get("step", self.step)
+        return own
+
     def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
         r"""The state after one step; override it for a recurrence of your own.
 
         Args:
-            gates: $x_t W_{ih}^T + b_{ih} + b_{hh}$, `(B, H)`, of packed input the rows still alive.
-            hidden: the state before the step, `(B, H)`.
+            gates: $x_t W_{ih}^T + b_{ih} + b_{hh}$, `(B, H)`; of packed input the sequences still
+                alive, the longest first.
+            hidden: the state before the step, of the same sequences.
             weight_hh: `(H, H)`.
         """
         phi: Any = PHI[PHI_OF_MODE[self.mode]] if self.mode in PHI_OF_MODE else self.nonlinearity
         return phi(gates + F.linear(hidden, weight_hh))
 
-    def _recurrence(self) -> Any:
-        """The name of a nonlinearity that the kernels know, or this module's own step."""
-        own = "step" in self.__dict__ or type(self).step is not ManualRNN.step
-        if own or self.mode == OWN_MODE:
-            return self.step
+    def _builtin_phi(self) -> str | None:
+        """The name of a nonlinearity that the kernels know, or None for a recurrence of your own."""
+        for name, builtin in BUILTIN.items():
+            if getattr(type(self), name) is not builtin or name in self.__dict__ or name in self._modules:
+                return None
+        if self.mode == OWN_MODE:
+            return None
         checks.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
 
@@ -253,9 +298,12 @@ class ManualRNN(nn.Module):
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         if self.bidirectional:
             shown.append(f"bidirectional={self.bidirectional}")
-        if self.mode == OWN_MODE:
-            shown.append(f"nonlinearity={self.nonlinearity}")
+        if self.mode == OWN_MODE and not isinstance(self.nonlinearity, nn.Module):
+            shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+BUILTIN = {"begin": ManualRNN.begin, "step": ManualRNN.step}
 
 
 def _autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
