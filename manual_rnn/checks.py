@@ -20,6 +20,7 @@ __all__ = [
     "check_recurrent",
     "check_same_device",
     "check_sizes",
+    "check_state",
     "check_weights",
 ]
 
@@ -160,3 +161,10 @@ def check_weights(rnn: Any, weights: list[Any]) -> None:
         for name, weight, shape in zip(names, weights[index], ((H, width), (H, H), (H,), (H,)), strict=False):
             if weight.shape != shape:
                 raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
+
+
+def check_state(state: Tensor, expected: torch.Size) -> Tensor:
+    """A step or nonlinearity of one's own kept the shape of the state."""
+    if state.shape != expected:
+        raise RuntimeError(f"a step must return a state of shape {tuple(expected)}, got {tuple(state.shape)}")
+    return state

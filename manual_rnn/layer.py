@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .checks import check_state
 from .kernels import reference
 from .recurrence import elman
 from .rows import Walk
 
-__all__ = ["PHI", "Weights", "run_layer"]
+__all__ = ["PHI", "OwnStep", "Weights", "project", "run_layer"]
 
 PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -46,7 +47,7 @@ def run_layer(
         RuntimeError: if a kernel was asked for that can't run this recurrence.
     """
     if input.size(0) == 0:
-        return _project(input, weights), h0
+        return project(input, weights), h0
     states = _states(input, h0, weights, phi, walk)
     return states, walk.last(states, h0.size(0))
 
@@ -59,7 +60,7 @@ def _states(input: Tensor, h0: Tensor, weights: Weights, phi: str | OwnStep, wal
         gates = F.linear(input, weights.ih, weights.bias_ih)
         step = reference.builtin_step(PHI[phi], weights.hh, weights.bias_hh)
         return reference.scan(step, gates, h0, walk.reverse, walk.batch_sizes)
-    z = _project(input, weights)
+    z = project(input, weights)
     return elman(z, h0, weights.hh, walk.batch_sizes, phi, walk.reverse, kernel)
 
 
@@ -70,12 +71,14 @@ def _by_own_step(
         raise RuntimeError(
             f"kernel {kernel!r} can't run here: it knows tanh and relu, and this recurrence is your own"
         )
-    gates = _project(input, weights)
-    own = lambda gates_t, hidden: step(gates_t, hidden, weights.hh)  # noqa: E731
-    return reference.scan(own, gates, h0, walk.reverse, walk.batch_sizes)
+
+    def own(gates_t: Tensor, hidden: Tensor) -> Tensor:
+        return check_state(step(gates_t, hidden, weights.hh), gates_t.shape)
+
+    return reference.scan(own, project(input, weights), h0, walk.reverse, walk.batch_sizes)
 
 
-def _project(input: Tensor, weights: Weights) -> Tensor:
+def project(input: Tensor, weights: Weights) -> Tensor:
     """The input's part in every gate, read in the order in which it lies in memory."""
     bias = None
     if weights.bias_ih is not None and weights.bias_hh is not None:

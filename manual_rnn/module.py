@@ -20,10 +20,16 @@ __all__ = ["ManualRNN"]
 MODES: dict[str, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 PHI_OF_MODE = {mode: phi for phi, mode in MODES.items()}
 OWN_MODE = "RNN_OWN"
-RECURRENT: dict[str | None, Callable[[Tensor], Tensor]] = {
-    "identity": nn.init.eye_,
-    "orthogonal": nn.init.orthogonal_,
-}
+
+
+def _orthogonal_(weight: Tensor) -> None:
+    """In float32 at least: the QR behind it knows no half precision."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    with torch.no_grad():
+        weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype)))
+
+
+RECURRENT: dict[str, Callable[[Tensor], Any]] = {"identity": nn.init.eye_, "orthogonal": _orthogonal_}
 
 
 class ManualRNN(nn.Module):
