@@ -35,7 +35,7 @@ typedef struct {
 } Job;
 
 typedef struct { long row, apart, rows, v0, v1; } Slice;       /* rows row, row + apart, ...; vectors v0 to v1 */
-typedef struct { long step, row, apart, rows, v0, v1; } Tile;  /* the part of a slice and a step in registers */
+typedef struct { long step, ahead, row, apart, rows, v0, v1; } Tile;  /* the part of a slice and a step in registers */
 typedef struct { long *count, members, met; } Meeting;         /* a barrier for `members` threads */
 
 static inline const float *at(const View *x, long g, long row, long column)
@@ -67,29 +67,27 @@ static inline void meet(Meeting *meeting)
 #define JOIN(a, b) a##b
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define NAME(f) JOIN(f, _avx512)
 #define TARGET __attribute__((target("avx512f,avx512dq,fma")))
 #define LANES 16
 #define SUMS 24
 #define TALLEST 12
+#define SMALLER(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
+#define LOAD_FIRST(from, count) _mm512_maskz_loadu_ps((1 << (count)) - 1, from)
+#define STORE_FIRST(x, to, count) _mm512_mask_storeu_ps(to, (1 << (count)) - 1, (__m512)(x))
 #include "tile.h"
-#undef NAME
-#undef TARGET
-#undef LANES
-#undef SUMS
-#undef TALLEST
 
 #define NAME(f) JOIN(f, _avx2)
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
 #define SUMS 12
 #define TALLEST 6
+#define SMALLER(a, b) (vec)_mm256_min_ps((__m256)(a), (__m256)(b))
+#define FIRST(count) _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define LOAD_FIRST(from, count) _mm256_maskload_ps(from, FIRST(count))
+#define STORE_FIRST(x, to, count) _mm256_maskstore_ps(to, FIRST(count), (__m256)(x))
 #include "tile.h"
-#undef NAME
-#undef TARGET
-#undef LANES
-#undef SUMS
-#undef TALLEST
 #endif
 
 #define NAME(f) JOIN(f, _plain)
@@ -102,6 +100,9 @@ static inline void meet(Meeting *meeting)
 #define SUMS 12
 #define TALLEST 6
 #endif
+#define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
+#define LOAD_FIRST(from, count) NAME(gather)(from, 1, count)
+#define STORE_FIRST(x, to, count) NAME(scatter)(x, to, 1, count)
 #include "tile.h"
 
 static const struct {

@@ -1,6 +1,8 @@
 /* The arithmetic for one instruction set. scan.c includes this file once per set, having defined
  *   NAME(f)  f with the set's suffix      TARGET  the compiler's attribute for the set
- *   LANES    floats in a vector           SUMS    vector registers that may hold running sums
+ *   LANES    floats in a vector           SUMS    vector registers that may hold running sums, TALLEST rows at most
+ *   SMALLER(a, b)                         the smaller of each pair, b where b is NaN
+ *   LOAD_FIRST, STORE_FIRST               the first `count` floats of a vector, zeros after them
  * A vector expression is written as if for one float; the compiler keeps it in one register.
  */
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -24,32 +26,45 @@ INLINE vec NAME(tanh)(vec x)
 {
     const bits sign = (bits)x & INT32_MIN;
     const vec zero = {0}, size = (vec)((bits)x ^ sign);
-    const vec m = NAME(choose)(size > 9.1f, zero + 9.1f, size);
+    const vec m = SMALLER(zero + 9.1f, size);
     const vec shifted = m * 2.88539f + 12583039.0f; /* 1.5 * 2^23 + 127: rounds, low bits are n + 127 */
     const vec n = shifted - 12583039.0f, s = (vec)((bits)shifted << 23);
-    const vec p = m - n * 0.3465728759765625f - n * 7.143034e-07f;
+    const vec p = m - n * 0.34657359f;
     const vec q = 0.99999994f + p * (0.66666174f + p * (0.3333376f + p * (0.13386476f + p * 0.044424053f)));
     const vec u = s * (p + p * p * q) + (s * 0.5f - 0.5f);
     return (vec)((bits)(u / (u + 1.0f)) | sign);
+}
+
+/* `count` floats, `stride` apart, and zeros after them; as many as fit in a vector. */
+static __attribute__((noinline)) TARGET vec NAME(gather)(const float *from, long stride, long count)
+{
+    float x[LANES] __attribute__((aligned(4 * LANES))) = {0};
+    for (long i = 0; i < LANES && i < count; i++)
+        x[i] = from[i * stride];
+    return *(vec *)x;
+}
+
+static __attribute__((noinline)) TARGET void NAME(scatter)(vec x, float *to, long stride, long count)
+{
+    for (long i = 0; i < LANES && i < count; i++)
+        to[i * stride] = x[i];
 }
 
 INLINE vec NAME(load)(const float *from, long stride, long count)
 {
     if (stride == 1 && count >= LANES)
         return *(const loose *)from;
-    vec x = {0};
-    for (long i = 0; i < LANES && i < count; i++)
-        x[i] = from[i * stride];
-    return x;
+    return stride == 1 ? (vec)LOAD_FIRST(from, count) : NAME(gather)(from, stride, count);
 }
 
 INLINE void NAME(store)(vec x, float *to, long stride, long count)
 {
     if (stride == 1 && count >= LANES)
         *(loose *)to = x;
+    else if (stride == 1)
+        STORE_FIRST(x, to, count);
     else
-        for (long i = 0; i < LANES && i < count; i++)
-            to[i * stride] = x[i];
+        NAME(scatter)(x, to, stride, count);
 }
 
 /* Vectors v0 to v1 of the columns of W, in the order `product` reads them: packed[v][k][lane], zeros beyond H. */
@@ -109,16 +124,26 @@ INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
 INLINE void NAME(finish_as)(int kind, const Job *job, long g, Tile tile, float *next)
 {
     const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE;
+    const View *z = &job->z, *h = &job->h, *y = &job->y;
+    const long z_ahead = tile.ahead * z->step, h_ahead = tile.ahead * h->step, y_ahead = tile.ahead * y->step;
+    const long z_column = z->column, h_column = h->column, y_column = y->column, first = tile.v0 * LANES;
     const vec zero = {0};
-    for (int r = 0; r < tile.rows; r++)
-        for (long v = tile.v0; v < tile.v1; v++) {
-            const long row = tile.row + r * tile.apart, column = v * LANES, count = job->H - column;
-            const vec z = NAME(load)(at_step(&job->z, g, tile.step, row, column), job->z.column, count);
-            const vec h = slope ? NAME(load)(at_step(&job->h, g, tile.step, row, column), job->h.column, count) : zero;
-            vec *x = (vec *)(next + r * job->ld + column);
-            *x = NAME(close)(kind, *x, z, h);
-            NAME(store)(*x, (float *)at_step(&job->y, g, tile.step, row, column), job->y.column, count);
+    for (int r = 0; r < tile.rows; r++) {
+        const long row = tile.row + r * tile.apart;
+        const float *z_j = at_step(z, g, tile.step, row, first), *h_j = at_step(h, g, tile.step, row, first);
+        float *y_j = (float *)at_step(y, g, tile.step, row, first), *x = next + r * job->ld + first;
+        for (long vecs = tile.v1 - tile.v0, count = job->H - first; vecs > 0; vecs--, count -= LANES, x += LANES) {
+            const vec old = slope ? NAME(load)(h_j, h_column, count) : zero;
+            const vec new = NAME(close)(kind, *(vec *)x, NAME(load)(z_j, z_column, count), old);
+            *(vec *)x = new;
+            NAME(store)(new, y_j, y_column, count);
+            __builtin_prefetch(z_j + z_ahead);
+            __builtin_prefetch(y_j + y_ahead, 1);
+            if (slope)
+                __builtin_prefetch(h_j + h_ahead);
+            z_j += LANES * z_column, h_j += LANES * h_column, y_j += LANES * y_column;
         }
+    }
 }
 
 static TARGET void NAME(finish)(const Job *job, long g, Tile tile, float *next)
@@ -163,7 +188,7 @@ static TARGET void NAME(run)(const Job *job, long g, const float *packed, float 
                 const long tiles = (live - r + TALLEST - 1) / TALLEST;
                 const long vecs = v + block < slice.v1 ? block : slice.v1 - v;
                 rows = (live - r + tiles - 1) / tiles;
-                const Tile tile = {step, slice.row + r * slice.apart, slice.apart, rows, v, v + vecs};
+                const Tile tile = {step, job->reverse ? -moved : moved, slice.row + r * slice.apart, slice.apart, rows, v, v + vecs};
                 NAME(products)(rows, vecs, H, ld, prev + r * ld, (const vec *)packed + v * H, next + r * ld + v * LANES);
                 NAME(finish)(job, g, tile, next + r * ld);
             }
@@ -177,3 +202,11 @@ static TARGET void NAME(run)(const Job *job, long g, const float *packed, float 
 #undef vec
 #undef loose
 #undef bits
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef SUMS
+#undef TALLEST
+#undef SMALLER
+#undef LOAD_FIRST
+#undef STORE_FIRST
