@@ -315,7 +315,7 @@ BUILTIN = {"begin": ManualRNN.begin, "step": ManualRNN.step}
 def _autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
     """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does."""
     kind = input.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return input, hx, weights
     dtype = torch.get_autocast_dtype(kind)
 
