@@ -84,7 +84,7 @@ def _fill_caches(rnn: nn.RNN) -> None:
 
 
 def _clone(module: nn.Module) -> nn.Module:
-    """A copy with the same tensors and hooks in registries of its own, so that a later change stays in one."""
+    """A copy with the same tensors and hooks in registries of its own, so that later changes stay in one."""
     twin = module.__new__(type(module))
     registries = dict | list | set
     vars(twin).update({k: copy(v) if isinstance(v, registries) else v for k, v in vars(module).items()})
