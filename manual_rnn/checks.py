@@ -1,40 +1,51 @@
 r"""Every check a user can meet, with the exception types and the words of `torch.nn.RNN`."""
 
+import functools
 import numbers
 import warnings
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "check_attributes",
+    "check_batch_sizes",
     "check_dropout",
     "check_flags",
     "check_hidden_size",
     "check_input",
+    "check_like",
     "check_mode",
     "check_nonlinearity",
-    "check_projection",
     "check_ranks",
     "check_recurrent",
-    "check_same_device",
     "check_sizes",
     "check_state",
+    "check_tensors",
     "check_weights",
+    "refuses_projection",
 ]
 
+Init = TypeVar("Init", bound=Callable[..., None])
 
-def check_projection(proj_size: Any, device: Any) -> None:
+
+def refuses_projection(init: Init) -> Init:
     """A projected Elman network doesn't exist, whichever way it is asked for."""
-    if proj_size is not None:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-    if isinstance(device, int):
-        raise TypeError(
-            f"device should be a string or a torch.device, got: {device!r}. The ninth positional "
-            "argument of nn.RNN is proj_size, which an RNN can't have; for the device write "
-            f"device='cuda:{int(device)}'"
-        )
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 8 and isinstance(args[8], int):
+            raise TypeError(
+                f"expected a torch.device or a string as ninth positional argument, got {args[8]!r}; nn.RNN "
+                "would take it for proj_size, which an RNN can't have; for a device write device=..."
+            )
+        init(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
@@ -51,7 +62,7 @@ def check_mode(mode: str, known: Mapping[str, str]) -> None:
 
 def check_dropout(dropout: Any, num_layers: int) -> None:
     """A probability, and a warning where no layer would ever use it."""
-    valid = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    valid = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
     if not (valid and 0 <= dropout <= 1):
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
@@ -62,12 +73,12 @@ def check_dropout(dropout: Any, num_layers: int) -> None:
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and "
             f"num_layers={num_layers}",
-            stacklevel=3,
+            stacklevel=4,  # past __init__ and what wraps it, to the line that builds the network
         )
 
 
 def check_flags(**flags: Any) -> None:
-    """`bias` and `batch_first` are booleans, nothing that merely looks like one."""
+    """Flags are booleans, nothing that merely looks like one."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
@@ -135,14 +146,27 @@ def check_hidden_size(
         raise RuntimeError(msg.format(expected, list(hx.size())))
 
 
-def check_same_device(input: Tensor, **others: Tensor) -> None:
-    """State and weights live where the input lives."""
-    for name, tensor in others.items():
-        if tensor.device != input.device:
-            raise RuntimeError(
-                f"Input and {name} tensors are not at the same device, found input tensor at "
-                f"{input.device} and {name} tensor at {tensor.device}"
-            )
+def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
+    """Steps that share out all packed rows, none with more rows than the one before."""
+    if batch_sizes.dtype != torch.int64:
+        raise RuntimeError(f"Expected batch_sizes of dtype torch.int64, got {batch_sizes.dtype}")
+    if torch.compiler.is_compiling():  # a graph in the making has no values to look at
+        return
+    sizes = batch_sizes.tolist()
+    falling = all(n >= m for n, m in zip(sizes, [*sizes[1:], 0], strict=False))
+    if not falling or sum(sizes) != rows:
+        raise RuntimeError(f"Expected batch_sizes that never grow and add up to {rows} rows, got {sizes}")
+
+
+def check_attributes(rnn: Any) -> None:
+    """What code may have changed since the module was built is still of the type that it was."""
+    check_flags(
+        bias=rnn.bias, batch_first=rnn.batch_first, bidirectional=rnn.bidirectional, training=rnn.training
+    )
+    if not isinstance(rnn.dropout, (numbers.Real, Tensor)):
+        raise TypeError(f"dropout should be a number, got: {type(rnn.dropout).__name__}")
+    if rnn.proj_size:
+        raise RuntimeError(f"Expected proj_size 0, for an RNN can't be projected, got {rnn.proj_size}")
 
 
 def check_weights(rnn: Any, weights: list[Any]) -> None:
@@ -159,8 +183,29 @@ def check_weights(rnn: Any, weights: list[Any]) -> None:
     for index, names in enumerate(rnn._all_weights):
         width = rnn.input_size if index < directions else H * directions
         for name, weight, shape in zip(names, weights[index], ((H, width), (H, H), (H,), (H,)), strict=False):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
             if weight.shape != shape:
                 raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
+
+
+def check_tensors(input: Tensor, hx: Tensor, weights: list[Any], names: list[list[str]]) -> None:
+    """State and weights have the device and the dtype of the input (autocast has lowered them by now)."""
+    check_like(input, hx, "hidden", "hx")
+    for group, group_names in zip(weights, names, strict=True):
+        for weight, name in zip(group, group_names, strict=False):
+            check_like(input, weight, "parameter", name)
+
+
+def check_like(input: Tensor, other: Tensor, kind: str, name: str) -> None:
+    """`other` has the device and the dtype of the input."""
+    if other.device != input.device:
+        raise RuntimeError(
+            f"Input and {kind} tensors are not at the same device, found input tensor at "
+            f"{input.device} and {kind} tensor at {other.device}"
+        )
+    if other.dtype != input.dtype:
+        raise RuntimeError(f"{name} must have the dtype of the input, {input.dtype}, got {other.dtype}")
 
 
 def check_state(state: Tensor, expected: torch.Size) -> Tensor:

@@ -50,10 +50,11 @@ def plan(input: Tensor | PackedSequence, hx: Tensor | None, batch_first: bool) -
     """Choose the plan by what the input is."""
     if isinstance(input, PackedSequence):
         return _packed(input, hx)
+    rank = input.dim()
     if input.is_nested:
         return _nested(input, hx, batch_first)
     check_ranks(input, hx)
-    if input.dim() == 3:
+    if rank == 3:
         return SequencePlan(input, hx)
     return _unbatched(input, hx, 0 if batch_first else 1)
 

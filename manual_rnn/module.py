@@ -50,10 +50,9 @@ class ManualRNN(nn.Module):
         batch_first: whether padded input and output are `(B, T, ...)` instead of `(T, B, ...)`.
         dropout: probability of zeroing an output of every layer but the last, in training.
         bidirectional: whether a second set of weights reads backward in time (`D` = 2 instead of 1).
-        device: of the parameters; an integer is refused, because the ninth positional argument of
-            `nn.RNN` is an undocumented `proj_size`, with which it builds a network that can't run.
+        device: of the parameters. An integer must be given by keyword: the ninth positional argument
+            of `nn.RNN` is really a `proj_size`, with which it builds a network that can't run.
         dtype: of the parameters.
-        proj_size: refused, as by `nn.RNN`.
 
     Shapes: `weight_ih_l{k} (H, I)`, for k > 0 `(H, D * H)`; `weight_hh_l{k} (H, H)`; `bias_ih_l{k}` and
     `bias_hh_l{k}` `(H,)`; the same with the suffix `_reverse` for the second direction.
@@ -62,6 +61,7 @@ class ManualRNN(nn.Module):
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
     """
 
+    @checks.refuses_projection
     def __init__(
         self,
         input_size: int,
@@ -72,12 +72,9 @@ class ManualRNN(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        proj_size: None = None,
     ) -> None:
-        checks.check_projection(proj_size, device)
         checks.check_nonlinearity(nonlinearity, MODES)
         super().__init__()
         self.nonlinearity = nonlinearity
@@ -159,6 +156,9 @@ class ManualRNN(nn.Module):
             size = self.get_expected_hidden_size(data, sequence.batch_sizes)
             hx = torch.zeros(size, dtype=data.dtype, device=data.device)
         self.check_forward_args(data, hx, sequence.batch_sizes)
+        checks.check_attributes(self)
+        if sequence.batch_sizes is not None:
+            checks.check_batch_sizes(sequence.batch_sizes, len(data))
         output, h_n = self._run(data, hx, sequence.batch_sizes)
         return sequence.restore(output), sequence.restore_state(h_n)
 
@@ -166,8 +166,8 @@ class ManualRNN(nn.Module):
         swap = self.batch_first and batch_sizes is None
         output = data.transpose(0, 1) if swap else data
         weights, phi = self._weights(), self._builtin_phi()
-        checks.check_same_device(data, hidden=hx, parameter=weights[0].ih)
         output, hx, weights = _autocast(output, hx, weights)
+        checks.check_tensors(output, hx, weights, self._all_weights)
         starts, last = hx.unbind(0), []
         walks = [Walk(0, reverse, batch_sizes) for reverse in (False, True)[: self._directions]]
         for layer in range(self.num_layers):
@@ -300,10 +300,8 @@ class ManualRNN(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes, and whatever differs from its default."""
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
-        if self.bidirectional:
-            shown.append(f"bidirectional={self.bidirectional}")
         if self.mode == OWN_MODE and not isinstance(self.nonlinearity, nn.Module):
             shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
