@@ -1,0 +1,1 @@
+r"""How fast, beside whom: `python -m manual_rnn.benchmark`."""

@@ -1,0 +1,93 @@
+r"""`python -m manual_rnn.benchmark [--quick] [--threads 1 2] [--plot FOLDER]`
+
+Every contender runs the same weights on the same input, and before anything is timed its output, or in
+training every gradient, is compared with that of `nn.RNN`. The tables have the median time of `nn.RNN`
+and ratios `nn.RNN` / contender: above 1 where the contender is faster. The limit is one matrix product
+with the flops of all projections and recurrences, in training three of them.
+"""
+
+import argparse
+import datetime
+import math
+import multiprocessing
+import platform
+from pathlib import Path
+
+import torch
+
+from .cases import ALL_CASES, MEMORY_CASE, QUICK_CASES, Case
+from .contenders import CONTENDERS
+from .timing import peak_memory, seconds_per_call
+
+KERNELS = ["native", "torch"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the machine, one table for each mode and number of threads, and the memory."""
+    options = _parser().parse_args(arguments)
+    print(machine())
+    for threads in options.threads:
+        for training in (False, True):
+            print(f"\n{'training step' if training else 'forward'}, threads: {threads}\n")
+            print_table(QUICK_CASES if options.quick else ALL_CASES, training, threads, options)
+    if not options.quick:
+        print_memory(MEMORY_CASE)
+    if options.plot:
+        from .plots import plot_ratio_by_hidden_size, plot_time_by_steps
+
+        for plot in (plot_ratio_by_hidden_size, plot_time_by_steps):
+            print(f"wrote {plot(options.plot, options.seconds)}")
+
+
+def machine() -> str:
+    """When, on what, with which torch."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor()
+    cores = multiprocessing.cpu_count()
+    return f"{datetime.date.today()}, {cpu}, {cores} cores, torch {torch.__version__}"
+
+
+def print_table(cases: list[Case], training: bool, threads: int, options: argparse.Namespace) -> None:
+    """One row per case, then the geometric mean of each column."""
+    torch.set_num_threads(threads)
+    names = ["nn.RNN", *(name for name in options.contenders if name != "nn.RNN")]
+    print("| (T, B, I, H) | nn.RNN | " + " | ".join(names[1:]) + " |")
+    print("|:--|" + "--:|" * len(names))
+    ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
+    for case in cases:
+        seconds = seconds_per_call(case, names, training, options.seconds)
+        for name in ratios.keys() & seconds.keys():
+            ratios[name].append(seconds["nn.RNN"] / seconds[name])
+        row = [f"{seconds['nn.RNN'] / seconds[name]:.2f}" if name in seconds else "" for name in ratios]
+        print(f"| {case} | {seconds['nn.RNN'] * 1e6:,.0f} us | " + " | ".join(row) + " |", flush=True)
+    means = [f"{geometric_mean(column):.2f}" if column else "" for column in ratios.values()]
+    print("| geometric mean | | " + " | ".join(means) + " |", flush=True)
+
+
+def geometric_mean(values: list[float]) -> float:
+    r"""$(\prod_i v_i)^{1/n}$"""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def print_memory(case: Case) -> None:
+    """The peak of a training step above input and weights, each in a fresh process."""
+    peaks = peak_memory(case, KERNELS)
+    print(f"\npeak memory of a training step at {case}, in a fresh process of its own each:")
+    for name, peak in peaks.items():
+        print(f"  {name:8} {peak:7.0f} MiB, {peaks['nn.RNN'] / peak:.2f} times less than nn.RNN")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m manual_rnn.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--quick", action="store_true", help="three cases, no memory")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per case and contender, default: 1")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write pictures there")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

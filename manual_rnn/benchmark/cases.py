@@ -1,0 +1,76 @@
+r"""What is timed: sizes `(T, B, I, H)`, layers, directions, packing."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+__all__ = ["ALL_CASES", "MEMORY_CASE", "QUICK_CASES", "Case"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one batch; `shortest` makes it a packed batch of `B` lengths from there to `T`."""
+
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    layers: int = 1
+    bidirectional: bool = False
+    shortest: int | None = None
+
+    def __str__(self) -> str:
+        kind = ", 2 layers, bidirectional" if self.bidirectional else ""
+        return f"({self.T}, {self.B}, {self.I}, {self.H}){kind}{', packed' if self.shortest else ''}"
+
+    @property
+    def lengths(self) -> Tensor:
+        """How long each sequence is, longest first."""
+        return torch.linspace(self.T, self.shortest or self.T, self.B).long()
+
+    def network(self) -> nn.RNN:
+        """The `nn.RNN` whose weights everyone gets."""
+        torch.manual_seed(0)
+        return nn.RNN(self.I, self.H, self.layers, bidirectional=self.bidirectional)
+
+    def input(self) -> Tensor:
+        """Random steps, `(T, B, I)`, that want a gradient."""
+        torch.manual_seed(1)
+        return torch.randn(self.T, self.B, self.I, requires_grad=True)
+
+    def pack(self, input: Tensor) -> Tensor | PackedSequence:
+        """The input as the network reads it."""
+        return pack_padded_sequence(input, self.lengths) if self.shortest else input
+
+    def cotangent(self) -> Tensor:
+        """What the output is multiplied with in training, padded, zero past the end of a sequence."""
+        torch.manual_seed(2)
+        alive = torch.arange(self.T).unsqueeze(1) < self.lengths
+        return torch.randn(self.T, self.B, self.H * (1 + self.bidirectional)) * alive.unsqueeze(2)
+
+    def flops(self) -> float:
+        """Two per multiplication of all projections and recurrences, forward."""
+        directions, rows = 1 + self.bidirectional, int(self.lengths.sum())
+        widths = [self.I] + [self.H * directions] * (self.layers - 1)
+        return 2.0 * rows * directions * sum((width + self.H) * self.H for width in widths)
+
+
+ALL_CASES = [
+    Case(3, 2, 2, 3),
+    Case(1, 1, 32, 64),
+    Case(50, 1, 32, 64),
+    Case(50, 32, 32, 64),
+    Case(1000, 8, 32, 32),
+    Case(784, 32, 1, 128),
+    Case(500, 16, 64, 128),
+    Case(100, 32, 128, 128),
+    Case(100, 64, 256, 256),
+    Case(35, 20, 650, 650),
+    Case(100, 64, 512, 512),
+    Case(100, 32, 128, 128, layers=2, bidirectional=True),
+    Case(200, 32, 128, 128, shortest=10),
+]
+QUICK_CASES = [ALL_CASES[0], ALL_CASES[3], ALL_CASES[-1]]
+MEMORY_CASE = Case(5000, 32, 128, 128)

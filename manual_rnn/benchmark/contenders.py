@@ -1,0 +1,188 @@
+r"""Who is timed. Each gets a case and a mode and returns a call to time, or None where it can't take part.
+
+In training a call returns the gradients of `<output, cotangent>` by the input and by every parameter;
+otherwise it returns the output, rows `(N, D * H)` for a packed batch.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import ManualRNN, use_kernel
+from .cases import Case
+
+__all__ = ["CONTENDERS", "Call", "agree", "training_step"]
+
+Call = Callable[[], Any]
+
+
+def builtin(case: Case, training: bool) -> Call:
+    """`torch.nn.RNN`."""
+    return _torch_call(case.network(), case, training)
+
+
+def manual(kernel: str, case: Case, training: bool) -> Call | None:
+    """`ManualRNN` with one kernel."""
+    call = _torch_call(ManualRNN.from_builtin(case.network()), case, training)
+
+    def run() -> Any:
+        with use_kernel(kernel):
+            return call()
+
+    try:
+        run()
+    except RuntimeError:
+        return None
+    return run
+
+
+def _torch_call(rnn: nn.Module, case: Case, training: bool) -> Call:
+    return training_step(rnn, case, list(rnn.parameters())) if training else _inference(rnn, case)
+
+
+def _inference(rnn: nn.Module, case: Case) -> Call:
+    input = case.pack(case.input().detach())
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return _rows(rnn(input)[0])
+
+    return forward
+
+
+def training_step(rnn: nn.Module, case: Case, weights: list[nn.Parameter]) -> Call:
+    """Forward and backward, to the input and to the weights."""
+    input, cotangent = case.input(), _rows(case.pack(case.cotangent()))
+
+    def step() -> tuple[Tensor, ...]:
+        output = _rows(rnn(case.pack(input))[0])
+        return torch.autograd.grad(output, [input, *weights], cotangent)
+
+    return step
+
+
+def _rows(output: Tensor | PackedSequence) -> Tensor:
+    return output.data if isinstance(output, PackedSequence) else output
+
+
+def jax_scan(case: Case, training: bool) -> Call | None:
+    """A jitted `lax.scan` over one padded layer."""
+    if find_spec("jax") is None or case.layers > 1:
+        return None
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+
+    def run(input: Any, weights: Any) -> Any:
+        w_ih, w_hh, b_ih, b_hh = weights
+
+        def step(h: Any, z: Any) -> Any:
+            h = jnp.tanh(z + h @ w_hh.T)
+            return h, h
+
+        start = jnp.zeros((case.B, case.H), jnp.float32)
+        return jax.lax.scan(step, start, input @ w_ih.T + b_ih + b_hh)[1]
+
+    input = jnp.asarray(case.input().detach().numpy())
+    weights = [jnp.asarray(w.detach().numpy()) for w in case.network().parameters()]
+    cotangent = jnp.asarray(case.cotangent().numpy())
+    loss = lambda input, weights: (run(input, weights) * cotangent).sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1)) if training else run)
+
+    def call() -> Any:
+        found = jax.block_until_ready(compiled(input, weights))
+        return (found[0], *found[1]) if training else found
+
+    return call
+
+
+def onnx_runtime(case: Case, training: bool) -> Call | None:
+    """The ONNX `RNN` node of one padded layer, forward only."""
+    if training or case.layers > 1 or case.shortest or not (find_spec("onnxruntime") and find_spec("onnx")):
+        return None
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    w_ih, w_hh, b_ih, b_hh = (w.detach() for w in case.network().parameters())
+    constants = {"W": w_ih[None], "R": w_hh[None], "B": torch.cat([b_ih, b_hh])[None]}
+    graph = helper.make_graph(
+        [helper.make_node("RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=case.H)],
+        "rnn",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [case.T, case.B, case.I])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [case.T, 1, case.B, case.H])],
+        [numpy_helper.from_array(value.numpy(), name) for name, value in constants.items()],
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    opset = [helper.make_opsetid("", 14)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    input = case.input().detach().numpy()
+    return lambda: session.run(None, {"X": input})[0][:, 0]
+
+
+def opacus(case: Case, training: bool) -> Call | None:
+    """Opacus' handwritten `DPRNN`, padded."""
+    if find_spec("opacus") is None or case.shortest:
+        return None
+    from opacus.layers import DPRNN
+
+    rnn = DPRNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+    rnn.load_state_dict(case.network().state_dict())
+    if not training:
+        return _inference(rnn, case)
+    weights = list(rnn.parameters())  # of each cell: W_ih, b_ih, W_hh, b_hh
+    cells = [weights[i : i + 4] for i in range(0, len(weights), 4)]
+    return training_step(rnn, case, [cell[i] for cell in cells for i in (0, 2, 1, 3)])
+
+
+def limit(case: Case, training: bool) -> Call:
+    """One matrix product with the flops of the case; training has three of them."""
+    rows = int(case.lengths.sum())
+    width = max(1, round(case.flops() / (2.0 * rows * case.H)))
+    left, right = torch.randn(rows, width), torch.randn(width, case.H)
+    out = torch.empty(rows, case.H)
+
+    def multiply() -> None:
+        for _ in range(3 if training else 1):
+            torch.mm(left, right, out=out)
+
+    return multiply
+
+
+def agree(case: Case, found: Any, expected: Any) -> bool:
+    """Whether outputs, or all gradients, match to float32 round-off of the largest entry."""
+    if isinstance(expected, tuple):
+        return all(_close(_tensor(left), right) for left, right in zip(found, expected, strict=True))
+    found = _tensor(found)
+    if found.shape != expected.shape:  # padded rows of a contender that can't pack
+        found = _rows(case.pack(found))
+    return _close(found, expected)
+
+
+def _tensor(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else torch.from_dlpack(found)
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    bound = 1e-4 * max(1.0, right.abs().max().item())
+    return left.shape == right.shape and (left - right).abs().max().item() <= bound
+
+
+CONTENDERS: dict[str, Callable[[Case, bool], Call | None]] = {
+    "nn.RNN": builtin,
+    "reference": partial(manual, "reference"),
+    "torch": partial(manual, "torch"),
+    "native": partial(manual, "native"),
+    "default": partial(manual, "default"),
+    "JAX": jax_scan,
+    "ONNX Runtime": onnx_runtime,
+    "Opacus": opacus,
+    "limit": limit,
+}

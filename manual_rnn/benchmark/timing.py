@@ -1,0 +1,69 @@
+r"""Contenders take turns: so whatever else the machine does meets all of them."""
+
+import multiprocessing
+import resource
+import statistics
+
+import torch
+from torch.utils.benchmark import Timer
+
+from .. import ManualRNN, use_kernel
+from .cases import Case
+from .contenders import CONTENDERS, Call, agree, training_step
+
+__all__ = ["peak_memory", "seconds_per_call"]
+
+ROUNDS = 9
+NO_NUMBERS = "limit"
+
+
+def seconds_per_call(case: Case, names: list[str], training: bool, seconds: float) -> dict[str, float]:
+    """The median time of one call of each contender that can take part, over interleaved rounds.
+
+    Raises:
+        RuntimeError: if a contender's numbers differ from those of `nn.RNN`.
+    """
+    calls = {name: call for name in names if (call := CONTENDERS[name](case, training)) is not None}
+    check(case, calls)
+    timers = {name: Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+              for name, call in calls.items()}  # fmt: skip
+    numbers = {name: _calls_per_round(timer, seconds) for name, timer in timers.items()}
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(ROUNDS):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(numbers[name]).mean)
+    return {name: statistics.median(rounds) for name, rounds in times.items()}
+
+
+def check(case: Case, calls: dict[str, Call]) -> None:
+    """Raise unless every contender computes what `nn.RNN` computes."""
+    expected = calls["nn.RNN"]()
+    wrong = [name for name, call in calls.items()
+             if name != NO_NUMBERS and not agree(case, call(), expected)]  # fmt: skip
+    if wrong:
+        raise RuntimeError(f"{case}: {', '.join(wrong)} differ from nn.RNN, nothing was timed")
+
+
+def _calls_per_round(timer: Timer, seconds: float) -> int:
+    once = timer.timeit(2).mean
+    return max(1, round(seconds / ROUNDS / once))
+
+
+def peak_memory(case: Case, kernels: list[str]) -> dict[str, float]:
+    """Mebibytes that a training step adds to a fresh process at its peak, for `nn.RNN` and each kernel."""
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for name in ("nn.RNN", *kernels):
+        with context.Pool(1) as pool:
+            peaks[name] = pool.apply(_peak, (name, case))
+    return peaks
+
+
+def _peak(name: str, case: Case) -> float:
+    rnn = case.network()
+    weights = list(rnn.parameters())
+    step = training_step(rnn if name == "nn.RNN" else ManualRNN.from_builtin(rnn), case, weights)
+    with use_kernel("default" if name == "nn.RNN" else name):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
