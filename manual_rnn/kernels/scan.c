@@ -61,8 +61,10 @@ static inline void meet(Meeting *meeting)
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(a, b, lanes) NAME(pick)(a, b, lanes)
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)
 #endif
 #define JOIN(a, b) a##b
 
@@ -190,7 +192,9 @@ static int scan(Job *job, int variant)
     if (forked || job->G * job->steps * (job->sizes ? 1 : job->B) * job->H * job->H < ALONE)
         job->threads = 1;
     const long team = job->G < job->threads ? job->threads : 1;
-    const long sharing = job->B < team ? team / job->B : 1, crews = team / sharing;
+    const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W from the cache it fits */
+    const long most = job->B / wanted < team ? job->B / wanted : team, crews = most > 0 ? most : 1;
+    const long sharing = job->H < 256 ? 1 : team / crews;
     const long slices = crews * ((job->B + crews * LIMIT - 1) / (crews * LIMIT));
     job->ld = vecs * lanes + 16;
     Plan plan = {variant, vecs, slices, sharing, vecs * lanes * job->H, 2 * ((job->B + slices - 1) / slices) * job->ld};

@@ -67,12 +67,41 @@ INLINE void NAME(store)(vec x, float *to, long stride, long count)
         NAME(scatter)(x, to, stride, count);
 }
 
+/* LANES vectors become the columns of their matrix. Each round interleaves the two halves, lane by lane; after log2 LANES
+ * rounds a lane's index and its vector's have changed places. */
+INLINE void NAME(transpose)(vec *x)
+{
+    bits low, high;
+    vec y[LANES];
+    UNROLL for (int i = 0; i < LANES; i++)
+        low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + LANES / 2;
+    UNROLL for (int round = 1; round < LANES; round *= 2) {
+        UNROLL for (int i = 0; i < LANES / 2; i++)
+            y[2 * i] = SHUFFLE(x[i], x[i + LANES / 2], low), y[2 * i + 1] = SHUFFLE(x[i], x[i + LANES / 2], high);
+        UNROLL for (int i = 0; i < LANES; i++)
+            x[i] = y[i];
+    }
+}
+
 /* Vectors v0 to v1 of the columns of W, in the order `product` reads them: packed[v][k][lane], zeros beyond H. */
 static TARGET void NAME(pack)(const Job *job, long g, float *packed, long v0, long v1)
 {
-    for (long v = v0; v < v1; v++)
-        for (long k = 0; k < job->H; k++)
-            ((vec *)packed)[v * job->H + k] = NAME(load)(at(&job->w, g, k, v * LANES), job->w.column, job->H - v * LANES);
+    const long H = job->H, column = job->w.column;
+    for (long v = v0; v < v1; v++) {
+        const float *from = at(&job->w, g, 0, v * LANES);
+        vec *to = (vec *)packed + v * H, x[LANES];
+        long k = 0;
+        if (job->w.row == 1 && (v + 1) * LANES <= H)
+            for (; k + LANES <= H; k += LANES) {
+                UNROLL for (int i = 0; i < LANES; i++)
+                    x[i] = *(const loose *)(from + k + i * column);
+                NAME(transpose)(x);
+                UNROLL for (int i = 0; i < LANES; i++)
+                    to[k + i] = x[i];
+            }
+        for (; k < H; k++)
+            to[k] = NAME(load)(from + k * job->w.row, column, H - v * LANES);
+    }
 }
 
 /* next = prev W for `rows` rows and `vecs` vectors of columns, both known to the compiler: the sums stay in registers.
