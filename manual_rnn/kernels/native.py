@@ -58,7 +58,7 @@ def _scan_like(
     batch_sizes: Tensor | None,
     batch: int,
 ) -> Tensor:
-    """Run one kind of scan into a new tensor like `z`; `other` is h0 or h."""
+    """Run one kind of scan into a new contiguous tensor; `other` is h0 or h."""
     for x in (z, other, w):
         if reason := why_not(x):
             raise TypeError(reason)
@@ -66,7 +66,7 @@ def _scan_like(
     if len(shape) != w.dim() + padded or w.shape != (*shape[: w.dim() - 2], shape[-1], shape[-1]):
         raise ValueError(f"expected w to fit an input {tuple(shape)}, got {tuple(w.shape)}")
     sizes, T = (0, shape[-3]) if batch_sizes is None else _sizes(batch_sizes, shape[-2])
-    y = torch.empty_like(z)
+    y = z.new_empty(shape)  # contiguous, as everything that leaves an RNN
     if T > 0:
         _scan.scan(
             _variant, kind, torch.get_num_threads(), reverse, shape, sizes, T, batch,
