@@ -66,7 +66,7 @@ class Leaky(ManualRNN):
 
 
 @pytest.mark.parametrize("kwargs", CONFIGURATIONS, ids=str)
-def test_there_and_back_gives_the_same_answers(kwargs):
+def test_there_and_back_gives_the_same_answers(kwargs: dict[str, Any]) -> None:
     rnn, input = builtin(**kwargs), inputs().requires_grad_()
     expected = gradients(rnn, input)
     parameters = list(rnn.parameters())
@@ -82,7 +82,7 @@ def test_there_and_back_gives_the_same_answers(kwargs):
 
 
 @pytest.mark.parametrize("kwargs", CONFIGURATIONS, ids=str)
-def test_a_swapped_module_lacks_nothing_and_keeps_nothing_else(kwargs):
+def test_a_swapped_module_lacks_nothing_and_keeps_nothing_else(kwargs: dict[str, Any]) -> None:
     rnn = builtin(**kwargs)
     before = vars(rnn).keys()
     swapped, made = swap_rnn(deepcopy(rnn)), ManualRNN(3, 4, dtype=torch.float64, **kwargs)
@@ -94,14 +94,14 @@ def test_a_swapped_module_lacks_nothing_and_keeps_nothing_else(kwargs):
     assert repr(back) == repr(rnn)
 
 
-def test_packed_input_after_the_swap():
+def test_packed_input_after_the_swap() -> None:
     rnn, input = builtin(num_layers=2, bidirectional=True), inputs()
     pack = lambda input: packed(input, [3, 5])  # noqa: E731
     expected = gradients(rnn, input, pack=pack)
     assert_same(gradients(swap_rnn(rnn), input, pack=pack), expected)
 
 
-def test_every_rnn_at_any_depth_and_no_other_module():
+def test_every_rnn_at_any_depth_and_no_other_module() -> None:
     model, input = mixed(), inputs()
     expected, names = gradients(model, input), list(dict(model.named_parameters()))
     strangers = model.lstm, model.gru, model.cell
@@ -116,25 +116,25 @@ def test_every_rnn_at_any_depth_and_no_other_module():
     assert_same(gradients(model, input), expected, bound=0)
 
 
-def test_swapping_twice_changes_nothing():
+def test_swapping_twice_changes_nothing() -> None:
     model = swap_rnn(mixed())
     before = model.first
     assert swap_rnn(model).first is before
     assert type(before) is ManualRNN
 
 
-def test_a_model_without_an_rnn_is_returned_as_it_is():
+def test_a_model_without_an_rnn_is_returned_as_it_is() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
     assert [type(m) for m in swap_rnn(model)] == [nn.Linear, nn.LSTM]
 
 
-def test_tied_modules_stay_tied():
+def test_tied_modules_stay_tied() -> None:
     model = swap_rnn(mixed())
     assert model.again is model.first
     assert isinstance(model.again, ManualRNN)
 
 
-def test_tied_parameters_stay_tied():
+def test_tied_parameters_stay_tied() -> None:
     rnn = builtin(num_layers=2)
     rnn.weight_hh_l1 = rnn.weight_hh_l0
     expected = gradients(rnn, inputs())
@@ -143,7 +143,7 @@ def test_tied_parameters_stay_tied():
     assert_same(gradients(rnn, inputs()), expected)
 
 
-def test_no_random_number_is_drawn():
+def test_no_random_number_is_drawn() -> None:
     model = mixed()
     before = torch.get_rng_state()
     swap_rnn(swap_rnn(model), to=nn.RNN)
@@ -151,7 +151,7 @@ def test_no_random_number_is_drawn():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_mode_and_requires_grad_are_kept():
+def test_mode_and_requires_grad_are_kept() -> None:
     rnn = builtin(num_layers=2, dropout=0.5).eval()
     rnn.weight_hh_l0.requires_grad_(False)
     rnn.mine = "kept"
@@ -163,7 +163,7 @@ def test_mode_and_requires_grad_are_kept():
     assert_same(gradients(rnn, inputs()), expected)
 
 
-def test_meta_and_double_conversions_after_the_swap():
+def test_meta_and_double_conversions_after_the_swap() -> None:
     with torch.device("meta"):
         rnn = swap_rnn(nn.RNN(3, 4))
     assert rnn(torch.empty(5, 2, 3, device="meta"))[0].shape == (5, 2, 4)
@@ -175,7 +175,7 @@ def test_meta_and_double_conversions_after_the_swap():
 # What hangs on the module
 
 
-def test_hooks_of_every_kind_are_kept_and_can_be_removed():
+def test_hooks_of_every_kind_are_kept_and_can_be_removed() -> None:
     rnn, input, called = builtin(), inputs().requires_grad_(), []
     note = lambda name: lambda *args, **kwargs: called.append(name)  # noqa: E731
     handles = [
@@ -208,14 +208,14 @@ def test_hooks_of_every_kind_are_kept_and_can_be_removed():
     assert use() == []
 
 
-def test_a_forward_hook_may_change_the_output():
+def test_a_forward_hook_may_change_the_output() -> None:
     rnn = builtin()
     rnn.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
     expected = gradients(rnn, inputs())
     assert_same(gradients(swap_rnn(rnn), inputs()), expected)
 
 
-PARAMETRIZATIONS = {
+PARAMETRIZATIONS: dict[str, Any] = {
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "orthogonal": parametrizations.orthogonal,
@@ -223,7 +223,7 @@ PARAMETRIZATIONS = {
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-def test_parametrizations_are_kept_and_can_be_removed(name):
+def test_parametrizations_are_kept_and_can_be_removed(name: str) -> None:
     rnn = builtin(num_layers=2).eval()
     PARAMETRIZATIONS[name](rnn, "weight_hh_l0")
     rnn.eval()
@@ -243,7 +243,7 @@ def test_parametrizations_are_kept_and_can_be_removed(name):
     assert_same({"output": twin(inputs())[0]}, {"output": expected["output"]})
 
 
-def test_a_copy_that_shares_the_parametrized_class_is_left_alone():
+def test_a_copy_that_shares_the_parametrized_class_is_left_alone() -> None:
     rnn = parametrizations.weight_norm(builtin(), "weight_hh_l0")
     copy = deepcopy(rnn)
     assert type(copy) is type(rnn)
@@ -252,14 +252,14 @@ def test_a_copy_that_shares_the_parametrized_class_is_left_alone():
     assert_same(gradients(rnn, inputs()), gradients(copy, inputs()))
 
 
-def test_a_parametrization_added_after_the_swap_survives_the_way_back():
+def test_a_parametrization_added_after_the_swap_survives_the_way_back() -> None:
     rnn = parametrizations.weight_norm(swap_rnn(builtin()), "weight_hh_l0")
     expected = gradients(rnn, inputs())
     assert_same(gradients(swap_rnn(rnn, to=nn.RNN), inputs()), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")  # old models have it
-def test_old_weight_norm_and_pruning_are_kept():
+def test_old_weight_norm_and_pruning_are_kept() -> None:
     rnn = builtin(num_layers=2)
     nn.utils.weight_norm(rnn, "weight_hh_l0")
     prune.l1_unstructured(rnn, "weight_hh_l1", 0.5)
@@ -271,7 +271,7 @@ def test_old_weight_norm_and_pruning_are_kept():
     assert_same({"output": rnn(inputs())[0]}, {"output": expected["output"]})
 
 
-def test_a_dropped_weight_is_kept_as_the_plain_tensor_it_is():
+def test_a_dropped_weight_is_kept_as_the_plain_tensor_it_is() -> None:
     rnn = builtin()
     raw = nn.Parameter(rnn.weight_hh_l0.detach().clone())
     del rnn.weight_hh_l0
@@ -283,7 +283,7 @@ def test_a_dropped_weight_is_kept_as_the_plain_tensor_it_is():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_model_compiled_before_the_swap():
+def test_a_model_compiled_before_the_swap() -> None:
     model = nn.Sequential(builtin())
     compiled: Any = torch.compile(model, backend="eager")
     expected = compiled(inputs())[0]
@@ -295,7 +295,7 @@ def test_a_model_compiled_before_the_swap():
 # Back in nn.RNN, its caches live
 
 
-def test_assignment_and_conversion_reach_nn_rnn_on_the_way_back():
+def test_assignment_and_conversion_reach_nn_rnn_on_the_way_back() -> None:
     rnn = swap_rnn(swap_rnn(builtin()), to=nn.RNN)
     rnn.weight_hh_l0 = nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
     twin = builtin()
@@ -306,7 +306,7 @@ def test_assignment_and_conversion_reach_nn_rnn_on_the_way_back():
 
 
 @pytest.mark.parametrize("to", [ManualRNN, nn.RNN])
-def test_pickle_and_deepcopy_after_the_swap(to):
+def test_pickle_and_deepcopy_after_the_swap(to: Any) -> None:
     rnn = swap_rnn(swap_rnn(builtin(num_layers=2)), to=to)
     expected = gradients(rnn, inputs())
     for copy in deepcopy(rnn), pickle.loads(pickle.dumps(rnn)):
@@ -335,7 +335,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_twenty_steps_before_and_after_equal_a_model_never_swapped(name):
+def test_twenty_steps_before_and_after_equal_a_model_never_swapped(name: str) -> None:
     model, never = mixed(), mixed()
     optimizer, other = (OPTIMIZERS[name](m.parameters()) for m in (model, never))
     losses = train(model, optimizer, range(20))
@@ -352,7 +352,7 @@ def test_twenty_steps_before_and_after_equal_a_model_never_swapped(name):
 # One module
 
 
-def test_from_builtin_shares_the_parameters_and_leaves_the_given_one_alone():
+def test_from_builtin_shares_the_parameters_and_leaves_the_given_one_alone() -> None:
     rnn = builtin(num_layers=2, bidirectional=True, batch_first=True, dropout=0.1).eval()
     expected, before = gradients(rnn, inputs()), vars(rnn).copy()
     made = ManualRNN.from_builtin(rnn)
@@ -370,7 +370,7 @@ def test_from_builtin_shares_the_parameters_and_leaves_the_given_one_alone():
     assert_same(gradients(back, inputs()), expected, bound=0)
 
 
-def test_registries_are_not_shared():
+def test_registries_are_not_shared() -> None:
     rnn = builtin()
     handle = rnn.register_forward_hook(lambda module, args, output: None)
     made = ManualRNN.from_builtin(rnn)
@@ -388,10 +388,10 @@ def test_registries_are_not_shared():
     assert not list(rnn.children())
 
 
-def test_from_builtin_of_a_parametrized_module():
-    rnn = parametrizations.weight_norm(builtin(), "weight_hh_l0")
+def test_from_builtin_of_a_parametrized_module() -> None:
+    rnn: Any = parametrizations.weight_norm(builtin(), "weight_hh_l0")
     expected = gradients(rnn, inputs())
-    made = ManualRNN.from_builtin(rnn)
+    made: Any = ManualRNN.from_builtin(rnn)
     assert made.parametrizations.weight_hh_l0.original0 is rnn.parametrizations.weight_hh_l0.original0
     parametrize.remove_parametrizations(made, "weight_hh_l0")
     assert parametrize.is_parametrized(rnn)
@@ -399,7 +399,7 @@ def test_from_builtin_of_a_parametrized_module():
     assert_same({"output": made(inputs())[0]}, {"output": expected["output"]})
 
 
-def test_a_recurrence_of_your_own_on_the_weights_of_an_nn_rnn():
+def test_a_recurrence_of_your_own_on_the_weights_of_an_nn_rnn() -> None:
     rnn, input = builtin(), inputs()
     made = Leaky.from_builtin(rnn)
     assert type(made) is Leaky
@@ -418,13 +418,13 @@ def test_a_recurrence_of_your_own_on_the_weights_of_an_nn_rnn():
 
 
 class Noisy(nn.RNN):
-    def forward(self, input, hx=None):
+    def forward(self, input: Any, hx: Any = None) -> Any:
         output, h_n = super().forward(input, hx)
         return output + torch.randn_like(output), h_n
 
 
 class WithConstructor(ManualRNN):
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.leak = 0.5
 
@@ -461,7 +461,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_would_change_its_behaviour_is_refused(case):
+def test_what_would_change_its_behaviour_is_refused(case: str) -> None:
     make, to, words = REFUSED[case]
     source = ManualRNN if to is nn.RNN else nn.RNN
     model = nn.ModuleDict({"good": source(3, 4), "bad": nn.Sequential(make())})
@@ -477,19 +477,19 @@ def test_what_would_change_its_behaviour_is_refused(case):
         swap_rnn(make(), to=to)
 
 
-def test_all_refused_modules_are_named_at_once():
+def test_all_refused_modules_are_named_at_once() -> None:
     model = nn.Sequential(Noisy(3, 4), nn.RNN(4, 4), with_forward(nn.RNN(4, 4)))
     with pytest.raises(TypeError, match=r"0: expected RNN itself.*2: expected the methods"):
         swap_rnn(model)
 
 
 @pytest.mark.parametrize("to", [nn.LSTM, nn.Module, nn.RNN(1, 1), "RNN", Noisy])
-def test_an_unknown_target_is_refused(to):
+def test_an_unknown_target_is_refused(to: Any) -> None:
     with pytest.raises(TypeError, match=r"expected nn\.RNN, ManualRNN or a subclass of it, got"):
         swap_rnn(nn.RNN(3, 4), to=to)
 
 
-def test_a_subclass_with_a_constructor_is_refused():
+def test_a_subclass_with_a_constructor_is_refused() -> None:
     with pytest.raises(TypeError, match="WithConstructor has an __init__ of its own"):
         swap_rnn(nn.RNN(3, 4), to=WithConstructor)
     with pytest.raises(TypeError, match="WithConstructor has an __init__ of its own"):
@@ -497,7 +497,7 @@ def test_a_subclass_with_a_constructor_is_refused():
 
 
 @pytest.mark.parametrize("other", [nn.LSTM(3, 4), nn.GRU(3, 4), nn.Linear(3, 4), ManualRNN(3, 4), {}])
-def test_from_builtin_takes_nothing_but_an_nn_rnn(other):
+def test_from_builtin_takes_nothing_but_an_nn_rnn(other: Any) -> None:
     with pytest.raises(TypeError, match="expected RNN itself, got"):
         ManualRNN.from_builtin(other)
 
@@ -505,7 +505,7 @@ def test_from_builtin_takes_nothing_but_an_nn_rnn(other):
 # Modules saved long ago
 
 
-def test_a_module_without_the_attributes_of_later_versions():
+def test_a_module_without_the_attributes_of_later_versions() -> None:
     rnn, input = builtin(nonlinearity="relu"), inputs()
     expected = gradients(rnn, input)
     del rnn.proj_size, rnn.nonlinearity, rnn._flat_weight_refs, rnn._flat_weights
@@ -515,7 +515,7 @@ def test_a_module_without_the_attributes_of_later_versions():
     assert_same(gradients(swap_rnn(rnn, to=nn.RNN), input), expected, bound=0)
 
 
-def test_a_whole_model_saved_with_torch_save_is_loaded_and_swapped():
+def test_a_whole_model_saved_with_torch_save_is_loaded_and_swapped() -> None:
     model, file = mixed(), io.BytesIO()
     expected = gradients(model, inputs())
     torch.save(model, file)
@@ -526,7 +526,7 @@ def test_a_whole_model_saved_with_torch_save_is_loaded_and_swapped():
     assert type(loaded.first) is ManualRNN
 
 
-def test_an_old_pickle_is_loaded_and_swapped():
+def test_an_old_pickle_is_loaded_and_swapped() -> None:
     rnn, input = builtin(), inputs()
     expected = gradients(rnn, input)
     state = rnn.__getstate__()
