@@ -14,65 +14,43 @@ cotangent, `'` a tangent, `first` the step at which time starts, "back" the othe
 
 where k is the derivative of the slope by h: -2h, or 0. So derivatives of any order, forward, reverse or
 mixed, stay inside these two functions. Under `vmap` the new axis joins the batch where the weights are
-shared and no row is packed; else it makes an ensemble, `G` weight matrices side by side.
+shared; else it makes an ensemble, `G` weight matrices side by side.
 
 Shapes: `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, H)` with `batch_sizes (T,)` for a packed batch; `h0 (B, H)`;
 `w`, `a` `(H, H)`. In an ensemble each has one more axis in front, `G`.
 
-Eager code runs an `autograd.Function`; code being compiled or exported sees one `torch.library` op per
-layer and direction, since Dynamo can't enter a Function that has a `jvp`. Both share every line below.
+Each is one op, in eager code and in every trace; `ops.py` ties these derivatives to it.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import kernels
-from .modes import plain
+from . import ops
 from .rows import Walk
 
 __all__ = ["elman", "linear"]
 
-SLOPE: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": lambda h: 1 - h * h,
-    "relu": lambda h: (~(h <= 0)).to(h.dtype),
-}
 BEND: dict[str, Callable[[Tensor], Tensor] | None] = {"tanh": lambda h: -2 * h, "relu": None}
 
 
 def elman(*args: Any) -> Tensor:
     r"""$h_t = \phi(z_t + h_{t-1} w^T)$ of `(z, h0, w, batch_sizes, phi, reverse, kernel)`."""
-    return _call(Elman, torch.ops.manual_rnn.elman, *args)
+    return ops.call("elman", Elman, *args)
 
 
 def linear(*args: Any) -> Tensor:
     r"""$y_t = \phi'(h_t) (v_t + y_{t-1} a)$ of `(v, h, a, batch_sizes, phi, reverse, kernel)`."""
-    return _call(Linear, torch.ops.manual_rnn.linear, *args)
-
-
-def _call(function: Any, op: Callable[..., Tensor], *args: Any) -> Tensor:
-    """The op to a compiler, the Function to autograd and transforms, the kernel where there are neither."""
-    if torch.compiler.is_compiling():
-        return op(*args)
-    x, y, w = args[:3]
-    if not plain(x, y, w):
-        return function.apply(*args)
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad):
-        # The C++ entry: Function.apply would first bind the arguments to a signature, for 40 us.
-        return super(Function, function).apply(*args)
-    return function.forward(*args)
+    return ops.call("linear", Linear, *args)
 
 
 class Elman(Function):
     """`forward(z, h0, w, batch_sizes, phi, reverse, kernel) -> h`"""
 
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _run("elman", *args) if plain(*args[:3]) else torch.ops.manual_rnn.elman(*args)
+    forward = ops.forward_of("elman")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -102,17 +80,11 @@ class Elman(Function):
         through_h0 = times(walk.previous(torch.zeros_like(h), dh0), w.mT)
         return linear(dz + through_w + through_h0, h, w.mT, batch_sizes, phi, reverse, kernel)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-        return vmap(elman, info.batch_size, in_dims, *args)
-
 
 class Linear(Function):
     """`forward(v, h, a, batch_sizes, phi, reverse, kernel) -> y`"""
 
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _run("linear", *args) if plain(*args[:3]) else torch.ops.manual_rnn.linear(*args)
+    forward = ops.forward_of("linear")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -149,10 +121,6 @@ class Linear(Function):
         dv = dv + times(walk.previous(q, zero), a)
         return q + linear(dv, h, a, batch_sizes, phi, reverse, kernel)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-        return vmap(linear, info.batch_size, in_dims, *args)
-
 
 def times(x: Tensor, w: Tensor) -> Tensor:
     """Every row of `x` times `w`; in an ensemble, times the `w` of its member."""
@@ -169,58 +137,5 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
     return at_first + later.reshape(flat).mT @ earlier.reshape(flat)
 
 
-def vmap(recurrence: Callable, size: int, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-    """Fold a new axis of `size` into the batch, or into the ensemble where members differ in weights."""
-    x, y, w, batch_sizes, *options = args
-    if in_dims[3] is not None:
-        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
-    if in_dims[2] is None and batch_sizes is None:
-        x, y = (_axis_at(-3, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
-        out = recurrence(x, y, w, None, *options).unflatten(-2, (size, -1))
-        return out, out.dim() - 3
-    x, y, w = (_axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
-    if w.dim() == 3:
-        return recurrence(x, y, w, batch_sizes, *options), 0
-    members = w.shape[:2]
-    x, y, w = (a.flatten(0, 1) for a in (x, y, w))
-    return recurrence(x, y, w, batch_sizes, *options).unflatten(0, members), 0
-
-
-def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
-    """Move the mapped axis of `x` to `place`, or repeat an unmapped `x` along a new one there."""
-    if dim is not None:
-        return x.movedim(dim, place)
-    return x.unsqueeze(0).expand(size, *x.shape).movedim(0, place)
-
-
-def _run(
-    name: str,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
-    kernel: str,
-) -> Tensor:
-    """Compute, by the chosen kernel."""
-    return getattr(kernels.choose(kernel, x), name)(x, y, w, phi, reverse, batch_sizes)
-
-
-def _define(name: str, first: str, second: str, function: type[Function]) -> None:
-    """The `torch.library` op that runs `name` with the chosen kernel, and its derivatives."""
-    qualified = f"manual_rnn::{name}"
-    torch.library.define(
-        qualified,
-        f"(Tensor {first}, Tensor {second}, Tensor w, Tensor? batch_sizes, str phi, bool reverse, "
-        "str kernel) -> Tensor",
-    )
-
-    torch.library.impl(qualified, "CompositeExplicitAutograd", partial(_run, name))
-    torch.library.register_fake(qualified, lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device))
-    torch.library.register_autograd(qualified, function.backward, setup_context=function.setup_context)
-    torch.library.register_vmap(qualified, function.vmap)
-
-
-_define("elman", "z", "h0", Elman)
-_define("linear", "v", "h", Linear)
+ops.define("elman", "Tensor z, Tensor h0, Tensor w", Elman)
+ops.define("linear", "Tensor v, Tensor h, Tensor a", Linear)
