@@ -37,7 +37,7 @@ def why_not(rnn: nn.Module, source: type, to: type) -> str | None:
         return f"expected {source.__name__} itself, got {kind.__name__}, whose own code would be lost"
     own = [
         name
-        for name in vars(rnn).keys() - HARMLESS
+        for name in (vars(rnn).keys() | rnn._modules.keys()) - HARMLESS
         if callable(getattr(source, name, None)) or callable(getattr(to, name, None))
     ]
     if own:

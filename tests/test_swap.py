@@ -434,6 +434,11 @@ def with_forward(rnn: Any) -> Any:
     return rnn
 
 
+def with_step_module(rnn: Any) -> Any:
+    rnn.step = nn.Identity()
+    return rnn
+
+
 def with_step(rnn: Any) -> Any:
     rnn.step = lambda gates, hidden, weight_hh: gates
     return rnn
@@ -454,8 +459,11 @@ REFUSED = {
         "expected proj_size 0, got 2",
     ),
     "callable": (lambda: ManualRNN(3, 4, nonlinearity=torch.sin), nn.RNN, "'tanh' or 'relu', got <built-in"),
+    "callable module": (lambda: ManualRNN(3, 4, nonlinearity=nn.Tanh()), nn.RNN, r"'relu', got Tanh\(\)"),
     "overridden step": (lambda: Leaky(3, 4), nn.RNN, "expected ManualRNN itself, got Leaky"),
     "step on the object": (lambda: with_step(ManualRNN(3, 4)), nn.RNN, "got step set on"),
+    "submodule of that name": (lambda: with_step_module(nn.RNN(3, 4)), ManualRNN, "got step set on"),
+    "step module": (lambda: with_step_module(ManualRNN(3, 4)), nn.RNN, "got step set on"),
     "forward on the object, back": (lambda: with_forward(ManualRNN(3, 4)), nn.RNN, "got forward set on"),
 }
 
