@@ -7,9 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from manual_rnn import ManualRNN
+from manual_rnn import ManualRNN, kernels
 
-__all__ = ["assert_same", "gradients", "packed", "twins"]
+__all__ = [
+    "ULPS",
+    "assert_as_accurate",
+    "assert_same",
+    "error",
+    "gradients",
+    "kernels_for",
+    "packed",
+    "twins",
+]
+
+ULPS = {torch.float32: 8, torch.bfloat16: 4, torch.float16: 4}
 
 
 def twins(*args: Any, seed: int = 0, **kwargs: Any) -> tuple[nn.RNN, ManualRNN]:
@@ -18,6 +29,13 @@ def twins(*args: Any, seed: int = 0, **kwargs: Any) -> tuple[nn.RNN, ManualRNN]:
     builtin = nn.RNN(*args, **kwargs)
     torch.manual_seed(seed)
     return builtin, ManualRNN(*args, **kwargs)
+
+
+def kernels_for(dtype: torch.dtype) -> list[str]:
+    """The kernels that run in this dtype on the CPU."""
+    z = torch.zeros(1, 1, 1, dtype=dtype)
+    fused = [name for name, kernel in kernels.FASTEST_FIRST.items() if kernel.why_not(z) is None]
+    return [kernels.REFERENCE, *fused]
 
 
 def packed(input: Tensor, lengths: list[int], batch_first: bool = False) -> PackedSequence:
@@ -39,17 +57,29 @@ def gradients(
     Frozen parameters, and an input or `hx` that needs no gradient, are left out.
     """
     torch.manual_seed(seed)
-    input = input.detach().clone().requires_grad_(input.requires_grad)
+    input = input.detach().requires_grad_(input.requires_grad)
     inputs = {"input": input}
     if hx is not None:
-        inputs["hx"] = hx = hx.detach().clone().requires_grad_(hx.requires_grad)
+        inputs["hx"] = hx = hx.detach().requires_grad_(hx.requires_grad)
     output, h_n = rnn(pack(input), *([] if hx is None else [hx]))
     output = output.data if isinstance(output, PackedSequence) else output
     torch.manual_seed(seed)
-    cotangents = [torch.randn(x.shape, dtype=x.dtype, device=x.device) for x in (output, h_n)]
+    cotangents = [torch.randn(x.shape, dtype=torch.float64).to(x) for x in (output, h_n)]
     leaves = {k: v for k, v in {**inputs, **dict(rnn.named_parameters())}.items() if v.requires_grad}
+    if not leaves:
+        assert not output.requires_grad
+        assert not h_n.requires_grad
+        return {"output": output, "h_n": h_n}
     grads = torch.autograd.grad([output, h_n], list(leaves.values()), cotangents)
     return {"output": output.detach(), "h_n": h_n.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """The largest difference, in units of the largest exact magnitude or of 1 if that is more."""
+    if not exact.numel():
+        return 0.0
+    found, exact = found.to(torch.promote_types(found.dtype, torch.float64)), exact.to(found.device)
+    return ((found - exact).abs().max() / exact.abs().max().clamp(min=1.0)).item()
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = 1e-12) -> None:
@@ -57,14 +87,33 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: fl
 
     `bound=0` asks for bitwise equality.
     """
+    _assert_alike(found, expected)
+    for name, right in expected.items():
+        left = found[name]
+        if bound == 0:
+            assert torch.equal(left, right), f"{name} is not bitwise equal"
+            continue
+        off = error(left, right)
+        assert off <= bound, f"{name}: off by {off:.3g}, more than {bound:.3g}"
+
+
+def assert_as_accurate(
+    found: dict[str, Tensor], builtin: dict[str, Tensor], exact: dict[str, Tensor], multiple: float = 2.0
+) -> None:
+    """Every entry is off the `exact` one, a float64 run, by at most `multiple` times as much as
+    `nn.RNN`'s own, or by `ULPS` units in the last place of its dtype if that is more."""
+    _assert_alike(found, builtin)
+    assert found.keys() == exact.keys(), f"{sorted(found)} != {sorted(exact)}"
+    for name, reference in exact.items():
+        off, own = error(found[name], reference), error(builtin[name], reference)
+        dtype = found[name].dtype
+        bound = max(multiple * own, ULPS[dtype] * torch.finfo(dtype).eps)
+        assert off <= bound, f"{name}: off by {off:.3g}, more than {bound:.3g}; nn.RNN is off by {own:.3g}"
+
+
+def _assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys(), f"{sorted(found)} != {sorted(expected)}"
     for name, right in expected.items():
         left = found[name]
         assert left.shape == right.shape, f"{name}: shape {tuple(left.shape)} != {tuple(right.shape)}"
         assert left.dtype == right.dtype, f"{name}: {left.dtype} != {right.dtype}"
-        if bound == 0:
-            assert torch.equal(left, right), f"{name} is not bitwise equal"
-            continue
-        scale = max(1.0, right.abs().max().item()) if right.numel() else 1.0
-        error = (left - right).abs().max().item() / scale if right.numel() else 0.0
-        assert error <= bound, f"{name}: off by {error:.3g}, more than {bound:.3g}"
