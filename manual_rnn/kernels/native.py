@@ -3,8 +3,8 @@ r"""The recurrences in C, on the CPU in float32: `scan.c`, compiled when the pac
     elman    h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear   y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
 
-Here the tensors are checked, so that C can trust the pointers, sizes and strides it is given.
-A wrong dtype, device or layout raises TypeError, a wrong shape ValueError. Nothing is copied.
+A wrong dtype, device or layout raises TypeError here; a wrong shape, batch size or alignment
+raises ValueError in C, before anything runs. Nothing is copied.
 """
 
 import torch
@@ -36,50 +36,35 @@ def why_not(z: Tensor) -> str | None:
 
 def elman(z: Tensor, h0: Tensor, w: Tensor, phi: str, reverse: bool, batch_sizes: Tensor | None) -> Tensor:
     r"""`z (T, B, H)` or packed `(N, H)`, `h0 (B, H)`, `w (H, H)`; a leading `G` on all or none."""
-    kind, batch = _ELMAN[phi], (z if batch_sizes is None else h0).size(-2)
-    if h0.shape != (*z.shape[: w.dim() - 2], batch, z.size(-1)):
-        raise ValueError(f"expected h0 for {batch} rows of {tuple(z.shape)}, got {tuple(h0.shape)}")
-    return _scan_like(z, h0, w, kind, reverse, batch_sizes, batch)
+    return _scan_like(z, h0, w, _ELMAN[phi], reverse, batch_sizes)
 
 
 def linear(v: Tensor, h: Tensor, a: Tensor, phi: str, reverse: bool, batch_sizes: Tensor | None) -> Tensor:
     r"""`v` and `h (T, B, H)` or packed `(N, H)`, `a (H, H)`; a leading `G` on all or none."""
-    if h.shape != v.shape:
-        raise ValueError(f"expected h of shape {tuple(v.shape)}, got {tuple(h.shape)}")
-    return _scan_like(v, h, a, _LINEAR[phi], reverse, batch_sizes, v.size(-2))
+    return _scan_like(v, h, a, _LINEAR[phi], reverse, batch_sizes)
 
 
 def _scan_like(
-    z: Tensor,
-    other: Tensor,
-    w: Tensor,
-    kind: int,
-    reverse: bool,
-    batch_sizes: Tensor | None,
-    batch: int,
+    z: Tensor, other: Tensor, w: Tensor, kind: int, reverse: bool, batch_sizes: Tensor | None
 ) -> Tensor:
-    """Run one kind of scan into a new contiguous tensor; `other` is h0 or h."""
+    """Run one kind of scan into a new tensor like `z`; `other` is h0 or h."""
     for x in (z, other, w):
         if reason := why_not(x):
             raise TypeError(reason)
-    shape, padded = z.shape, batch_sizes is None
-    if len(shape) != w.dim() + padded or w.shape != (*shape[: w.dim() - 2], shape[-1], shape[-1]):
-        raise ValueError(f"expected w to fit an input {tuple(shape)}, got {tuple(w.shape)}")
-    sizes, T = (0, shape[-3]) if batch_sizes is None else _sizes(batch_sizes, shape[-2])
-    y = z.new_empty(shape)  # contiguous, as everything that leaves an RNN
-    if T > 0:
-        _scan.scan(
-            _variant, kind, torch.get_num_threads(), reverse, shape, sizes, T, batch,
-            z.data_ptr(), z.stride(), y.data_ptr(), y.stride(),
-            w.data_ptr(), w.stride(), other.data_ptr(), other.stride(),
-        )  # fmt: skip
+    sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
+    y = torch.empty_like(z)
+    _scan.scan(
+        _variant, kind, torch.get_num_threads(), reverse, batch_sizes is not None, sizes, T,
+        z.data_ptr(), z.stride(), z.shape, other.data_ptr(), other.stride(), other.shape,
+        w.data_ptr(), w.stride(), w.shape, y.data_ptr(), y.stride(),
+    )  # fmt: skip
     return y
 
 
-def _sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
+def _sizes(batch_sizes: Tensor) -> tuple[int, int]:
     """Where the sizes lie and how many they are; C checks their values."""
     if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu:
         raise TypeError(f"expected batch_sizes int64 on the CPU, got {batch_sizes.dtype}")
-    if batch_sizes.dim() != 1 or not batch_sizes.is_contiguous() or (rows and not len(batch_sizes)):
+    if batch_sizes.dim() != 1 or not batch_sizes.is_contiguous():
         raise ValueError(f"expected contiguous batch_sizes (T,), got {tuple(batch_sizes.shape)}")
     return batch_sizes.data_ptr(), len(batch_sizes)

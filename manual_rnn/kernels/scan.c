@@ -23,7 +23,7 @@
 #include <stdlib.h>
 
 enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE };
-enum { LIMIT = 128, ALONE = 20000, SPINS = 4000 }; /* rows in a slice, flops / 2 for one thread, looks before yielding */
+enum { BLOCK = 128, LIMIT = 128, ALONE = 20000, SPINS = 4000 }; /* rows in a slice, flops / 2 for one thread, looks before yielding */
 
 typedef struct { char *data; long group, step, row, column; } View; /* strides in floats; data may be NULL */
 
@@ -208,57 +208,68 @@ static int scan(Job *job, int variant)
     return 1;
 }
 
-static int complain(const char *message)
+static long item(PyObject *tuple, Py_ssize_t i) { return PyLong_AsLong(PyTuple_GetItem(tuple, i)); }
+
+static int complain(const char *expected)
 {
     if (!PyErr_Occurred())
-        PyErr_SetString(PyExc_ValueError, message);
+        PyErr_Format(PyExc_ValueError, "expected %s", expected);
     return 0;
 }
 
-/* Reads tuple[index], counted from the end if negative; 0 where the tuple is too short. */
-static long item(PyObject *tuple, Py_ssize_t index)
+/* Reads args[0], args[1], args[2], a tensor's data_ptr(), stride() and shape, which must be `want`: `dims` sizes, G first
+ * if the tensors are grouped. Where rows are all there is, as in a packed batch, they are steps too. */
+static int read_view(View *x, const char *name, PyObject *const *args, int grouped, Py_ssize_t dims, const long *want)
 {
-    const Py_ssize_t size = PyTuple_Size(tuple), i = index < 0 ? size + index : index;
-    return 0 <= i && i < size ? PyLong_AsLong(PyTuple_GetItem(tuple, i)) : 0;
-}
-
-/* From a tensor's (data_ptr(), stride()). With one index less than a padded tensor has, rows are also steps. */
-static int read_view(View *x, PyObject *const *args, int grouped, int stepped)
-{
-    *x = (View){PyLong_AsVoidPtr(args[0]), grouped ? item(args[1], 0) : 0, item(args[1], stepped ? -3 : -2),
-                item(args[1], -2), item(args[1], -1)};
-    return !PyErr_Occurred() && ((uintptr_t)x->data % sizeof(float) == 0 || complain("expected data aligned to 4 bytes"));
+    int fits = PyTuple_Size(args[2]) == grouped + dims;
+    for (Py_ssize_t i = 0; fits && i < grouped + dims; i++)
+        fits = item(args[2], i) == want[grouped ? i : i + 1];
+    if (!fits && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "%s has shape %S, which does not fit the other tensors", name, args[2]);
+    if (!fits)
+        return 0;
+    const Py_ssize_t last = grouped + dims - 1;
+    *x = (View){PyLong_AsVoidPtr(args[0]), grouped ? item(args[1], 0) : 0, item(args[1], dims == 3 ? last - 2 : last - 1),
+                item(args[1], last - 1), item(args[1], last)};
+    return ((uintptr_t)x->data % sizeof(float) == 0 || complain("data aligned to 4 bytes")) && !PyErr_Occurred();
 }
 
 static int check_sizes(const Job *job)
 {
-    long sum = 0, last = job->T ? job->sizes[0] : 0;
+    long sum = 0, last = job->B;
     for (long t = 0; t < job->T; last = job->sizes[t++], sum += last)
-        if (job->sizes[t] > last || job->sizes[t] < 0)
-            return complain("expected batch_sizes that never grow and are never negative");
-    return (sum == job->steps && (job->T == 0 || job->sizes[0] == job->B))
-        || complain("expected batch_sizes that begin with the batch and add up to the rows of the input");
+        if (job->sizes[t] > last || job->sizes[t] < 0 || (t == 0 && job->sizes[t] != job->B))
+            return complain("batch_sizes that begin with the batch, never grow and are never negative");
+    return sum == job->steps || complain("batch_sizes that add up to the rows of the input");
 }
 
+/* The arguments of `scan` below. The shapes of h_0 (or of h, if `packed`) and w follow from z's. */
 static int read_job(Job *job, int *variant, PyObject *const *args)
 {
-    PyObject *shape = args[4];
+    PyObject *const *z = args + 7, *const *other = args + 10, *const *w = args + 13;
     *variant = PyLong_AsLong(args[0]);
     job->kind = PyLong_AsLong(args[1]);
     job->threads = PyLong_AsLong(args[2]);
     job->reverse = PyLong_AsLong(args[3]);
-    job->sizes = PyLong_AsVoidPtr(args[5]);
-    const int grouped = PyTuple_Size(args[13]) == 3, padded = !job->sizes, slope = job->kind >= TANH_SLOPE;
-    job->G = grouped ? item(shape, 0) : 1;
-    job->steps = item(shape, grouped);
-    job->H = item(shape, -1);
-    job->T = padded ? job->steps : PyLong_AsLong(args[6]);
-    job->B = padded || !slope ? PyLong_AsLong(args[7]) : job->T ? job->sizes[0] : 0;
+    const int packed = PyLong_AsLong(args[4]), slope = job->kind >= TANH_SLOPE;
+    const int grouped = PyTuple_Size(w[2]) == 3, dims = packed ? 2 : 3;
     if (PyErr_Occurred() || *variant < 0 || *variant >= VARIANTS || !supported(*variant) || job->threads < 1)
-        return complain("expected a supported variant and at least one thread");
-    if (!read_view(&job->z, args + 8, grouped, padded) || !read_view(&job->y, args + 10, grouped, padded)
-        || !read_view(&job->w, args + 12, grouped, 0) || !(padded || check_sizes(job))
-        || !read_view(slope ? &job->h : &job->h0, args + 14, grouped, padded && slope))
+        return complain("a supported variant and at least one thread");
+    if (PyTuple_Size(z[2]) != grouped + dims || PyTuple_Size(other[2]) < 2)
+        return complain("an input of (T, B, H), or (N, H) if packed, with a leading G if the weights have one");
+    job->sizes = packed ? PyLong_AsVoidPtr(args[5]) : NULL;
+    job->G = grouped ? item(z[2], 0) : 1;
+    job->steps = item(z[2], grouped);
+    job->T = packed ? PyLong_AsLong(args[6]) : job->steps;
+    job->B = !packed ? item(z[2], grouped + 1) : !slope ? item(other[2], grouped) : job->T ? job->sizes[0] : 0;
+    job->H = item(z[2], grouped + dims - 1);
+    const long input[] = {job->G, job->steps, packed ? job->H : job->B, job->H};
+    const long start[] = {job->G, job->B, job->H}, square[] = {job->G, job->H, job->H};
+    PyObject *y[] = {args[16], args[17], z[2]};
+    if (!read_view(&job->z, "the input", z, grouped, dims, input) || !read_view(&job->w, "w", w, grouped, 2, square)
+        || !(slope ? read_view(&job->h, "h", other, grouped, dims, input)
+                   : read_view(&job->h0, "h0", other, grouped, 2, start))
+        || !read_view(&job->y, "the output", y, grouped, dims, input) || (packed && !check_sizes(job)))
         return 0;
     if (!slope) {
         const long row = job->w.row; /* elman multiplies by w^T */
@@ -271,8 +282,8 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
 {
     Job job = {0};
     int variant, enough = 1;
-    if (count != 16)
-        return PyErr_Format(PyExc_TypeError, "scan: expected 16 arguments, got %zd", count);
+    if (count != 18)
+        return PyErr_Format(PyExc_TypeError, "scan: expected 18 arguments, got %zd", count);
     if (!read_job(&job, &variant, args))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
@@ -286,7 +297,8 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
 
 static PyMethodDef methods[] = {
     {"scan", (PyCFunction)(void (*)(void))py_scan, METH_FASTCALL,
-     "scan(variant, kind, threads, reverse, shape, sizes, T, B, z, strides, y, strides, w, strides, h0 or h, strides)"},
+     "scan(variant, kind, threads, reverse, packed, sizes, T, *z, *h0_or_h, *w, *y): each tensor as its data_ptr(),\n"
+     "stride() and shape (none for y); kind 0 to 3 is tanh, relu, tanh's slope, relu's slope."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_scan", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -105,20 +105,28 @@ static TARGET void NAME(pack)(const Job *job, long g, float *packed, long v0, lo
 }
 
 /* next = prev W for `rows` rows and `vecs` vectors of columns, both known to the compiler: the sums stay in registers.
- * Cost for each k: rows * vecs multiply-adds, rows + vecs loads. */
+ * Cost for each k: rows * vecs multiply-adds, rows + vecs loads. Sums are taken over BLOCK k's at a time and then added,
+ * which keeps rounding errors as small as those of a BLAS. */
 INLINE void NAME(product)(int rows, int vecs, long H, long ld, const float *prev, const vec *w, float *next)
 {
-    vec sum[12][8];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vecs; v++)
-            sum[r][v] = (vec){0};
-    for (long k = 0; k < H; k++)
+    for (long begin = 0; begin < H; begin += BLOCK) {
+        const long end = begin + BLOCK < H ? begin + BLOCK : H;
+        vec sum[12][8];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++)
-                sum[r][v] += prev[r * ld + k] * w[v * H + k];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vecs; v++)
-            *(vec *)(next + r * ld + v * LANES) = sum[r][v];
+                sum[r][v] = (vec){0};
+        for (long k = begin; k < end; k++)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < vecs; v++)
+                    sum[r][v] += prev[r * ld + k] * w[v * H + k];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vecs; v++) {
+                vec *to = (vec *)(next + r * ld + v * LANES);
+                if (begin)
+                    sum[r][v] += *to;
+                *to = sum[r][v];
+            }
+    }
 }
 
 /* The same for any number of vectors, in the widest tiles that leave their sums in registers. */

@@ -1,0 +1,319 @@
+"""The native kernel's two functions against the same equations in float64, straight from kernels/native.py."""
+
+import multiprocessing
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from manual_rnn.kernels import native
+
+REASON = native.why_not(torch.empty(0))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+VARIANTS = dict(native._scan.variants) if native._scan else {}
+EPS = torch.finfo(torch.float32).eps
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+both_phis = pytest.mark.parametrize("phi", ["tanh", "relu"])
+
+
+@pytest.fixture
+def use_variant(monkeypatch):
+    return lambda name: monkeypatch.setattr(native, "_variant", VARIANTS[name])
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def loop(z, start, a, phi, reverse, batch_sizes, h=None) -> Tensor:
+    """The equation, one step at a time, in the dtype of `z`: elman, or linear where `h` is given."""
+    y, carry = torch.empty_like(z), start.clone()
+    sizes = [start.shape[0]] * z.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    rows = z.unbind(0) if batch_sizes is None else z.split(sizes)
+    states = [None] * len(sizes) if h is None else h.unbind(0) if batch_sizes is None else h.split(sizes)
+    outs = y.unbind(0) if batch_sizes is None else y.split(sizes)
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        x = rows[t] + carry[: sizes[t]] @ a
+        if h is not None:
+            slope = 1 - states[t] ** 2 if phi == "tanh" else torch.where(states[t] <= 0, 0.0, 1.0)
+            outs[t].copy_(slope * x)
+        else:
+            outs[t].copy_(torch.tanh(x) if phi == "tanh" else torch.relu(x))
+        carry[: sizes[t]] = outs[t]
+    return y
+
+
+def judge(z, h0, w, phi, reverse, batch_sizes, h, dtype=torch.float64) -> tuple[Tensor, Tensor]:
+    """elman and linear by the loop, one weight matrix after the other."""
+    if w.dim() == 2:
+        z, h0, w, h = (x[None] for x in (z, h0, w, h))
+        return tuple(x[0] for x in judge(z, h0, w, phi, reverse, batch_sizes, h, dtype))
+    z, h0, w, h = (x.to(dtype) for x in (z, h0, w, h))
+    zero = torch.zeros_like(h0)
+    elman = [loop(z[g], h0[g], w[g].T, phi, reverse, batch_sizes) for g in range(len(w))]
+    linear = [loop(z[g], zero[g], w[g], phi, reverse, batch_sizes, h[g]) for g in range(len(w))]
+    return torch.stack(elman), torch.stack(linear)
+
+
+def run(z, h0, w, phi, reverse, batch_sizes, h) -> tuple[Tensor, Tensor]:
+    return (
+        native.elman(z, h0, w, phi, reverse, batch_sizes),
+        native.linear(z, h, w, phi, reverse, batch_sizes),
+    )
+
+
+def scattered(x: Tensor, choice: random.Random) -> Tensor:
+    """`x` with other strides: permuted, or inside a larger tensor full of NaN."""
+    order = choice.sample(range(x.dim()), x.dim())
+    x = x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])
+    if choice.random() < 0.5:
+        return x
+    around = torch.full([2 * size + 1 for size in x.shape], torch.nan)
+    inside = around[tuple(slice(0, 2 * size, 2) for size in x.shape)]
+    return inside.copy_(x)
+
+
+def problem(seed: int) -> tuple:
+    """A random problem: sizes, strides, phi, direction, packing and weight matrices."""
+    choice = random.Random(seed)
+    torch.manual_seed(seed)
+    T, B = choice.choice([0, 1, 2, 5, 9]), choice.choice([0, 1, 2, 3, 7, 13, 40])
+    H = choice.choice([1, 2, 3, 8, 15, 16, 17, 33, 63, 64, 100, 257])
+    group = choice.choice([(), (), (), (1,), (2,), (5,)])
+    batch_sizes, rows = None, (T, B)
+    if T and B and choice.random() < 0.5:
+        sizes = sorted((choice.randint(0, B) for _ in range(T - 1)), reverse=True)
+        batch_sizes, rows = torch.tensor([B, *sizes]), (B + sum(sizes),)
+    w = torch.randn(*group, H, H)
+    w /= w.square().sum((-2, -1), keepdim=True).sqrt()  # a contraction: errors don't grow with time
+    tensors = (torch.randn(*group, *rows, H), torch.randn(*group, B, H), w)
+    z, h0, w = (scattered(x, choice) for x in tensors)
+    h = scattered(torch.randn(*group, *rows, H).tanh(), choice)
+    return z, h0, w, choice.choice(["tanh", "relu"]), choice.random() < 0.5, batch_sizes, h
+
+
+@every_variant
+def test_any_problem_agrees_with_the_equations(variant, use_variant):
+    use_variant(variant)
+    deadline, seed = time.monotonic() + 2, 0
+    while seed < 60 or (time.monotonic() < deadline and seed < 2000):
+        torch.set_num_threads(seed % 4 + 1)
+        given = problem(seed)
+        for ours, exact in zip(run(*given), judge(*given), strict=True):
+            assert ours.shape == exact.shape
+            worst = (ours - exact).abs().amax() if exact.numel() else torch.zeros(())
+            assert worst <= 8 * EPS * max(1, exact.abs().amax() if exact.numel() else 1), f"{seed=}"
+        seed += 1
+
+
+def test_the_judge_notices():
+    """The comparison above fails for a transposed w, a wrong direction and a dropped h0."""
+    z, h0, w, h = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5), torch.randn(4, 3, 5)
+    exact = judge(z, h0, w, "tanh", False, None, h)[0]
+    right = native.elman(z, h0, w, "tanh", False, None)
+    wrong = [
+        native.elman(z, h0, w.T, "tanh", False, None),
+        native.elman(z, h0, w, "tanh", True, None),
+        native.elman(z, 0 * h0, w, "tanh", False, None),
+    ]
+    assert (right - exact).abs().max() < 1e-5
+    assert all((h - exact).abs().max() > 1e-2 for h in wrong)
+
+
+@every_variant
+@both_phis
+@pytest.mark.parametrize("H", [3, 63, 128, 512])
+def test_error_is_at_most_twice_that_of_torch_in_float32(variant, phi, H, use_variant):
+    use_variant(variant)
+    torch.manual_seed(H)
+    bound = H**-0.5  # nn.RNN's own initial weights
+    w = torch.empty(H, H).uniform_(-bound, bound)
+    z, h0 = torch.randn(20, 16, H), torch.randn(16, H)
+    given = (z, h0, w, phi, False, None, torch.randn(20, 16, H).tanh())
+    for ours, torchs, exact in zip(run(*given), judge(*given, torch.float32), judge(*given), strict=True):
+        assert (ours - exact).square().mean() <= 4 * (torchs - exact).square().mean()
+        assert (ours - exact).abs().max() <= 2 * (torchs - exact).abs().max()
+
+
+@every_variant
+def test_tanh_is_within_2_ulp_at_every_magnitude(variant, use_variant):
+    use_variant(variant)
+    generator = torch.Generator().manual_seed(0)
+    mantissas = torch.randint(0, 2**23, (255, 4096), generator=generator, dtype=torch.int32)
+    edges = torch.tensor([0, 1, 2**22, 2**23 - 2, 2**23 - 1], dtype=torch.int32)
+    exponents = torch.arange(255, dtype=torch.int32)[:, None] << 23
+    sizes = torch.cat([mantissas, edges.expand(255, -1)], 1) | exponents
+    x = sizes.view(torch.float32).flatten()[:, None]
+    for x_signed in (x, -x):
+        tanh = native.elman(x_signed[None], torch.zeros_like(x), torch.zeros(1, 1), "tanh", False, None)[0]
+        exact = x_signed.double().tanh()
+        ulp = torch.frexp(exact.float())[1].double().sub(24).clamp(min=-149).exp2()
+        assert ((tanh - exact).abs() / ulp).max() < 2
+        assert tanh.abs().max() == 1
+
+
+@every_variant
+@both_phis
+def test_special_values(variant, phi, use_variant):
+    use_variant(variant)
+    inf, nan, tiny = torch.inf, torch.nan, 1e-45
+    z = torch.tensor([nan, inf, -inf, 3e38, -3e38, 0.0, -0.0, tiny, -tiny, 1e-40])[:, None].repeat(1, 17)
+    zeros = torch.zeros_like(z)
+    ours = native.elman(z[None], zeros, torch.zeros(17, 17), phi, False, None)[0]
+    expected = torch.tanh(z + zeros) if phi == "tanh" else torch.relu(z + zeros)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(ours.signbit()[1:], expected.signbit()[1:])  # NaN has no sign to keep
+
+
+@every_variant
+def test_slopes_are_exact_where_relu_is_flat_or_nan(variant, use_variant):
+    use_variant(variant)
+    h = torch.tensor([2.0, 1e-45, 0.0, -0.0, torch.nan]).expand(1, 1, 5)
+    v = torch.tensor([3.0, 3.0, torch.inf, torch.nan, 3.0]).expand(1, 1, 5)
+    y = native.linear(v, h, torch.zeros(5, 5), "relu", False, None)
+    assert y.flatten().tolist() == [3, 3, 0, 0, 3]  # as threshold_backward: never inf * 0
+
+
+@both_phis
+def test_nan_stays_in_its_row(phi):
+    z, h0, w = torch.randn(6, 5, 40), torch.randn(5, 40), torch.randn(40, 40)
+    clean = native.elman(z, h0, w, phi, False, None)
+    z[2, 3, 7] = torch.nan
+    h = native.elman(z, h0, w, phi, False, None)
+    assert h[2, 3].isnan().sum() == 1
+    assert h[3:, 3].isnan().all()
+    h[:, 3] = clean[:, 3]
+    assert torch.equal(h, clean)
+
+
+def test_the_output_has_the_layout_of_the_input():
+    z = torch.randn(5, 7, 40).transpose(0, 1)
+    assert (
+        native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), "tanh", False, None).stride() == z.stride()
+    )
+    assert native.linear(z, z, torch.zeros(40, 40), "tanh", False, None).stride() == z.stride()
+
+
+@pytest.mark.parametrize("B", [1, 2, 7, 300])
+@pytest.mark.parametrize("H", [40, 260])
+def test_threads_and_neighbours_do_not_change_a_bit(B, H):
+    z, h0, w = torch.randn(9, B, H), torch.randn(B, H), torch.randn(H, H) / H
+    torch.set_num_threads(1)
+    alone = native.elman(z, h0, w, "tanh", False, None)
+    last = native.elman(z[:, -1:], h0[-1:], w, "tanh", False, None)
+    assert torch.equal(alone[:, -1:], last)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(native.elman(z, h0, w, "tanh", False, None), alone)
+
+
+def test_several_python_threads_at_once():
+    problems = [problem(seed) for seed in range(40)]
+    alone = [run(*given) for given in problems]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda given: run(*given), problems))
+    for a, b in zip(alone, together, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+def parallel_run(seed: int = 0) -> Tensor:
+    """Large enough for every thread to take part."""
+    generator = torch.Generator().manual_seed(seed)
+    z, w = (torch.randn(*shape, generator=generator) for shape in [(20, 16, 64), (64, 64)])
+    return native.elman(z, torch.zeros(16, 64), w / 8, "tanh", False, None)
+
+
+class Runs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return parallel_run(index)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+class TestAfterFork:
+    def test_in_a_data_loader_worker(self):
+        torch.set_num_threads(2)
+        expected = torch.stack([parallel_run(i) for i in range(4)])
+        loader = DataLoader(Runs(), batch_size=4, num_workers=1, multiprocessing_context="fork", timeout=60)
+        assert torch.equal(next(iter(loader)), expected)
+
+    def test_in_a_bare_child_with_many_threads(self):
+        torch.set_num_threads(2)
+        expected = parallel_run()
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            child = pool.apply_async(lambda_free_sum).get(timeout=60)
+        assert child == expected.sum(dtype=torch.float64).item()
+
+
+def lambda_free_sum() -> float:
+    return parallel_run().sum(dtype=torch.float64).item()
+
+
+def test_refuses_what_c_cannot_take():
+    z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
+
+    def refuse(error, match, z=z, h0=h0, w=w, batch_sizes=None):
+        with pytest.raises(error, match=match):
+            native.elman(z, h0, w, "tanh", False, batch_sizes)
+
+    for name in ("z", "h0", "w"):
+        for wrong in (torch.double, "meta"):
+            refuse(
+                TypeError, "expected float32 on the CPU", **{name: {"z": z, "h0": h0, "w": w}[name].to(wrong)}
+            )
+    refuse(TypeError, "expected a strided tensor", w=w.to_sparse())
+    refuse(TypeError, "pending negation", w=torch.complex(w, w).conj().imag)
+    refuse(ValueError, "w has shape", w=w[:4])
+    refuse(ValueError, "h0 has shape", h0=h0[:2])
+    refuse(ValueError, "h0 has shape", h0=h0[0])
+    refuse(ValueError, r"expected an input of \(T, B, H\)", z=z[0])
+    refuse(ValueError, r"expected an input of \(T, B, H\)", w=w[None])
+    refuse(ValueError, "aligned to 4 bytes", w=misaligned(25).view(5, 5))
+    with pytest.raises(ValueError, match="h has shape"):
+        native.linear(z, z[:3], w, "tanh", False, None)
+    with pytest.raises(KeyError):
+        native.elman(z, h0, w, "gelu", False, None)
+    for sizes in ([3, 4, 5], [3, 3, 3, 2], [3, 3, 3, 3, 1, -1], [2, 2, 2, 2, 2, 2], []):
+        refuse(ValueError, "expected batch_sizes", z=z.flatten(0, 1), batch_sizes=torch.tensor(sizes).long())
+    refuse(
+        TypeError, "expected batch_sizes int64", z=z.flatten(0, 1), batch_sizes=torch.tensor([3, 3, 3, 3.0])
+    )
+    refuse(ValueError, "contiguous", z=z.flatten(0, 1), batch_sizes=torch.full((4, 2), 3)[:, 0])
+
+
+def misaligned(floats: int) -> Tensor:
+    return torch.frombuffer(bytearray(4 * floats + 1), dtype=torch.float32, offset=1, count=floats)
+
+
+def test_a_failed_allocation_raises(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2**31 - 1)
+    z, w = torch.zeros(1, 128, 1024), torch.zeros(1024, 1024)
+    with pytest.raises(MemoryError):
+        native.elman(z, z[0], w, "tanh", False, None)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_uses_the_openmp_that_torch_loaded():
+    code = """
+import re, torch
+before = set(re.findall(r"\\S*(?:gomp|iomp|omp5)\\S*", open("/proc/self/maps").read()))
+from manual_rnn.kernels import native
+z = torch.randn(20, 16, 64)
+native.elman(z, z[0], z[0].new_zeros(64, 64), "tanh", False, None)
+after = set(re.findall(r"\\S*(?:gomp|iomp|omp5)\\S*", open("/proc/self/maps").read()))
+assert before == after and before, (before, after)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
