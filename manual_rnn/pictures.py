@@ -1,0 +1,132 @@
+r"""Pictures of what `manual_rnn.inspect.trace` sees. They need matplotlib.
+
+Each function returns a matplotlib Figure, 8 inches wide; `write_pictures` writes all of them as PNGs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .inspect import Pass, eigenvalues, gradient_norms, spectral_radius, trace
+from .module import ManualRNN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["eigenvalue_picture", "gradient_picture", "state_picture", "write_pictures"]
+
+
+def write_pictures(
+    rnn: ManualRNN, input: Tensor | PackedSequence, folder: str | Path, hx: Tensor | None = None
+) -> list[Path]:
+    """Write `states.png`, `gradients.png` and `eigenvalues.png` of one run; return their paths.
+
+    Args:
+        rnn: runs as it is: in training mode with its dropout.
+        input, hx: as `rnn` takes them. States are shown of the longest sequence.
+        folder: made if it isn't there.
+
+    Raises:
+        ValueError: if the input has no step.
+    """
+    with torch.enable_grad():
+        passes = trace(rnn, input, hx).passes
+    if not passes[0].states:
+        raise ValueError("expected an input of at least one step, got none")
+    figures = {
+        "states.png": state_picture(passes),
+        "gradients.png": gradient_picture(passes),
+        "eigenvalues.png": eigenvalue_picture(passes),
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(Path(folder, name), dpi=120)
+    return [Path(folder, name) for name in figures]
+
+
+def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
+    """Heat maps of one sequence's states, one for each pass: steps to the right, units upward."""
+    figure, axes = _panels(len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
+    for run, ax in zip(passes, axes, strict=True):
+        states = torch.stack([h[sequence] for h in run.states if len(h) > sequence])  # (T, H)
+        bound = states.abs().max().item() or 1.0
+        image = ax.imshow(
+            _numbers(states.T), aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest"
+        )
+        ax.set(title=f"States of {run.name}", ylabel="unit")
+        _whole_numbers(ax.xaxis, ax.yaxis)
+        figure.colorbar(image, ax=ax, label="state $h_t$")
+    axes[-1].set_xlabel("step t")
+    return figure
+
+
+def gradient_picture(passes: Sequence[Pass]) -> "Figure":
+    r"""How a gradient fades or grows on its way back through the steps of each pass.
+
+    It starts as ones at the last state of the longest sequences; drawn is its norm, relative to that
+    start, against the distance in steps, beside $\rho(W_{hh})^{distance}$.
+    """
+    figure, (ax,) = _panels(1, 1, (8, 4))
+    for run in passes:
+        states = run.walk()[::-1]  # the nearest first
+        norms = gradient_norms(states[0].sum(), states)
+        line = ax.plot(_numbers(norms / norms[0]), label=run.name)[0]
+        radius = spectral_radius(run.weight_hh.detach()).double() ** torch.arange(len(states))
+        ax.plot(_numbers(radius), color=line.get_color(), linestyle="--", linewidth=0.8)
+    ax.plot([], [], color="gray", linestyle="--", linewidth=0.8, label=r"$\rho(W_{hh})^{\,k}$")
+    ax.set(
+        title="Gradient of the last state through time",
+        xlabel="distance k to the last state, in steps",
+        ylabel=r"$\Vert \partial L / \partial h_{T-k} \Vert$, relative to $k = 0$",
+        yscale="log",
+    )
+    _whole_numbers(ax.xaxis)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
+def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
+    r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it."""
+    from matplotlib.patches import Circle
+
+    columns = min(len(passes), 2)
+    rows = -(-len(passes) // columns)
+    figure, axes = _panels(rows, columns, (8, 0.3 + 3.9 * rows))
+    for run, ax in zip(passes, axes, strict=False):
+        values = eigenvalues(run.weight_hh.detach())
+        ax.add_patch(Circle((0, 0), 1, fill=False, color="gray", label="unit circle"))
+        ax.plot(_numbers(values.real), _numbers(values.imag), ".", label="eigenvalues")
+        ax.set(
+            title=rf"$W_{{hh}}$ of {run.name}, $\rho$ = {spectral_radius(run.weight_hh).item():.3f}",
+            xlabel="real part",
+            ylabel="imaginary part",
+            aspect="equal",
+        )
+        ax.grid(alpha=0.3)
+    axes[0].legend(loc="upper right")
+    for ax in axes[len(passes) :]:
+        ax.remove()
+    return figure
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+
+
+def _whole_numbers(*axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _numbers(x: Tensor) -> Any:
+    return x.detach().double().cpu().numpy()
