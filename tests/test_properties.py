@@ -14,8 +14,8 @@ KERNELS = kernels_for(torch.float32)
 TOLERANCE = 2e-6
 
 
-def small_rnn(**options: bool) -> ManualRNN:
-    return ManualRNN(4, 6, num_layers=2, **options)
+def small_rnn(bidirectional: bool = False) -> ManualRNN:
+    return ManualRNN(4, 6, num_layers=2, bidirectional=bidirectional)
 
 
 @pytest.fixture(params=KERNELS, autouse=True)
