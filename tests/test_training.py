@@ -1,0 +1,260 @@
+"""python -m training: the twins, the report, resuming, and what is refused."""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import manual_rnn
+from training.__main__ import main
+from training.gradients import Gradients
+from training.side_by_side import SideBySide
+from training.tasks import Batch
+
+Train = Callable[..., str]
+
+pytestmark = [
+    # Lightning 2.6 compares tree specs by a class that torch 2.13 has renamed
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+    # no workers for tasks that are drawn in a millisecond
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    # a resumed run writes into a folder of its own
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+    # runs here are shorter than the logging interval
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--data.train_batches=4",
+    "--data.val_batches=1",
+    "--data.batch_size=8",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+    "--model.hidden_size=6",
+]
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Train]:
+    """Runs `python -m training` in a folder of its own and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of names that Lightning still uses
+    threads = torch.get_num_threads()
+
+    def run(*args: str, small: list[str] = SMALL) -> str:
+        main([*small, *args])
+        return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+    yield run
+    torch.set_num_threads(threads)
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    os.environ.pop("PL_SEED_WORKERS", None)
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = last(folder)["state_dict"]
+    return found
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+
+
+def test_a_run_reports_and_leaves_its_files(train: Train, tmp_path: Path) -> None:
+    out = train()
+    folder = tmp_path / "runs" / "Adding" / "version_0"
+    assert "8 steps compared" in out
+    assert "rnn.weight_hh_l0" in out
+    assert "equal to round-off" in out
+    assert "picture: runs/Adding/version_0/side_by_side.png" in out
+    assert (folder / "side_by_side.png").stat().st_size > 10_000
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert {"loss/builtin", "loss/manual", "gradient/rnn.weight_hh_l0"} <= rows[0].keys()
+    assert len([row for row in rows if row["loss/manual"]]) == 8
+
+
+@pytest.mark.parametrize("task", ["Adding", "CopyMemory"])
+def test_with_the_reference_kernel_the_twins_are_bitwise_equal(
+    train: Train, tmp_path: Path, task: str
+) -> None:
+    out = train("--model.kernel", "reference", "--data", task, "--model.num_layers=2", "--model.dropout=0.3")
+    state = weights(tmp_path / "runs" / task / "version_0")
+    assert "bitwise equal" in out
+    for name in state:
+        assert torch.equal(state[name], state[name.replace("manual.", "builtin.")])
+
+
+def test_gradients_beyond_the_tolerance_end_in_failure(train: Train) -> None:
+    with pytest.raises(
+        SystemExit, match=r"the gradient of \S+ parted by more than 0 times round-off at step 1"
+    ):
+        train("--model.tolerance", "0", "--model.kernel", "torch")
+
+
+def test_a_wrong_gradient_is_named_with_its_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = SideBySide.gradients
+
+    def wrong(self: SideBySide, network: Any, batch: Batch) -> tuple[Tensor, Gradients]:
+        loss, gradients = compare(self, network, batch)
+        if self.global_step >= 3 and isinstance(network.rnn, manual_rnn.ManualRNN):
+            gradients = {**gradients, "rnn.weight_hh_l0": gradients["rnn.weight_hh_l0"] * 1.001}
+        return loss, gradients
+
+    monkeypatch.setattr(SideBySide, "gradients", wrong)
+    with pytest.raises(
+        SystemExit, match=r"gradient of rnn\.weight_hh_l0 parted by more than 16 .* at step 4"
+    ):
+        train()
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("clip", ["0.05", "0"])
+def test_neither_twin_touches_the_other(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str
+) -> None:
+    """Beside another ManualRNN, nn.RNN's twin takes the same path to the last bit."""
+    options = ("--model.tolerance=1e30", f"--trainer.gradient_clip_val={clip}")
+    train(*options)
+    swap = manual_rnn.swap_rnn
+
+    def other_twin(model: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(3)
+        return swap(model)
+
+    monkeypatch.setattr(manual_rnn, "swap_rnn", other_twin)
+    train(*options)
+    a, b = (weights(tmp_path / "runs" / "Adding" / f"version_{i}") for i in range(2))
+    builtin = [name for name in a if name.startswith("builtin.")]
+    assert_same({n: a[n] for n in builtin}, {n: b[n] for n in builtin})
+    assert not torch.equal(a["manual.rnn.weight_hh_l0"], b["manual.rnn.weight_hh_l0"])
+
+
+def test_each_twin_is_clipped_by_its_own_norm() -> None:
+    model = SideBySide(2, 1, hidden_size=4)
+    optimizer = torch.optim.SGD(model.parameters())
+    for i, twin in enumerate(model.twins.values()):
+        for p in twin.parameters():
+            p.grad = torch.full_like(p, 10.0**i)
+    model.configure_gradient_clipping(optimizer, 0.5, "norm")
+    for twin in model.twins.values():
+        norm = nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
+        assert norm.item() == pytest.approx(0.5, rel=1e-4)
+    model.configure_gradient_clipping(optimizer, 0.01, "value")
+    assert all(p.grad is not None and p.grad.abs().max() <= 0.01 for p in model.parameters())
+
+
+def test_a_resumed_run_ends_as_one_never_interrupted(train: Train, tmp_path: Path) -> None:
+    stochastic = ("--model.num_layers=2", "--model.dropout=0.3", "--data=CopyMemory")
+    whole = train("--trainer.max_epochs=3", *stochastic)
+    train("--trainer.max_epochs=1", *stochastic)
+    runs = tmp_path / "runs" / "CopyMemory"
+    checkpoint = runs / "version_1" / "checkpoints" / "last.ckpt"
+    resumed = train(
+        "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}", small=[]
+    )
+    assert_same(weights(runs / "version_0"), weights(runs / "version_2"))
+    assert whole.replace("version_0", "version_2") == resumed
+
+
+def test_the_command_line_overrides_the_settings_of_a_checkpoint(train: Train, tmp_path: Path) -> None:
+    train("--model.nonlinearity=relu")
+    checkpoint = tmp_path / "runs" / "Adding" / "version_0" / "checkpoints" / "last.ckpt"
+    out = train(
+        "--model.kernel=reference", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}", small=SMALL[-3:]
+    )
+    hparams = last(tmp_path / "runs" / "Adding" / "version_1")["hyper_parameters"]
+    assert "12 steps compared" in out
+    assert (hparams["kernel"], hparams["nonlinearity"], hparams["hidden_size"]) == ("reference", "relu", 6)
+
+
+def test_validate_from_a_checkpoint(train: Train, tmp_path: Path) -> None:
+    train()
+    checkpoint = tmp_path / "runs" / "Adding" / "version_0" / "checkpoints" / "last.ckpt"
+    out = train("validate", "--trainer.enable_progress_bar=false", f"--ckpt_path={checkpoint}", small=[])
+    assert "val_mse/manual" in out
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "parent", "lightning"])
+def test_both_twins_start_from_a_checkpoint_of_nn_rnn(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    rnn = nn.RNN(2, 6, 2, bidirectional=True)
+    parent = nn.ModuleDict({"encoder": rnn, "head": nn.Linear(12, 1)})
+    content = {
+        "state_dict": rnn.state_dict(),
+        "parent": parent.state_dict(),
+        "lightning": {"state_dict": parent.state_dict(), "epoch": 3},
+    }[kind]
+    torch.save(content, tmp_path / "rnn.pt")
+    model = SideBySide(2, 1, hidden_size=6, num_layers=2, bidirectional=True, init_from=tmp_path / "rnn.pt")
+    for twin in model.twins.values():
+        assert_same(dict(twin.rnn.state_dict()), dict(rnn.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.RNN(2, 5).state_dict(), r"expected RNN weights .*\(6, 2\).*, got .*\(5, 2\)"),
+        (nn.LSTM(2, 6).state_dict(), r"expected RNN weights .*\(6, 6\).*, got .*\(24, 6\)"),
+        (nn.Linear(2, 6).state_dict(), "expected one RNN .* got none"),
+        (
+            {f"{k}.{n}": p for k in "ab" for n, p in nn.RNN(2, 6).state_dict().items()},
+            r"got \['a\.', 'b\.'\]",
+        ),
+        (torch.zeros(3), "expected a state_dict or a Lightning checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "rnn.pt")
+    with pytest.raises(ValueError, match=message):
+        SideBySide(2, 1, hidden_size=6, init_from=tmp_path / "rnn.pt")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.length=1", "expected length of at least 2, got 1"),
+        ("--model.compare_every=0", "expected compare_every of at least 1, got 0"),
+        ("--model.tolerance=-1", "expected a tolerance of at least 0, got -1.0"),
+        ("--model.init_from=nowhere.pt", "expected a file with nn.RNN weights, got nowhere.pt: no such file"),
+        ("--model.hidden_size=0", "hidden_size must be greater than zero"),
+        ("--threads=0", "threads"),
+    ],
+)
+def test_what_is_out_of_range_ends_before_training(
+    train: Train, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        train(option)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_needs_no_training(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        train("--help", small=[])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert "python -m training" in out
+    assert all(subcommand in out for subcommand in ("fit", "validate", "test", "predict"))

@@ -1,0 +1,171 @@
+"""What a run showed: a table at the end, a picture, and the verdict that becomes the exit code."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from training.pictures import draw_run
+from training.side_by_side import Comparison, SideBySide
+
+COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
+CAPTION = """absolute, relative: at the weights that nn.RNN's twin had reached.
+times round-off: in units of how far sound computations of this gradient
+  differ (training/gradients.py); the tolerance is {tolerance:g}.
+own paths: relative, between the gradients the twins trained with. Training
+  amplifies round-off, so this grows even where every gradient is right."""
+
+
+@dataclass
+class Extremes:
+    """The largest differences seen of one parameter, and the first step at which it passed the tolerance."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    parting: float = 0.0
+    drift: float = 0.0
+    first_step_past: int | None = None
+
+
+@dataclass
+class History:
+    """What the picture shows: losses at every step, gradient differences at every compared step."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    compared: list[int] = field(default_factory=list)
+    differences: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Report(Callback):
+    """Collects each step's comparison; at the end prints a table and draws a picture."""
+
+    def __init__(self) -> None:
+        self.extremes: dict[str, Extremes] = {}
+        self.history = History()
+        self.loss_difference = 0.0
+        self.loss_drift = 0.0
+        self.tolerance = float("inf")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, SideBySide)
+        step = trainer.global_step
+        losses = {name: loss.item() for name, loss in outputs["losses"].items()}
+        self.note_losses(step, losses)
+        for name, drift in module.drift.items():
+            of_name = self.extremes.setdefault(name, Extremes())
+            of_name.drift = worse(of_name.drift, drift)
+        if outputs["comparison"] is not None:
+            self.note(step, outputs["comparison"], module.tolerance)
+
+    def note_losses(self, step: int, losses: dict[str, float]) -> None:
+        self.history.steps.append(step)
+        for name, loss in losses.items():
+            self.history.losses.setdefault(name, []).append(loss)
+        self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
+
+    def note(self, step: int, comparison: Comparison, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.history.compared.append(step)
+        self.loss_difference = worse(self.loss_difference, comparison.loss)
+        for name, parting in comparison.partings.items():
+            of_name = self.extremes.setdefault(name, Extremes())
+            of_name.absolute = worse(of_name.absolute, comparison.absolute[name])
+            of_name.relative = worse(of_name.relative, comparison.relative[name])
+            of_name.parting = worse(of_name.parting, parting)
+            if of_name.first_step_past is None and not parting <= tolerance:  # NaN is past it too
+                of_name.first_step_past = step
+            self.history.differences.setdefault(name, []).append(comparison.absolute[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        history = {name: pack(value) for name, value in asdict(self.history).items()}
+        extremes = {name: asdict(e) for name, e in self.extremes.items()}
+        return {"history": history, "extremes": extremes, "losses": (self.loss_difference, self.loss_drift)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = History(**{name: unpack(value) for name, value in state["history"].items()})
+        self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
+        self.loss_difference, self.loss_drift = state["losses"]
+
+    def show(self, run_folder: Path | None) -> None:
+        """Prints the table and the verdict, and draws the picture where there is a run folder."""
+        console = Console()
+        console.print(self.table(), self.verdict(), sep="\n\n")
+        if run_folder is not None:
+            picture = run_folder / "side_by_side.png"
+            draw_run(self.history, picture)
+            console.print(f"picture: {picture}\nrun folder: {run_folder}", soft_wrap=True, highlight=False)
+
+    def table(self) -> Table:
+        title = f"Gradients of ManualRNN against nn.RNN, {len(self.history.compared)} steps compared"
+        table = Table(
+            title=title,
+            caption=CAPTION.format(tolerance=self.tolerance),
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        table.add_column("parameter", no_wrap=True)
+        for heading in COLUMNS:
+            table.add_column(heading, justify="right")
+        for name, e in self.extremes.items():
+            past = "none" if e.first_step_past is None else str(e.first_step_past)
+            figures = (number(e.absolute), number(e.relative), f"{e.parting:.2g}", past, number(e.drift))
+            table.add_row(name, *figures)
+        table.add_section()
+        table.add_row(
+            "the loss (absolute)", number(self.loss_difference), "", "", "", number(self.loss_drift)
+        )
+        return table
+
+    def verdict(self) -> str:
+        if self.failure:
+            return f"[bold red]FAILED[/]: {self.failure}"
+        if self.bitwise_equal:
+            return "[bold green]bitwise equal[/]: every gradient, every loss, and both twins' whole paths"
+        largest = max(e.parting for e in self.extremes.values())
+        return f"[bold green]equal to round-off[/]: the largest parting is {largest:.2g} times round-off"
+
+    @property
+    def bitwise_equal(self) -> bool:
+        differences = [(e.absolute, e.drift) for e in self.extremes.values()]
+        return not any((self.loss_difference, self.loss_drift, *(d for pair in differences for d in pair)))
+
+    @property
+    def failure(self) -> str | None:
+        """The parameter whose gradient passed the tolerance first, and the step; None for a sound run."""
+        past = [
+            (e.first_step_past, name) for name, e in self.extremes.items() if e.first_step_past is not None
+        ]
+        if not past:
+            return None
+        step, name = min(past)
+        return f"the gradient of {name} parted by more than {self.tolerance:g} times round-off at step {step}"
+
+
+def worse(a: float, b: float) -> float:
+    """The larger, where NaN is larger than anything."""
+    return b if b != b or b > a else a
+
+
+def number(x: float) -> str:
+    return "0.0" if x == 0 else f"{x:.1e}"
+
+
+def pack(value: Any) -> Any:
+    """Lists as tensors, which a checkpoint holds in a tenth of the room."""
+    if isinstance(value, dict):
+        return {name: pack(v) for name, v in value.items()}
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def unpack(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: unpack(v) for name, v in value.items()}
+    return value.tolist()

@@ -1,0 +1,235 @@
+r"""Trains ManualRNN beside nn.RNN: twins with the same initial weights on the same batches.
+
+Each twin has its own loss, gradients, clipping and optimizer state; the loss that Lightning sees is
+the sum of the two losses, whose gradient with respect to one twin is that of its own loss, to the
+last bit.
+
+The twins' weights drift apart: each step rounds differently, and training amplifies what it is
+given. So their gradients are those of two different functions before long, and say nothing about
+who computes them well. The comparison that counts is made at the same weights: at each step, with
+the batch of that step and the weights that nn.RNN's twin has reached, the gradients of nn.RNN, of
+ManualRNN, and of nn.RNN in float64, which says how large round-off is (:mod:`training.gradients`).
+How far the twins' own gradients have parted is reported beside it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import manual_rnn
+from training.checkpoints import load_rnn
+from training.gradients import (
+    Gradients,
+    gradient_differences,
+    gradients,
+    nudge,
+    partings,
+    relative_differences,
+    round_off,
+)
+from training.tasks import Batch, Task
+
+Kernel = Literal["default", "reference", "torch", "native"]
+
+
+class Network(nn.Module):
+    """A recurrent network and a linear readout of every step."""
+
+    def __init__(self, rnn: nn.Module, readout: nn.Linear) -> None:
+        super().__init__()
+        self.rnn, self.readout = rnn, readout
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(input, hx)
+        return self.readout(output), h_n
+
+
+@dataclass
+class Comparison:
+    """One step's gradients of ManualRNN against nn.RNN's at the same weights, by parameter name."""
+
+    absolute: dict[str, float]
+    relative: dict[str, float]
+    partings: dict[str, float]
+    """In units of nn.RNN's own round-off at this step."""
+    loss: float
+
+
+class SideBySide(LightningModule):
+    r"""The twins.
+
+    Args:
+        input_size: features of the task at each step (set by the task).
+        output_size: outputs at each step (set by the task).
+        hidden_size: width H of the hidden state.
+        num_layers: layers of the RNN.
+        nonlinearity: ``tanh`` or ``relu``.
+        bias: whether the RNN has biases.
+        dropout: between layers; the twins draw the same masks.
+        bidirectional: whether there is a second direction of time.
+        kernel: how ManualRNN runs; ``reference`` is bitwise equal to nn.RNN on a CPU.
+        init_from: file with nn.RNN weights that both twins start from: a state_dict, or a
+            Lightning checkpoint.
+        compare_every: steps between two comparisons of gradients.
+        tolerance: how far a gradient may part, in units of round-off, before the run has failed.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        kernel: Kernel = "default",
+        init_from: Path | None = None,
+        compare_every: int = 1,
+        tolerance: float = 16.0,
+    ) -> None:
+        super().__init__()
+        if compare_every < 1:
+            raise ValueError(f"expected compare_every of at least 1, got {compare_every}")
+        if not tolerance >= 0:
+            raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
+        self.save_hyperparameters()
+        rnn = nn.RNN(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=True,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        if init_from is not None:
+            load_rnn(rnn, init_from)
+        self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
+        self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
+        self.kernel, self.compare_every, self.tolerance = kernel, compare_every, tolerance
+        self.drift: dict[str, float] = {}
+
+    @property
+    def twins(self) -> dict[str, Network]:
+        return {"builtin": self.builtin, "manual": self.manual}
+
+    @property
+    def task(self) -> Task:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        losses = {name: self.loss(twin, batch) for name, twin in self.twins.items()}
+        compared = self.global_step % self.compare_every == 0
+        comparison = self.compare(batch) if compared else None
+        self.log_dict({f"loss/{name}": loss for name, loss in losses.items()}, prog_bar=True)
+        if comparison:
+            self.log_dict({f"gradient/{name}": value for name, value in comparison.absolute.items()})
+        return {"loss": sum(losses.values()), "losses": losses, "comparison": comparison}
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        input, target = batch
+        with self.random_numbers_of_this_step(), manual_rnn.use_kernel(self.kernel):
+            output, _ = network(input)
+        return self.task.loss(output, target)
+
+    def compare(self, batch: Batch) -> Comparison:
+        """Gradients at nn.RNN's weights: nn.RNN's, ManualRNN's, and two in float64 for round-off."""
+        same = deepcopy(self.manual)
+        same.load_state_dict(self.builtin.state_dict())
+        loss_builtin, builtin = self.gradients(self.builtin, batch)
+        loss_manual, manual = self.gradients(same, batch)
+        unit = round_off(builtin, *self.exact_gradients(batch))
+        return Comparison(
+            gradient_differences(manual, builtin),
+            relative_differences(manual, builtin),
+            partings(manual, builtin, unit),
+            (loss_manual - loss_builtin).abs().item(),
+        )
+
+    def exact_gradients(self, batch: Batch) -> tuple[Gradients, Gradients]:
+        """In float64, at nn.RNN's weights and at weights one unit in the last place away."""
+        exact = deepcopy(self.builtin).double()
+        input, target = (x.double() if x.is_floating_point() else x for x in batch)
+        generator, unit = torch.Generator().manual_seed(self.global_step), self.unit_in_the_last_place()
+        with torch.autocast(self.device.type, enabled=False):
+            _, here = self.gradients(exact, (input, target))
+            _, beside = self.gradients(nudge(exact, unit, generator), (input, target))
+        return here, beside
+
+    def unit_in_the_last_place(self) -> float:
+        """Of the precision that the recurrence runs in."""
+        mixed = torch.is_autocast_enabled(self.device.type)
+        weight = next(self.builtin.parameters())
+        return torch.finfo(torch.get_autocast_dtype(self.device.type) if mixed else weight.dtype).eps
+
+    def gradients(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Gradients]:
+        return gradients(network, lambda network: self.loss(network, batch))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Notes how far the gradients that the twins train with have parted."""
+        own = {name: trained_gradients(twin) for name, twin in self.twins.items()}
+        self.drift = relative_differences(own["manual"], own["builtin"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Each twin's gradients are clipped by their own norm."""
+        if not gradient_clip_val:
+            return
+        by_value = gradient_clip_algorithm == "value"
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        for twin in self.twins.values():
+            clip(twin.parameters(), gradient_clip_val)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def evaluate(self, split: str, batch: Batch) -> None:
+        input, target = batch
+        for name, twin in self.twins.items():
+            with manual_rnn.use_kernel(self.kernel):
+                output, _ = twin(input)
+            metrics = self.task.metrics(output, target)
+            values = {f"{split}_{metric}/{name}": value for metric, value in metrics.items()}
+            self.log_dict(values, prog_bar=name == "manual", sync_dist=True, batch_size=len(input))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        input, target = batch
+        with manual_rnn.use_kernel(self.kernel):
+            output, _ = self.manual(input)
+        return {"input": input, "output": output, "target": target}
+
+    @contextmanager
+    def random_numbers_of_this_step(self) -> Iterator[None]:
+        """Dropout draws the same masks for every network, and the same ones in a resumed run."""
+        if not self.training:
+            yield
+            return
+        seed = torch.initial_seed() + self.trainer.fit_loop.total_batch_idx + 1_000_003 * self.global_rank
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a traceback of each call
+            if on_gpu:
+                torch.cuda.manual_seed(seed)
+            yield
+
+
+def trained_gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
