@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks
+from . import checks, onnx
 from .convert import check_target, converted
 from .layer import PHI, OwnStep, Weights, run_layer
 from .layout import plan
@@ -150,6 +150,8 @@ class ManualRNN(nn.Module):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
+        if onnx.is_exporting():
+            onnx.check_exportable(input, self._builtin_phi())
         sequence = plan(input, hx, self.batch_first)
         data, hx = sequence.data, sequence.hx
         if hx is None:
@@ -168,11 +170,16 @@ class ManualRNN(nn.Module):
         weights, phi = self._weights(), self._builtin_phi()
         output, hx, weights = _autocast(output, hx, weights)
         checks.check_tensors(output, hx, weights, self._all_weights)
-        starts, last = hx.unbind(0), []
+        starts, last = hx.unbind(0), list[Tensor]()
         walks = [Walk(0, reverse, batch_sizes) for reverse in (False, True)[: self._directions]]
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout:
-                output = torch.dropout(output, self.dropout, True)
+                output = torch.dropout(output.contiguous(), self.dropout, True)  # masks in nn.RNN's order
+            if phi and onnx.is_exporting():
+                here = slice(layer * len(walks), (layer + 1) * len(walks))
+                output, h_n = onnx.rnn_node(output, hx[here], weights[here], phi)
+                last.extend(h_n)
+                continue
             states = []
             for direction, walk in enumerate(walks):
                 index = layer * len(walks) + direction
