@@ -170,7 +170,8 @@ class ManualRNN(nn.Module):
         weights, phi = self._weights(), self._builtin_phi()
         output, hx, weights = _autocast(output, hx, weights)
         checks.check_tensors(output, hx, weights, self._all_weights)
-        starts, last = hx.unbind(0), list[Tensor]()
+        starts = hx.unbind(0)
+        last: list[Tensor] = []
         walks = [Walk(0, reverse, batch_sizes) for reverse in (False, True)[: self._directions]]
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout:
@@ -299,7 +300,8 @@ class ManualRNN(nn.Module):
     def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
         """Raise unless input and state fit this module and each other."""
         self.check_input(input, batch_sizes)
-        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+        if batch_sizes is None or not torch.compiler.is_compiling():  # in a graph the op checks it
+            self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
 
     def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
         """`hx` with its batch in another order."""
