@@ -172,6 +172,7 @@ def eigenvalues(weight_hh: Tensor) -> Tensor:
     return torch.linalg.eigvals(weight_hh.to(torch.promote_types(weight_hh.dtype, torch.float32)))
 
 
+@torch.enable_grad()
 def step_jacobians(run: Pass, sequence: int = 0) -> Tensor:
     r"""$J_t = \partial h_t / \partial h_{t-1}$ of one sequence, in the order of its steps; `(T, H, H)`.
 

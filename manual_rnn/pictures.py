@@ -1,6 +1,6 @@
 r"""Pictures of what `manual_rnn.inspect.trace` sees. They need matplotlib.
 
-Each function returns a matplotlib Figure, 8 inches wide; `write_pictures` writes all of them as PNGs.
+Each function returns a matplotlib Figure; `write_pictures` writes all of them as PNGs.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["eigenvalue_picture", "gradient_picture", "state_picture", "write_pictures"]
 
 
+@torch.enable_grad()
 def write_pictures(
     rnn: ManualRNN, input: Tensor | PackedSequence, folder: str | Path, hx: Tensor | None = None
 ) -> list[Path]:
@@ -33,8 +34,7 @@ def write_pictures(
     Raises:
         ValueError: if the input has no step.
     """
-    with torch.enable_grad():
-        passes = trace(rnn, input, hx).passes
+    passes = trace(rnn, input, hx).passes
     if not passes[0].states:
         raise ValueError("expected an input of at least one step, got none")
     figures = {
@@ -49,7 +49,7 @@ def write_pictures(
 
 
 def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
-    """Heat maps of one sequence's states, one for each pass: steps to the right, units upward."""
+    """Heat maps of one sequence's states, one for each pass: steps to the right, units downward."""
     figure, axes = _panels(len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
     for run, ax in zip(passes, axes, strict=True):
         states = torch.stack([h[sequence] for h in run.states if len(h) > sequence])  # (T, H)
@@ -64,6 +64,7 @@ def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
     return figure
 
 
+@torch.enable_grad()
 def gradient_picture(passes: Sequence[Pass]) -> "Figure":
     r"""How a gradient fades or grows on its way back through the steps of each pass.
 
@@ -75,13 +76,13 @@ def gradient_picture(passes: Sequence[Pass]) -> "Figure":
         states = run.walk()[::-1]  # the nearest first
         norms = gradient_norms(states[0].sum(), states)
         line = ax.plot(_numbers(norms / norms[0]), label=run.name)[0]
-        radius = spectral_radius(run.weight_hh.detach()).double() ** torch.arange(len(states))
+        radius = spectral_radius(run.weight_hh.detach()).double().cpu() ** torch.arange(len(states))
         ax.plot(_numbers(radius), color=line.get_color(), linestyle="--", linewidth=0.8)
     ax.plot([], [], color="gray", linestyle="--", linewidth=0.8, label=r"$\rho(W_{hh})^{\,k}$")
     ax.set(
-        title="Gradient of the last state through time",
-        xlabel="distance k to the last state, in steps",
-        ylabel=r"$\Vert \partial L / \partial h_{T-k} \Vert$, relative to $k = 0$",
+        title="Gradient through time of L = sum of the last state",
+        xlabel="distance k to the last state (steps)",
+        ylabel=r"$\Vert \partial L / \partial h_{T-k} \Vert$ relative to k = 0",
         yscale="log",
     )
     _whole_numbers(ax.xaxis)
@@ -96,19 +97,18 @@ def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
 
     columns = min(len(passes), 2)
     rows = -(-len(passes) // columns)
-    figure, axes = _panels(rows, columns, (8, 0.3 + 3.9 * rows))
+    figure, axes = _panels(rows, columns, (4 * columns, 4 * rows))
     for run, ax in zip(passes, axes, strict=False):
         values = eigenvalues(run.weight_hh.detach())
-        ax.add_patch(Circle((0, 0), 1, fill=False, color="gray", label="unit circle"))
-        ax.plot(_numbers(values.real), _numbers(values.imag), ".", label="eigenvalues")
+        ax.add_patch(Circle((0, 0), 1, fill=False, color="gray"))
+        ax.plot(_numbers(values.real), _numbers(values.imag), ".")
         ax.set(
-            title=rf"$W_{{hh}}$ of {run.name}, $\rho$ = {spectral_radius(run.weight_hh).item():.3f}",
+            title=f"Eigenvalues of $W_{{hh}}$, {run.name}\nlargest modulus {values.abs().max().item():.3f}",
             xlabel="real part",
             ylabel="imaginary part",
             aspect="equal",
         )
         ax.grid(alpha=0.3)
-    axes[0].legend(loc="upper right")
     for ax in axes[len(passes) :]:
         ax.remove()
     return figure
@@ -125,7 +125,7 @@ def _whole_numbers(*axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for axis in axes:
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
 
 
 def _numbers(x: Tensor) -> Any:
