@@ -131,10 +131,11 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
     r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`."""
     if walk.batch_sizes is not None:
         return m.mT @ walk.previous(x, start)
-    later, earlier = walk.neighbours(m)[0], walk.neighbours(x)[1]
-    at_first = walk.first(m, start.size(-2)).mT @ start
-    flat = (*start.shape[:-2], -1, start.size(-1))
-    return at_first + later.reshape(flat).mT @ earlier.reshape(flat)
+    B, (m, x) = start.size(-2), (rows.flatten(-3, -2) for rows in (m, x))  # B rows for each step
+    n = m.size(-2) - B
+    at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
+    at_first = m.narrow(-2, at, B).mT @ start
+    return at_first + m.narrow(-2, later, n).mT @ x.narrow(-2, earlier, n)
 
 
 ops.define("elman", "Tensor z, Tensor h0, Tensor w", Elman)
