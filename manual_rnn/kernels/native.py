@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 try:  # after torch, so that the extension finds torch's OpenMP
-    from . import _scan
+    from . import _scan  # type: ignore[attr-defined]
 except ImportError as error:
-    _scan = None  # type: ignore[assignment]
+    _scan = None
     _not_compiled = f"the extension manual_rnn.kernels._scan can't be imported ({error})"
 
 __all__ = ["elman", "linear", "why_not"]

@@ -198,8 +198,8 @@ static int scan(Job *job, int variant)
     const long slices = crews * ((job->B + crews * LIMIT - 1) / (crews * LIMIT));
     job->ld = vecs * lanes + 16;
     Plan plan = {variant, vecs, slices, sharing, vecs * lanes * job->H, 2 * ((job->B + slices - 1) / slices) * job->ld};
-    const size_t matrices = plan.matrix * (team > 1 ? 1 : job->threads), scratches = plan.scratch * job->threads;
-    if (posix_memalign((void **)&plan.packed, 64, sizeof(float) * (matrices + scratches) + 128 * job->threads))
+    const size_t threads = job->threads, matrices = plan.matrix * (team > 1 ? 1 : threads), scratches = plan.scratch * threads;
+    if (posix_memalign((void **)&plan.packed, 64, sizeof(float) * (matrices + scratches) + 128 * threads))
         return 0;
     plan.carry = plan.packed + matrices;
     plan.counts = (long *)(plan.carry + scratches);
