@@ -13,6 +13,7 @@ And Dynamo can't enter a Function with a `jvp`, but it needn't: it stops at the 
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.autograd import Function, forward_ad
 from . import kernels
 from .modes import plain
 
-__all__ = ["call", "define", "forward_of"]
+__all__ = ["call", "define", "forward_of", "nestable"]
 
 OPTIONS = "Tensor? batch_sizes, str phi, bool reverse, str kernel"
 
@@ -70,6 +71,21 @@ def forward_of(name: str) -> Any:
             return _op(name)(*args)
 
     return staticmethod(forward)
+
+
+def nestable(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A Function's `jvp` that another jvp around it can differentiate.
+
+    PyTorch turns forward mode off in there, and the saved inputs still carry the tangents at work: a
+    jvp of a jvp would silently take it all for constant. So forward mode goes on, without those tangents.
+    """
+
+    def differentiable(ctx: Any, *tangents: Any) -> Tensor:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [x if x is None else forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
+            return jvp(SimpleNamespace(saved_tensors=saved, options=ctx.options), *tangents)
+
+    return differentiable
 
 
 def _op(name: str) -> Callable[..., Tensor]:

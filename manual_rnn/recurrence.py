@@ -72,6 +72,7 @@ class Elman(Function):
         return dz, dh0, dw, None, None, None, None
 
     @staticmethod
+    @ops.nestable
     def jvp(ctx: Any, dz: Tensor, dh0: Tensor, dw: Tensor, *_: None) -> Tensor:
         h, h0, w, batch_sizes = ctx.saved_tensors
         phi, reverse, kernel = ctx.options
@@ -108,6 +109,7 @@ class Linear(Function):
         return m, dh, da, None, None, None, None
 
     @staticmethod
+    @ops.nestable
     def jvp(ctx: Any, dv: Tensor, dh: Tensor, da: Tensor, *_: None) -> Tensor:
         v, h, a, batch_sizes, y = ctx.saved_tensors
         phi, reverse, kernel = ctx.options
