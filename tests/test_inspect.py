@@ -220,6 +220,21 @@ def test_lyapunov_exponents_of_one_matrix_are_the_logs_of_its_moduli(
     assert abs(found[0] - spectral_radius(matrix).log()) < 1e-6
 
 
+def test_largest_lyapunov_exponent_of_a_cycle_is_that_of_its_product_in_order() -> None:
+    torch.manual_seed(0)
+    first, second, third = cycle = torch.rand(3, 4, 4, dtype=torch.float64) ** 4
+    found = lyapunov_exponents(cycle.repeat(100, 1, 1), warm_up=150)[0]
+    expected, other = (spectral_radius(w).log() / 3 for w in (third @ second @ first, first @ second @ third))
+    assert abs(found - expected) < 1e-9 < 1e-3 < abs(expected - other)
+
+
+def test_lyapunov_exponents_of_short_trajectories_are_in_order_too() -> None:
+    for jacobian in torch.randn(20, 1, 4, 4):
+        found = lyapunov_exponents(jacobian)
+        assert torch.equal(found, found.sort(descending=True).values)
+        assert abs(found.sum() - torch.linalg.slogdet(jacobian[0].double())[1]) < 1e-12
+
+
 def test_resting_tanh_net_has_the_log_of_its_spectral_radius() -> None:
     rnn = ManualRNN(1, 8, bias=False, dtype=torch.float64)
     run = trace(rnn, torch.zeros(300, 1, dtype=torch.float64)).passes[0]
