@@ -211,6 +211,9 @@ class ManualRNN(nn.Module):
     def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
         r"""The state after one step; override it for a recurrence of your own.
 
+        It needs no derivative written by hand. Python takes the steps, so `torch.compile` unrolls them:
+        one graph for each number of steps.
+
         Args:
             gates: $x_t W_{ih}^T + b_{ih} + b_{hh}$, `(B, H)`; of packed input the sequences still
                 alive, the longest first.
