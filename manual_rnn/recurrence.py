@@ -133,7 +133,8 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
     r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`."""
     if walk.batch_sizes is not None:
         return m.mT @ walk.previous(x, start)
-    B, (m, x) = start.size(-2), (rows.flatten(-3, -2) for rows in (m, x))  # B rows for each step
+    B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
+    m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
     n = m.size(-2) - B
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start

@@ -1,0 +1,116 @@
+r"""Derivatives through the module: numeric checks of every mode; arguments that ask for gradients in part."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from helpers import assert_same
+from loop import CASES, NETWORKS, Loop, as_function, build, case_id, sample, wrap
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd.functional import hvp
+
+from manual_rnn import ManualRNN
+
+PARTS = [part for size in (1, 2) for part in combinations(("input", "hx", "weights"), size)]
+
+
+@pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)
+def test_gradcheck_in_every_mode(network, layout):
+    function, vector = as_function(build(ManualRNN, network), network, layout)
+    vector.requires_grad_()
+    modes = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, (vector,), fast_mode=layout != "batched", **modes)
+    assert gradgradcheck(function, (vector,), fast_mode=True, check_batched_grad=True)
+    assert gradgradcheck(
+        function, (vector,), fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=False
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS[:2], ids=case_id)
+def test_gradgradcheck_entry_by_entry(network):
+    function, vector = as_function(build(ManualRNN, network), network, "batched")
+    vector.requires_grad_()
+    assert gradgradcheck(function, (vector,), check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)
+def test_third_derivative_by_autograd(network, layout):
+    found, expected = (
+        _third(*as_function(build(kind, network), network, layout)) for kind in (ManualRNN, Loop)
+    )
+    assert expected.abs().max() > 1e-3
+    assert_same({"third": found}, {"third": expected})
+
+
+def _third(function, vector):
+    """Thrice along ones with `create_graph`."""
+    vector.requires_grad_()
+    value = function(vector).sin().sum()
+    for _ in range(3):
+        (slope,) = torch.autograd.grad(value, vector, create_graph=True)
+        value = slope.sum()
+    return slope
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=case_id)
+def test_hessian_vector_product(network):
+    found, expected = (
+        hvp(lambda v, f=function: f(v).sin().sum(), vector, torch.ones_like(vector))[1]
+        for function, vector in (
+            as_function(build(kind, network), network, "batched") for kind in (ManualRNN, Loop)
+        )
+    )
+    assert_same({"hvp": found}, {"hvp": expected})
+
+
+@pytest.mark.parametrize("part", PARTS, ids="+".join)
+@pytest.mark.parametrize("layout", ["batched", "packed"])
+@pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[-2]], ids=case_id)
+def test_tangents_of_a_part(network, layout, part):
+    """Dual numbers on some of input, `hx` and weights, with and without grad mode."""
+    found, expected = (_tangents(kind, network, layout, part) for kind in (ManualRNN, Loop))
+    assert all(tangent.abs().max() > 1e-3 for tangent in expected.values())
+    assert_same(found, expected)
+
+
+def _tangents(kind, network, layout, part):
+    rnn = build(kind, network).requires_grad_(False)
+    input, hx = sample(network, layout)
+    tangents = {}
+    for mode in (torch.enable_grad(), torch.no_grad()):
+        with mode, forward_ad.dual_level():
+            dual = lambda x: forward_ad.make_dual(x, torch.linspace(1, 2, x.numel()).to(x).view(x.shape))  # noqa: E731
+            weights = {k: dual(p) if "weights" in part else p for k, p in rnn.named_parameters()}
+            x, h = dual(input) if "input" in part else input, dual(hx) if "hx" in part else hx
+            output, h_n = torch.func.functional_call(rnn, weights, (wrap(x, layout), h))
+            output = output.data if layout == "packed" else output
+            for name, value in {"output": output, "h_n": h_n}.items():
+                tangent = forward_ad.unpack_dual(value).tangent
+                assert tangent is not None, f"{name} lost its tangent"
+                tangents[f"{name} {type(mode).__name__}"] = tangent
+    return tangents
+
+
+@pytest.mark.parametrize("part", PARTS, ids="+".join)
+@pytest.mark.parametrize("layout", ["batched", "packed"])
+@pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[-2]], ids=case_id)
+def test_gradients_of_a_part(network, layout, part):
+    """First and second derivatives by just some of input, `hx` and weights."""
+    found, expected = (_second(kind, network, layout, part) for kind in (ManualRNN, Loop))
+    assert_same(found, expected)
+
+
+def _second(kind, network, layout, part):
+    rnn = build(kind, network).requires_grad_("weights" in part)
+    input, hx = (
+        x.requires_grad_(name in part)
+        for x, name in zip(sample(network, layout), ("input", "hx"), strict=True)
+    )
+    output, h_n = rnn(wrap(input, layout), hx)
+    value = (output.data if layout == "packed" else output).sin().sum() + h_n.cos().sum()
+    leaves = {"input": input, "hx": hx, **dict(rnn.named_parameters())}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    first = torch.autograd.grad(value, list(leaves.values()), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), list(leaves.values()))
+    names = [f"{order} {name}" for order in ("first", "second") for name in leaves]
+    return dict(zip(names, [*(g.detach() for g in first), *second], strict=True))
