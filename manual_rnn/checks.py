@@ -16,7 +16,6 @@ __all__ = [
     "check_flags",
     "check_hidden_size",
     "check_input",
-    "check_like",
     "check_mode",
     "check_nonlinearity",
     "check_ranks",
@@ -191,21 +190,17 @@ def check_weights(rnn: Any, weights: list[Any]) -> None:
 
 def check_tensors(input: Tensor, hx: Tensor, weights: list[Any], names: list[list[str]]) -> None:
     """State and weights have the device and the dtype of the input (autocast has lowered them by now)."""
-    check_like(input, hx, "hidden", "hx")
-    for group, group_names in zip(weights, names, strict=True):
-        for weight, name in zip(group, group_names, strict=False):
-            check_like(input, weight, "parameter", name)
-
-
-def check_like(input: Tensor, other: Tensor, kind: str, name: str) -> None:
-    """`other` has the device and the dtype of the input."""
-    if other.device != input.device:
-        raise RuntimeError(
-            f"Input and {kind} tensors are not at the same device, found input tensor at "
-            f"{input.device} and {kind} tensor at {other.device}"
-        )
-    if other.dtype != input.dtype:
-        raise RuntimeError(f"{name} must have the dtype of the input, {input.dtype}, got {other.dtype}")
+    device, dtype = input.device, input.dtype
+    others = [("hx", hx), *(pair for pairs in map(zip, names, weights) for pair in pairs)]
+    for name, other in others:
+        if other.device != device:
+            kind = "hidden" if other is hx else "parameter"
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, found input tensor at {device} "
+                f"and {kind} tensor at {other.device}"
+            )
+        if other.dtype != dtype:
+            raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {other.dtype}")
 
 
 def check_state(state: Tensor, expected: torch.Size) -> Tensor:
