@@ -83,7 +83,13 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
 
     Args:
         input, hx: as `rnn` takes them, in any layout.
+
+    Raises:
+        TypeError: for another module; `ManualRNN.from_builtin` takes an `nn.RNN`, and of a compiled
+            module `_orig_mod` is the one to trace.
     """
+    if not isinstance(rnn, ManualRNN):
+        raise TypeError(f"expected a ManualRNN, got {type(rnn).__name__}")
     passes: list[Pass] = []
     directions = ["", ""] if not rnn.bidirectional else [" forward", " backward"]
 

@@ -141,6 +141,12 @@ def test_hooks_and_an_own_forward_run() -> None:
     assert len(calls) == 2
 
 
+def test_only_a_manual_rnn_is_traced() -> None:
+    builtin: Any = nn.RNN(2, 3)
+    with pytest.raises(TypeError, match="expected a ManualRNN, got RNN"):
+        trace(builtin, torch.randn(4, 1, 2))
+
+
 def scaled_identity(scale: float, T: int, H: int = 3) -> Pass:
     """The ReLU network h_t = scale * h_{t-1}, from positive states."""
     rnn = ManualRNN(1, H, nonlinearity="relu", dtype=torch.float64)
