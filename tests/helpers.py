@@ -3,6 +3,7 @@ r"""What every test compares: outputs, final states and every gradient, against 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -10,9 +11,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from manual_rnn import ManualRNN, kernels
 
 __all__ = [
+    "EVERY_OPTION",
+    "KERNELS",
+    "PHI",
     "ULPS",
     "assert_as_accurate",
     "assert_same",
+    "assert_same_results",
     "error",
     "gradients",
     "kernels_for",
@@ -117,3 +122,21 @@ def _assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         left = found[name]
         assert left.shape == right.shape, f"{name}: shape {tuple(left.shape)} != {tuple(right.shape)}"
         assert left.dtype == right.dtype, f"{name}: {left.dtype} != {right.dtype}"
+
+
+def assert_same_results(found: Any, expected: Any, bound: float = 2e-6) -> None:
+    """Output and `h_n` of two calls, as `assert_same`."""
+    names = ("output", "h_n")
+    assert_same(dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True)), bound)
+
+
+KERNELS = pytest.mark.parametrize("kernel", kernels_for(torch.float32))
+PHI = pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3, "nonlinearity": "relu"},
+    {"bias": False, "batch_first": True},
+    {"num_layers": 2, "dropout": 0.25, "bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "bias": False, "dtype": torch.float64},
+]
+EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS, ids=str)
