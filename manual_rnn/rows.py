@@ -87,7 +87,7 @@ def _last_rows(batch_sizes: Tensor, B: int) -> Tensor:
 def _previous_rows(batch_sizes: Tensor, B: int, N: int, reverse: bool) -> Tensor:
     """For each row the one visited before it, as a number into `B` initial states and `N` rows."""
     starts = _starts(batch_sizes)
-    step = torch.repeat_interleave(torch.arange(len(batch_sizes)), batch_sizes, output_size=N)
+    step = torch.repeat_interleave(torch.arange(batch_sizes.size(0)), batch_sizes, output_size=N)
     sequence = torch.arange(N) - starts[step]
     if not reverse:
         before = torch.cat([starts.new_full((1,), -B), starts[:-1]])
