@@ -1,0 +1,269 @@
+r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode, edits in place."""
+
+import gc
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+from helpers import assert_same, gradients, twins
+from loop import NETWORKS, Loop, build, case_id, sample
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.func import grad, vjp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from manual_rnn import ManualRNN
+from manual_rnn.recurrence import elman
+
+TWO = [NETWORKS[0], NETWORKS[-2]]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def loss(output: Tensor, h_n: Tensor) -> Tensor:
+    return output.sin().sum() + h_n.cos().sum()
+
+
+def leaves(rnn: torch.nn.Module, network: dict) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    input, hx = (x.requires_grad_() for x in sample(network, "batched"))
+    return input, hx, {"input": input, "hx": hx, **dict(rnn.named_parameters())}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("network", TWO, ids=case_id)
+def test_checkpoint(network, reentrant):
+    results = []
+    for kind in (ManualRNN, Loop):
+        rnn = build(kind, network)
+        input, hx, named = leaves(rnn, network)
+        again = lambda x, h, rnn=rnn: checkpoint(rnn, x, h, use_reentrant=reentrant)  # noqa: E731
+        loss(*(again if kind is ManualRNN else rnn)(input, hx)).backward()
+        results.append({name: leaf.grad for name, leaf in named.items()})
+    assert_same(*results)
+
+
+def test_checkpoint_keeps_no_states():
+    network = TWO[1]
+    rnn = build(ManualRNN, network)
+    kept: list[int] = []
+    with saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        rnn(*sample(network, "batched"))
+        plain, kept = sum(kept), []
+        checkpoint(rnn, *sample(network, "batched"), use_reentrant=False)
+    assert sum(kept) < plain / 2
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection:UserWarning", "ignore:Error detected:UserWarning")
+@pytest.mark.parametrize("network", TWO, ids=case_id)
+def test_anomaly_mode(network):
+    rnn = build(ManualRNN, network)
+    input, hx, named = leaves(rnn, network)
+    with torch.autograd.detect_anomaly():
+        first = torch.autograd.grad(loss(*rnn(input, hx)), list(named.values()), create_graph=True)
+        sum(g.square().sum() for g in first).backward()
+        with pytest.raises(RuntimeError, match="returned nan values"):
+            rnn(input, hx)[0].backward(torch.full_like(rnn(input, hx)[0], float("nan")))
+
+
+@pytest.mark.parametrize("network", TWO, ids=case_id)
+def test_hooks_on_saved_tensors(network):
+    """`save_on_cpu` and copies that travel through a list: the same gradients, of both orders."""
+    results = []
+    for kind, around in ((ManualRNN, save_on_cpu()), (Loop, torch.enable_grad())):
+        rnn = build(kind, network)
+        input, hx, named = leaves(rnn, network)
+        with around:
+            value = loss(*rnn(input, hx))
+            first = torch.autograd.grad(value, list(named.values()), create_graph=True)
+            second = torch.autograd.grad(sum(g.sin().sum() for g in first), list(named.values()))
+        results.append({str(n): g.detach() for n, g in enumerate((*first, *second))})
+    assert_same(*results)
+
+
+def test_the_graph_serves_twice_and_is_freed():
+    rnn = build(ManualRNN, TWO[1])
+    input, hx, named = leaves(rnn, TWO[1])
+    value = loss(*rnn(input, hx))
+    once, twice = (torch.autograd.grad(value, list(named.values()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, once, twice))
+    torch.autograd.grad(value, list(named.values()))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(value, list(named.values()))
+
+
+def _states_alive(step) -> list[bool]:
+    """Which of the tensors that autograd saved in `step` live on after it."""
+    saved: list[weakref.ref] = []
+    hooks = saved_tensors_hooks(lambda x: saved.append(weakref.ref(kept := x.clone())) or kept, lambda x: x)
+    with hooks:
+        result = step()
+    gc.collect()
+    alive = [ref() is not None for ref in saved]
+    del result
+    return alive
+
+
+def test_memory_is_freed_by_backward():
+    rnn = build(ManualRNN, TWO[1])
+    input, hx, _ = leaves(rnn, TWO[1])
+    assert any(_states_alive(lambda: rnn(input, hx)))
+
+    def step() -> Tensor:
+        value = loss(*rnn(input, hx))
+        value.backward()
+        return value
+
+    assert not any(_states_alive(step))
+
+
+def test_a_second_order_graph_is_built_only_when_asked_for():
+    rnn = build(ManualRNN, TWO[1])
+    input, hx, named = leaves(rnn, TWO[1])
+    saved: list[Tensor] = []
+    for create_graph in (False, True):
+        value = loss(*rnn(input, hx))
+        saved.clear()
+        with saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            torch.autograd.grad(value, list(named.values()), create_graph=create_graph)
+        assert bool(saved) == create_graph
+
+
+PRODUCTS = ("mm", "bmm", "matmul", "addmm", "addmm_")
+
+
+def _backward_calls(frozen: str, input_grad: bool) -> Counter[str]:
+    """The operators that a backward pass of one layer runs when weights of that name are frozen."""
+    rnn = build(ManualRNN, NETWORKS[0])
+    for name, p in rnn.named_parameters():
+        p.requires_grad_(not name.startswith(frozen))
+    output, _ = rnn(torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=input_grad))
+    with Calls() as calls:
+        output.sum().backward()
+    return calls.counts
+
+
+def test_frozen_weights_cost_nothing():
+    count = lambda frozen, input_grad=True: sum(  # noqa: E731
+        _backward_calls(frozen, input_grad)[name] for name in PRODUCTS
+    )
+    everything = count("none")
+    assert count("weight_hh") == everything - 2  # one over the steps, one for the step from h0
+    assert count("weight_ih") == everything - 1
+    assert count("none", input_grad=False) == everything - 1
+    assert _backward_calls("weight", False)["linear"] == 1  # the biases still need the recurrence
+
+
+def test_a_frozen_network_builds_no_graph():
+    rnn = build(ManualRNN, NETWORKS[-2]).requires_grad_(False)
+    input, hx = sample(NETWORKS[-2], "batched")
+    assert all(x.grad_fn is None for x in rnn(input, hx))
+    first = {name: p for name, p in rnn.named_parameters() if "_l0" not in name}
+    for p in first.values():
+        p.requires_grad_()
+    with Calls() as calls:
+        torch.autograd.grad(rnn(input, hx)[0].sum(), list(first.values()))
+    assert calls.counts["linear"] == 2  # the second layer's two directions, nothing of the first
+
+
+def test_frozen_by_set_grad_enabled():
+    rnn = build(ManualRNN, NETWORKS[-2])
+    with torch.set_grad_enabled(False):
+        assert not any(x.requires_grad for x in rnn(*sample(NETWORKS[-2], "batched")))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_edit_in_place_is_noticed_or_survived(batch_first, bidirectional):
+    """Torch's own error where the output is what is saved (`nn.RNN` saves a copy); else the right numbers."""
+    rnns = twins(2, 3, batch_first=batch_first, bidirectional=bidirectional)
+    for rnn in rnns:
+        output, _ = rnn(torch.linspace(0, 1, 12).view(3, 2, 2))
+        output.mul_(2)
+        if rnn is rnns[1] and not bidirectional:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                output.sum().backward()
+            return
+        output.sum().backward()
+    found, expected = ({k: p.grad for k, p in rnn.named_parameters()} for rnn in rnns[::-1])
+    assert_same(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize("edited", ["weight_hh_l0", "hx", "output", "cotangent", "first gradient"])
+def test_edits_between_the_orders_are_noticed(edited):
+    """What the graph of a gradient saves: weights, h0, states, the cotangent, the result of `linear`."""
+    torch.manual_seed(0)
+    z, h0, w, c = torch.randn(3, 2, 3), torch.randn(2, 3), torch.randn(3, 3), torch.randn(3, 2, 3)
+    args = [x.requires_grad_() for x in (z, h0, w, c)]
+    own_h0, own_w, own_c = h0.clone(), w.clone(), c.clone()
+    h = elman(z, own_h0, own_w, None, "tanh", False, "torch")
+    first = torch.autograd.grad(h, args[:3], own_c, create_graph=True)
+    value = sum(g.sin().sum() for g in first)
+    victim = {
+        "weight_hh_l0": own_w,
+        "hx": own_h0,
+        "output": h,
+        "cotangent": own_c,
+        "first gradient": first[0],
+    }
+    with torch.no_grad():
+        victim[edited].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, args)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp"])
+def test_an_edit_in_place_under_a_transform(transform):
+    """The error, or the numbers of the edited program: whatever plain tensors give."""
+
+    def edited(rnn):
+        def value(x: Tensor) -> Tensor:
+            output, _ = rnn(x)
+            output.mul_(2)
+            return output.sin().sum()
+
+        return value
+
+    x = sample(NETWORKS[0], "batched")[0]
+    for f in (edited(build(ManualRNN, NETWORKS[0])), lambda x: torch.tanh(x).mul_(2).sin().sum()):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            grad(f)(x) if transform == "grad" else vjp(f, x)[1](torch.ones((), dtype=x.dtype))
+
+
+def test_batched_gradients():
+    """`is_grads_batched`, PyTorch's older `vmap`."""
+    results = []
+    for kind in (ManualRNN, Loop):
+        rnn = build(kind, NETWORKS[-2])
+        input, hx, named = leaves(rnn, NETWORKS[-2])
+        output, _ = rnn(input, hx)
+        cotangents = torch.randn(
+            4, *output.shape, generator=torch.Generator().manual_seed(0), dtype=output.dtype
+        )
+        grads = torch.autograd.grad(output, list(named.values()), cotangents, is_grads_batched=True)
+        results.append(dict(zip(named, grads, strict=True)))
+    assert_same(*results)
+
+
+def test_gradients_accumulate_and_reach_hooks():
+    builtin, rnn = twins(2, 3, dtype=torch.float64)
+    seen: list[Tensor] = []
+    rnn.weight_hh_l0.register_hook(lambda g: seen.append(g))
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    for _ in range(2):
+        for module in (builtin, rnn):
+            module(x)[0].sin().sum().backward()
+    assert len(seen) == 2
+    assert_same({"hh": rnn.weight_hh_l0.grad}, {"hh": builtin.weight_hh_l0.grad})
+    assert_same(gradients(rnn, x), gradients(builtin, x))
