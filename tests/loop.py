@@ -105,7 +105,7 @@ def case_id(value: Any) -> str:
 def build(kind: type[nn.Module], network: dict[str, Any], **more: Any) -> Any:
     """A network of 2 inputs and 3 states in float64; the same seed, so the same weights for every kind."""
     torch.manual_seed(0)
-    return kind(2, 3, dtype=torch.float64, **{**network, **more})
+    return kind(2, 3, **{"dtype": torch.float64, **network, **more})
 
 
 def sample(network: dict[str, Any], layout: str, seed: int = 1) -> tuple[Tensor, Tensor]:
