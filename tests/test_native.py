@@ -224,12 +224,10 @@ def test_nan_stays_in_its_row(phi: str) -> None:
     assert torch.equal(h, clean)
 
 
-def test_the_output_has_the_layout_of_the_input() -> None:
+def test_the_output_is_contiguous_whatever_comes_in() -> None:
     z = torch.randn(5, 7, 40).transpose(0, 1)
-    assert (
-        native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), "tanh", False, None).stride() == z.stride()
-    )
-    assert native.linear(z, z, torch.zeros(40, 40), "tanh", False, None).stride() == z.stride()
+    assert native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), "tanh", False, None).is_contiguous()
+    assert native.linear(z, z, torch.zeros(40, 40), "tanh", False, None).is_contiguous()
 
 
 @pytest.mark.parametrize("B", [1, 2, 7, 300])

@@ -7,14 +7,16 @@ A wrong dtype, device or layout raises TypeError here; a wrong shape, batch size
 raises ValueError in C, before anything runs. Nothing is copied.
 """
 
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
 try:  # after torch, so that the extension finds torch's OpenMP
-    from . import _scan  # type: ignore[attr-defined]
+    _scan = import_module("._scan", __package__)
 except ImportError as error:
     _scan = None
-    _not_compiled = f"the extension manual_rnn.kernels._scan can't be imported ({error})"
+    _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
 __all__ = ["elman", "linear", "why_not"]
 
@@ -47,12 +49,12 @@ def linear(v: Tensor, h: Tensor, a: Tensor, phi: str, reverse: bool, batch_sizes
 def _scan_like(
     z: Tensor, other: Tensor, w: Tensor, kind: int, reverse: bool, batch_sizes: Tensor | None
 ) -> Tensor:
-    """Run one kind of scan into a new tensor like `z`; `other` is h0 or h."""
+    """Run one kind of scan into a new contiguous tensor; `other` is h0 or h."""
     for x in (z, other, w):
         if reason := why_not(x):
             raise TypeError(reason)
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
-    y = torch.empty_like(z)
+    y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(
         _variant, kind, torch.get_num_threads(), reverse, batch_sizes is not None, sizes, T,
         z.data_ptr(), z.stride(), z.shape, other.data_ptr(), other.stride(), other.shape,
