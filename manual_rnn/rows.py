@@ -55,10 +55,9 @@ class Walk(NamedTuple):
         return (left, right) if self.reverse else (right, left)
 
     def zero_start(self, x: Tensor) -> Tensor:
-        """Zeros for the state before the first step."""
-        if self.batch_sizes is None:
-            return torch.zeros_like(x.select(self.time, 0))
-        return torch.zeros_like(x.narrow(self.time, 0, int(self.batch_sizes[0])))
+        """Zeros for the state before the first step; for packed rows at least one per sequence, since
+        how many there are a graph can't know."""
+        return torch.zeros_like(x.select(self.time, 0) if self.batch_sizes is None else x)
 
 
 def time_major_rows(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

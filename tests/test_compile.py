@@ -149,7 +149,8 @@ def over_samples(function: Callable[..., Tensor], xs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_vmap(nonlinearity: str) -> None:
-    builtin, manual = twins64(3, 4, **BOTH_WAYS, nonlinearity=nonlinearity)
+    rnns: Any = twins64(3, 4, **BOTH_WAYS, nonlinearity=nonlinearity)
+    builtin, manual = rnns
     xs = random(6, 5, 2, 3).detach()
     found = compiled(torch.func.vmap(lambda x: manual(x)[0]))(xs)
     assert_same({"output": found}, {"output": over_samples(lambda x: builtin(x)[0], xs)})
