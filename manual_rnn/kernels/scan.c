@@ -23,7 +23,7 @@
 #include <stdlib.h>
 
 enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE };
-enum { BLOCK = 128, LIMIT = 128, ALONE = 20000, SPINS = 4000 }; /* rows in a slice, flops / 2 for one thread, looks before yielding */
+enum { BLOCK = 128, LIMIT = 128, ALONE = 500000, SPINS = 4000 }; /* rows in a slice, multiply-adds for one thread, looks before yielding */
 
 typedef struct { char *data; long group, step, row, column; } View; /* strides in floats; data may be NULL */
 
@@ -61,10 +61,8 @@ static inline void meet(Meeting *meeting)
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
-#define SHUFFLE(a, b, lanes) NAME(pick)(a, b, lanes)
 #else
 #define UNROLL _Pragma("GCC unroll 16")
-#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)
 #endif
 #define JOIN(a, b) a##b
 
@@ -189,10 +187,12 @@ static void run_all(const Job *job, const Plan *plan)
 static int scan(Job *job, int variant)
 {
     const long lanes = variants[variant].lanes, vecs = (job->H + lanes - 1) / lanes;
-    if (forked || job->G * job->steps * (job->sizes ? 1 : job->B) * job->H * job->H < ALONE)
+    const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W from the cache it fits */
+    const int alone = job->G == 1 && job->B == 1 && job->H < 256; /* one thread's work: meeting costs more than it saves */
+    const long rows = job->steps * (job->sizes ? 1 : job->B) + 4; /* packing W costs about as much as 4 rows */
+    if (forked || alone || job->G * rows * job->H * job->H < ALONE)
         job->threads = 1;
     const long team = job->G < job->threads ? job->threads : 1;
-    const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W from the cache it fits */
     const long most = job->B / wanted < team ? job->B / wanted : team, crews = most > 0 ? most : 1;
     const long sharing = job->H < 256 ? 1 : team / crews;
     const long slices = crews * ((job->B + crews * LIMIT - 1) / (crews * LIMIT));

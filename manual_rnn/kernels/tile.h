@@ -68,6 +68,19 @@ INLINE void NAME(store)(vec x, float *to, long stride, long count)
         NAME(scatter)(x, to, stride, count);
 }
 
+/* The lanes of a (numbered from 0) and b (from LANES) that `lanes` names. */
+INLINE vec NAME(pick)(vec a, vec b, bits lanes)
+{
+#ifdef __clang__
+    vec x;
+    UNROLL for (int i = 0; i < LANES; i++)
+        x[i] = lanes[i] < LANES ? a[lanes[i]] : b[lanes[i] - LANES];
+    return x;
+#else
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 /* LANES vectors become the columns of their matrix. Each round interleaves the two halves, lane by lane; after log2 LANES
  * rounds a lane's index and its vector's have changed places. */
 INLINE void NAME(transpose)(vec *x)
@@ -78,7 +91,7 @@ INLINE void NAME(transpose)(vec *x)
         low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + LANES / 2;
     UNROLL for (int round = 1; round < LANES; round *= 2) {
         UNROLL for (int i = 0; i < LANES / 2; i++)
-            y[2 * i] = SHUFFLE(x[i], x[i + LANES / 2], low), y[2 * i + 1] = SHUFFLE(x[i], x[i + LANES / 2], high);
+            y[2 * i] = NAME(pick)(x[i], x[i + LANES / 2], low), y[2 * i + 1] = NAME(pick)(x[i], x[i + LANES / 2], high);
         UNROLL for (int i = 0; i < LANES; i++)
             x[i] = y[i];
     }
