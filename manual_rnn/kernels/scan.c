@@ -5,11 +5,11 @@
  *
  * in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G matrices W.
  *
- * Plan. W is packed once per call into the order in which it's read. The batch is cut into slices of rows; a thread runs
- * all steps of a slice, so that no step waits for another thread. Where there are fewer rows than threads, threads
- * share a slice, each with some columns of W, and meet at each step (`Meeting`). Within a step, tiles of
- * (rows x columns) of the sum are held in registers (tile.h). The rows of a packed batch are dealt out in turn, since
- * the first rows live longest. The carry is kept twice (before and after a step) in a scratch of at most LIMIT rows.
+ * Plan. W is packed once per call into the order in which it's read. The batch is cut into slices of rows; a thread
+ * runs all steps of a slice, so that no step waits for another thread. Where there are too few rows to pay for reading
+ * a wide W, threads share a slice, each with some columns of W, and meet at each step (`Meeting`). Within a step, tiles
+ * of (rows x columns) of the sum are held in registers (tile.h). The rows of a packed batch are dealt out in turn,
+ * since the first rows live longest. The carry is kept twice, before and after a step, in at most LIMIT rows.
  *
  * Cost. 2 G N H^2 flops; memory beyond the output: H^2 floats for W (times threads if G is large) and the carry.
  * The tiling is that of K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.
@@ -23,13 +23,18 @@
 #include <stdlib.h>
 
 enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE };
-enum { BLOCK = 128, LIMIT = 128, ALONE = 500000, SPINS = 4000 }; /* rows in a slice, multiply-adds for one thread, looks before yielding */
+enum {
+    BLOCK = 128,    /* products summed in a row */
+    LIMIT = 128,    /* rows in a slice at most */
+    ALONE = 500000, /* multiply-adds below which a second thread doesn't pay (measured) */
+    SPINS = 4000,   /* looks at a meeting before the processor is given away */
+};
 
 typedef struct { char *data; long group, step, row, column; } View; /* strides in floats; data may be NULL */
 
 typedef struct {
     int kind, reverse, threads;
-    long G, T, B, H, steps, ld;  /* steps: what z's second stride counts, T or N; ld: floats from row to row of the carry */
+    long G, T, B, H, steps, ld;  /* steps: T, or N if packed; ld: floats from row to row of the carry */
     const int64_t *sizes;        /* rows alive at each step of packed input, else NULL */
     View z, h, y, h0, w;
 } Job;
@@ -187,8 +192,8 @@ static void run_all(const Job *job, const Plan *plan)
 static int scan(Job *job, int variant)
 {
     const long lanes = variants[variant].lanes, vecs = (job->H + lanes - 1) / lanes;
-    const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W from the cache it fits */
-    const int alone = job->G == 1 && job->B == 1 && job->H < 256; /* one thread's work: meeting costs more than it saves */
+    const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W (measured) */
+    const int alone = job->G == 1 && job->B == 1 && job->H < 256; /* meeting would cost more than it saves */
     const long rows = job->steps * (job->sizes ? 1 : job->B) + 4; /* packing W costs about as much as 4 rows */
     if (forked || alone || job->G * rows * job->H * job->H < ALONE)
         job->threads = 1;
@@ -198,7 +203,8 @@ static int scan(Job *job, int variant)
     const long slices = crews * ((job->B + crews * LIMIT - 1) / (crews * LIMIT));
     job->ld = vecs * lanes + 16;
     Plan plan = {variant, vecs, slices, sharing, vecs * lanes * job->H, 2 * ((job->B + slices - 1) / slices) * job->ld};
-    const size_t threads = job->threads, matrices = plan.matrix * (team > 1 ? 1 : threads), scratches = plan.scratch * threads;
+    const size_t threads = job->threads, scratches = plan.scratch * threads;
+    const size_t matrices = plan.matrix * (team > 1 ? 1 : threads);
     if (posix_memalign((void **)&plan.packed, 64, sizeof(float) * (matrices + scratches) + 128 * threads))
         return 0;
     plan.carry = plan.packed + matrices;
@@ -217,8 +223,8 @@ static int complain(const char *expected)
     return 0;
 }
 
-/* Reads args[0], args[1], args[2], a tensor's data_ptr(), stride() and shape, which must be `want`: `dims` sizes, G first
- * if the tensors are grouped. Where rows are all there is, as in a packed batch, they are steps too. */
+/* Reads args[0], args[1], args[2], a tensor's data_ptr(), stride() and shape, which must be `want`: `dims` sizes, and
+ * G before them if the tensors are grouped. Where rows are all there is, as in a packed batch, they are steps too. */
 static int read_view(View *x, const char *name, PyObject *const *args, int grouped, Py_ssize_t dims, const long *want)
 {
     int fits = PyTuple_Size(args[2]) == grouped + dims;
@@ -229,8 +235,8 @@ static int read_view(View *x, const char *name, PyObject *const *args, int group
     if (!fits)
         return 0;
     const Py_ssize_t last = grouped + dims - 1;
-    *x = (View){PyLong_AsVoidPtr(args[0]), grouped ? item(args[1], 0) : 0, item(args[1], dims == 3 ? last - 2 : last - 1),
-                item(args[1], last - 1), item(args[1], last)};
+    *x = (View){PyLong_AsVoidPtr(args[0]), grouped ? item(args[1], 0) : 0,
+                item(args[1], dims == 3 ? last - 2 : last - 1), item(args[1], last - 1), item(args[1], last)};
     return ((uintptr_t)x->data % sizeof(float) == 0 || complain("data aligned to 4 bytes")) && !PyErr_Occurred();
 }
 

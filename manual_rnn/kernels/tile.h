@@ -21,8 +21,8 @@ INLINE vec NAME(choose)(bits mask, vec yes, vec no)
 
 /* tanh x = u / (u + 1) with u = (e^2x - 1) / 2. For x = n ln2/2 + p and s = 2^n, u(x) = s u(p) + (s - 1)/2, and
  * u(p) = p + p^2 q(p) with q fitted to a relative error of 2e-8 on |p| <= ln2/4. Works on |x|; the sign is put back
- * last. At most 2.6 ulp from tanh (all floats were tried); x itself where x is tiny or denormal; 1 from 9.02 on; NaN for
- * NaN. */
+ * last. At most 2.6 ulp from tanh (every float was tried); x itself where x is tiny or denormal; 1 from 9.02 on;
+ * NaN for NaN. */
 INLINE vec NAME(tanh)(vec x)
 {
     const bits sign = (bits)x & INT32_MIN;
