@@ -169,38 +169,43 @@ def check_attributes(rnn: Any) -> None:
 
 
 def check_weights(rnn: Any, weights: list[Any]) -> None:
-    """As many weights as layers, directions and `bias` ask for: `(H, I)`, `(H, H)`, two biases `(H,)`.
-
-    `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does.
-    """
-    H, directions = rnn.hidden_size, 2 if rnn.bidirectional else 1
-    expected = rnn.num_layers * directions, 4 if rnn.bias else 2
+    """As many weights as layers, directions and `bias` ask for, and tensors all of them."""
+    expected = rnn.num_layers * (2 if rnn.bidirectional else 1), 4 if rnn.bias else 2
     found = len(weights), len(rnn._all_weights[0])
     if found != expected:
         word = "more" if found < expected else "fewer"
         raise RuntimeError(f"Expected {word} weights in stacked_rnn")
-    for index, names in enumerate(rnn._all_weights):
-        width = rnn.input_size if index < directions else H * directions
-        for name, weight, shape in zip(names, weights[index], ((H, width), (H, H), (H,), (H,)), strict=False):
+    for names, group in zip(rnn._all_weights, weights, strict=True):
+        for name, weight in zip(names, group, strict=False):
             if not isinstance(weight, Tensor):
                 raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
+
+
+def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[Any]) -> None:
+    """State and weights fit the input in device and dtype, and the weights are `(H, I)`, `(H, H)`, `(H,)`.
+
+    `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does. Autocast has
+    lowered the precision of all of them by now.
+    """
+    H, device, dtype = rnn.hidden_size, input.device, input.dtype
+    if hx.device != device or hx.dtype != dtype:
+        _say_difference("hidden", "hx", input, hx)
+    for index, (names, group) in enumerate(zip(rnn._all_weights, weights, strict=True)):
+        width = rnn.input_size if index <= rnn.bidirectional else H * (1 + rnn.bidirectional)
+        for name, weight, shape in zip(names, group, ((H, width), (H, H), (H,), (H,)), strict=False):
             if weight.shape != shape:
                 raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
+            if weight.device != device or weight.dtype != dtype:
+                _say_difference("parameter", name, input, weight)
 
 
-def check_tensors(input: Tensor, hx: Tensor, weights: list[Any], names: list[list[str]]) -> None:
-    """State and weights have the device and the dtype of the input (autocast has lowered them by now)."""
-    device, dtype = input.device, input.dtype
-    others = [("hx", hx), *(pair for pairs in map(zip, names, weights) for pair in pairs)]
-    for name, other in others:
-        if other.device != device:
-            kind = "hidden" if other is hx else "parameter"
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at {device} "
-                f"and {kind} tensor at {other.device}"
-            )
-        if other.dtype != dtype:
-            raise RuntimeError(f"{name} must have the dtype of the input, {dtype}, got {other.dtype}")
+def _say_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:
+    if other.device != input.device:
+        raise RuntimeError(
+            f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} "
+            f"and {kind} tensor at {other.device}"
+        )
+    raise RuntimeError(f"{name} must have the dtype of the input, {input.dtype}, got {other.dtype}")
 
 
 def check_state(state: Tensor, expected: torch.Size) -> Tensor:

@@ -34,6 +34,8 @@ class Walk(NamedTuple):
 
     def last(self, x: Tensor, B: int) -> Tensor:
         """The row of each sequence at which the walk ends."""
+        if self.batch_sizes is None:
+            return x.select(self.time, 0 if self.reverse else -1)
         return self.back().first(x, B)
 
     def previous(self, x: Tensor, start: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "manual_rnn"
 
 # A module imports those before it only; a folder counts as one module.
 LOWEST_FIRST = """
-checks convert functional modes rows kernels ops recurrence layer layout onnx module swap inspect pictures
+checks convert functional modes rows kernels ops recurrence layer layout onnx base module swap inspect pictures
 benchmark
 """.split()  # noqa: SIM905
 FORBIDDEN = {
