@@ -16,13 +16,21 @@ import torch
 from helpers import assert_same
 from loop import Loop, build
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import Unsupported, UserError, UserErrorType
 from torch.autograd import forward_ad
+from torch.export import Dim, export
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.onnx.errors import OnnxExporterError
 
 from manual_rnn import ManualRNN
 
 __all__ = ["ROWS", "WRONG", "Row"]
+
+pytestmark = [  # of the exporters: one about nn.RNN, one about its own code
+    pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
+]
 
 WRONG = "wrong numbers"
 NETWORK = {"num_layers": 2, "bidirectional": True, "nonlinearity": "tanh"}
@@ -112,6 +120,42 @@ def gradient_penalty(kind: type[nn.Module]) -> dict[str, Tensor]:
     return grad(lambda w: vmap(lambda x: slope(w, x).square().sum())(batch(4, 3, 2)).sum())(weights)
 
 
+def compiled_training(kind: type[nn.Module]) -> Any:
+    rnn = build(kind, NETWORK)
+
+    def step(x: Tensor) -> Tensor:
+        output, h_n = rnn(x)
+        return output.sin().sum() + h_n.cos().sum()
+
+    loss = compiled(kind, step, batch(3, 2, 2))
+    return loss, torch.autograd.grad(loss, list(rnn.parameters()))
+
+
+def compiled_packed(kind: type[nn.Module]) -> Tensor:
+    rnn = build(kind, NETWORK)
+    packed = pack_padded_sequence(batch(3, 2, 2), torch.tensor([3, 1]))
+    return compiled(kind, lambda packed: rnn(packed)[0].data, packed)
+
+
+def exported(kind: type[nn.Module], length: Any) -> Any:
+    """Exported at one length and batch, run at others; the judge runs as it is."""
+    rnn: Any = build(kind, NETWORK)
+    if kind is not Loop:
+        rnn = export(rnn, (batch(3, 2, 2),), dynamic_shapes=({0: length, 1: length},)).module()
+    return rnn(batch(5, 4, 2))
+
+
+def onnx_runtime(kind: type[nn.Module]) -> Any:
+    """As above, through ONNX, in the one dtype of which ONNX Runtime has the node."""
+    rnn, x = build(kind, NETWORK, dtype=torch.float32).eval(), batch(5, 4, 2).float()
+    if kind is Loop:
+        return rnn(x)
+    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    program: Any = torch.onnx.export(rnn, (x[:3, :2],), dynamic_shapes=shapes, dynamo=True, verbose=False)
+    assert sum(node.op_type == "RNN" for node in program.model_proto.graph.node) == rnn.num_layers
+    return program(x)
+
+
 def jagged(kind: type[nn.Module]) -> list[Tensor]:
     rnn = build(kind, NETWORK, batch_first=True)
     rows = [batch(3, 2), batch(0, 2), batch(2, 2)]
@@ -156,6 +200,9 @@ def hessian_of_input(kind: type[nn.Module]) -> Tensor:
 NO_RULE = RuntimeError("Batching rule not implemented for aten::rnn_tanh.input")
 NO_FALLBACK = RuntimeError("doesn't match the broadcast shape")
 NO_GRAPH = Unsupported("Attempted to wrap RNN, GRU, or LSTM")
+ONE_LENGTH = UserError(UserErrorType.CONSTRAINT_VIOLATION, "specialized it to be a constant (3)")
+FROZEN = AssertionError("size()[0] == 3")
+NO_NODE = OnnxExporterError("inferred a static shape of 3")
 
 ROWS = [
     Row("reverse mode", lambda kind: grad(lambda x: of_input(kind)(x).sum())(batch(3, 2, 2)), None),
@@ -175,9 +222,14 @@ ROWS = [
     Row("per-sample gradients with dropout", with_dropout, NO_FALLBACK),
     Row("ensemble by stack_module_state", ensemble, NO_RULE),
     Row("gradient of vmapped gradients", gradient_penalty, NO_FALLBACK),
+    Row("compiled training step, one graph", compiled_training, NO_GRAPH),
+    Row("compiled with a packed input", compiled_packed, NO_GRAPH),
     Row("compiled jvp", compiled_jvp, NO_GRAPH),
     Row("compiled per-sample gradients", compiled_per_sample, NO_GRAPH),
     Row("compiled hessian", compiled_hessian, NO_GRAPH),
+    Row("export with an open length", lambda kind: exported(kind, Dim.DYNAMIC), ONE_LENGTH),
+    Row("export, run at a length never traced", lambda kind: exported(kind, Dim.AUTO), FROZEN),
+    Row("RNN nodes in ONNX, with an open length", onnx_runtime, NO_NODE, 1e-6),
     Row("nested (jagged) tensors", jagged, ValueError("Transpose is not supported on the batch dimension")),
     Row("sequences without steps", no_steps, RuntimeError("Expected sequence length to be larger than 0")),
 ]
