@@ -30,7 +30,9 @@ def asked() -> str:
 def use_kernel(name: str) -> Iterator[None]:
     r"""Ask for a kernel by name for the calls inside, as `torch.nn.attention.sdpa_kernel` does.
 
-    A backward pass uses the kernel of its forward pass, wherever it is called.
+    A backward pass uses the kernel of its forward pass, wherever it is called. It holds for all threads:
+    compiled code heeds it only as a global, for Dynamo can't trace a `ContextVar` (torch 2.13) and
+    doesn't notice when a `threading.local` changes.
 
     Args:
         name: "reference", "torch", "native", or "default", which chooses the fastest.
