@@ -62,7 +62,7 @@ class Loop(nn.RNN):
         if hx is None:
             number = self.num_layers * len(suffixes)
             hx = torch.zeros(number, input.size(1), self.hidden_size, dtype=input.dtype)
-        last = []
+        last: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout:
                 input = torch.dropout(input, self.dropout, True)

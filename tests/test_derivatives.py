@@ -110,6 +110,6 @@ def _second(kind, network, layout, part):
     leaves = {"input": input, "hx": hx, **dict(rnn.named_parameters())}
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     first = torch.autograd.grad(value, list(leaves.values()), create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in first), list(leaves.values()))
+    second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), list(leaves.values()))
     names = [f"{order} {name}" for order in ("first", "second") for name in leaves]
     return dict(zip(names, [*(g.detach() for g in first), *second], strict=True))

@@ -3,6 +3,8 @@ r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode, e
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import pytest
 import torch
@@ -41,6 +43,27 @@ def leaves(rnn: torch.nn.Module, network: dict) -> tuple[Tensor, Tensor, dict[st
     return input, hx, {"input": input, "hx": hx, **dict(rnn.named_parameters())}
 
 
+def slopes(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients that arrived; there must be one for every leaf."""
+    found = {name: leaf.grad for name, leaf in named.items()}
+    assert None not in found.values()
+    return cast(dict[str, Tensor], found)
+
+
+def keeping(saved: list[Tensor]) -> saved_tensors_hooks:
+    """Puts every tensor that autograd saves into `saved` too."""
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    return saved_tensors_hooks(pack, lambda x: x)
+
+
+def total(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.stack([g.sin().sum() for g in gradients]).sum()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("network", TWO, ids=case_id)
 def test_checkpoint(network, reentrant):
@@ -50,19 +73,21 @@ def test_checkpoint(network, reentrant):
         input, hx, named = leaves(rnn, network)
         again = lambda x, h, rnn=rnn: checkpoint(rnn, x, h, use_reentrant=reentrant)  # noqa: E731
         loss(*(again if kind is ManualRNN else rnn)(input, hx)).backward()
-        results.append({name: leaf.grad for name, leaf in named.items()})
-    assert_same(*results)
+        results.append(slopes(named))
+    found, expected = results
+    assert_same(found, expected)
 
 
 def test_checkpoint_keeps_no_states():
     network = TWO[1]
     rnn = build(ManualRNN, network)
-    kept: list[int] = []
-    with saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    plain: list[Tensor] = []
+    kept: list[Tensor] = []
+    with keeping(plain):
         rnn(*sample(network, "batched"))
-        plain, kept = sum(kept), []
+    with keeping(kept):
         checkpoint(rnn, *sample(network, "batched"), use_reentrant=False)
-    assert sum(kept) < plain / 2
+    assert sum(x.numel() for x in kept) < sum(x.numel() for x in plain) / 2
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection:UserWarning", "ignore:Error detected:UserWarning")
@@ -72,7 +97,7 @@ def test_anomaly_mode(network):
     input, hx, named = leaves(rnn, network)
     with torch.autograd.detect_anomaly():
         first = torch.autograd.grad(loss(*rnn(input, hx)), list(named.values()), create_graph=True)
-        sum(g.square().sum() for g in first).backward()
+        total(first).backward()
         with pytest.raises(RuntimeError, match="returned nan values"):
             rnn(input, hx)[0].backward(torch.full_like(rnn(input, hx)[0], float("nan")))
 
@@ -87,9 +112,10 @@ def test_hooks_on_saved_tensors(network):
         with around:
             value = loss(*rnn(input, hx))
             first = torch.autograd.grad(value, list(named.values()), create_graph=True)
-            second = torch.autograd.grad(sum(g.sin().sum() for g in first), list(named.values()))
+            second = torch.autograd.grad(total(first), list(named.values()))
         results.append({str(n): g.detach() for n, g in enumerate((*first, *second))})
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
 
 
 def test_the_graph_serves_twice_and_is_freed():
@@ -103,11 +129,16 @@ def test_the_graph_serves_twice_and_is_freed():
         torch.autograd.grad(value, list(named.values()))
 
 
-def _states_alive(step) -> list[bool]:
+def _states_alive(step: Callable) -> list[bool]:
     """Which of the tensors that autograd saved in `step` live on after it."""
     saved: list[weakref.ref] = []
-    hooks = saved_tensors_hooks(lambda x: saved.append(weakref.ref(kept := x.clone())) or kept, lambda x: x)
-    with hooks:
+
+    def pack(x: Tensor) -> Tensor:
+        copy = x.clone()
+        saved.append(weakref.ref(copy))
+        return copy
+
+    with saved_tensors_hooks(pack, lambda x: x):
         result = step()
     gc.collect()
     alive = [ref() is not None for ref in saved]
@@ -135,7 +166,7 @@ def test_a_second_order_graph_is_built_only_when_asked_for():
     for create_graph in (False, True):
         value = loss(*rnn(input, hx))
         saved.clear()
-        with saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        with keeping(saved):
             torch.autograd.grad(value, list(named.values()), create_graph=create_graph)
         assert bool(saved) == create_graph
 
@@ -196,7 +227,7 @@ def test_an_edit_in_place_is_noticed_or_survived(batch_first, bidirectional):
                 output.sum().backward()
             return
         output.sum().backward()
-    found, expected = ({k: p.grad for k, p in rnn.named_parameters()} for rnn in rnns[::-1])
+    found, expected = (slopes(dict(rnn.named_parameters())) for rnn in rnns[::-1])
     assert_same(found, expected, 1e-6)
 
 
@@ -209,7 +240,7 @@ def test_edits_between_the_orders_are_noticed(edited):
     own_h0, own_w, own_c = h0.clone(), w.clone(), c.clone()
     h = elman(z, own_h0, own_w, None, "tanh", False, "torch")
     first = torch.autograd.grad(h, args[:3], own_c, create_graph=True)
-    value = sum(g.sin().sum() for g in first)
+    value = total(first)
     victim = {
         "weight_hh_l0": own_w,
         "hx": own_h0,
@@ -253,17 +284,18 @@ def test_batched_gradients():
         )
         grads = torch.autograd.grad(output, list(named.values()), cotangents, is_grads_batched=True)
         results.append(dict(zip(named, grads, strict=True)))
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
 
 
 def test_gradients_accumulate_and_reach_hooks():
     builtin, rnn = twins(2, 3, dtype=torch.float64)
     seen: list[Tensor] = []
-    rnn.weight_hh_l0.register_hook(lambda g: seen.append(g))
+    dict(rnn.named_parameters())["weight_hh_l0"].register_hook(seen.append)
     x = torch.randn(3, 2, 2, dtype=torch.float64)
     for _ in range(2):
         for module in (builtin, rnn):
             module(x)[0].sin().sum().backward()
     assert len(seen) == 2
-    assert_same({"hh": rnn.weight_hh_l0.grad}, {"hh": builtin.weight_hh_l0.grad})
+    assert_same(slopes(dict(rnn.named_parameters())), slopes(dict(builtin.named_parameters())))
     assert_same(gradients(rnn, x), gradients(builtin, x))

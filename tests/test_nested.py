@@ -1,5 +1,7 @@
 r"""Nested (jagged) batches and empty sequences, against the judge, one sequence at a time."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import assert_same
@@ -55,7 +57,8 @@ def test_nested_through_the_reference_kernel(network):
 @pytest.mark.parametrize("network", NETWORKS, ids=case_id)
 def test_the_layout_comes_back(network):
     rnn = build(ManualRNN, network, batch_first=True)
-    nested = torch.nested.nested_tensor([torch.zeros(n, 2) for n in (2, 3)], layout=torch.jagged).double()
+    rows = [torch.zeros(n, 2, dtype=torch.float64) for n in (2, 3)]
+    nested: Any = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
     output, h_n = rnn(nested)
     assert output.is_nested
     assert output.layout is torch.jagged

@@ -2,6 +2,7 @@ r"""Autocast as `nn.RNN` does it, lower precisions under transforms, and complex
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def autocast(on: bool = True):
     return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
 
 
-def one_step(rnn: nn.Module, dtype: torch.dtype, pack: bool, regions: tuple[bool, bool]) -> dict[str, Tensor]:
+def one_step(rnn: Any, dtype: torch.dtype, pack: bool, regions: tuple[bool, bool]) -> dict[str, Tensor]:
     """Output, `h_n` and gradients; autocast around forward, backward, both, or neither."""
     torch.manual_seed(1)
     D, L = 1 + rnn.bidirectional, rnn.num_layers
@@ -44,12 +45,14 @@ def test_autocast(network, pack, region):
     """The dtypes of `nn.RNN` and an error like its own."""
     builtin, manual = twins(6, 8, **network)
     exact = one_step(copy.deepcopy(manual).double(), torch.float64, pack, (False, False))
-    steps = [one_step(rnn, torch.float32, pack, REGIONS[region]) for rnn in (manual, builtin)]
-    rounded = [
-        {name: x.bfloat16() if x.dtype is torch.float32 else x for name, x in step.items()} for step in steps
-    ]
-    assert {k: x.dtype for k, x in steps[0].items()} == {k: x.dtype for k, x in steps[1].items()}
-    assert_as_accurate(*rounded, exact)
+    found, own = (one_step(rnn, torch.float32, pack, REGIONS[region]) for rnn in (manual, builtin))
+    assert {k: x.dtype for k, x in found.items()} == {k: x.dtype for k, x in own.items()}
+    assert_as_accurate(_rounded(found), _rounded(own), exact)
+
+
+def _rounded(step: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of float32 weights computed in bfloat16 are judged as bfloat16."""
+    return {name: x.bfloat16() for name, x in step.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
@@ -125,7 +128,8 @@ def test_complex_tanh(network):
         results.append(
             {"output": output.detach(), "jvp": tangent.detach(), **dict(zip(leaves, grads, strict=True))}
         )
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
     small = ManualRNN(1, 2, dtype=torch.complex128)
     x = torch.randn(2, 1, 1, dtype=torch.complex128, requires_grad=True)
     assert gradcheck(small, (x,), check_forward_ad=True)

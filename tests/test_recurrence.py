@@ -78,12 +78,13 @@ def test_values_and_derivatives_to_the_second(name, form, reverse, phi):
             out, args, torch.randn_like(out), create_graph=True, materialize_grads=True
         )
         second = torch.autograd.grad(
-            sum(g.sin().sum() for g in first), args, materialize_grads=True, retain_graph=True
+            torch.stack([g.sin().sum() for g in first]).sum(), args, materialize_grads=True, retain_graph=True
         )
         tangents = tuple(torch.randn_like(x) for x in args)
         values = [out, *first, *second, jvp(function, tuple(args), tangents)[1]]
         results.append({str(number): value.detach() for number, value in enumerate(values)})
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -113,7 +114,8 @@ def test_strides_change_nothing(name, layout):
         out = function(*leaves)
         slopes = torch.autograd.grad(out.sin().sum(), leaves)
         results.append({"out": out.detach(), **{str(n): g for n, g in enumerate(slopes)}})
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -182,20 +182,17 @@ def test_vmap_over_batch_sizes_raises():
 def test_ensemble_of_models():
     """The recipe of torch's own tutorial: a model around the network, in a list."""
 
-    def model(kind: type[nn.Module]) -> nn.Module:
-        rnn = build(kind, NETWORKS[0], batch_first=True)
-        return nn.ModuleDict({"rnn": rnn, "head": nn.Linear(3, 1, dtype=torch.float64)})
-
     class Around(nn.Module):
         def __init__(self, kind: type[nn.Module], seed: int) -> None:
             super().__init__()
-            self.parts = model(kind)
+            self.rnn = build(kind, NETWORKS[0], batch_first=True)
+            self.head = nn.Linear(3, 1, dtype=torch.float64)
             torch.manual_seed(seed)
             for p in self.parameters():
                 p.data.normal_()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.parts["head"](self.parts["rnn"](x)[0][:, -1])
+            return self.head(self.rnn(x)[0][:, -1])
 
     x = torch.randn(4, 5, 2, dtype=torch.float64)
     models = [Around(ManualRNN, seed) for seed in range(V)]
