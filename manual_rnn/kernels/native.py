@@ -8,12 +8,13 @@ raises ValueError in C, before anything runs. Nothing is copied.
 """
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
 try:  # after torch, so that the extension finds torch's OpenMP
-    _scan = import_module("._scan", __package__)
+    _scan: Any = import_module("._scan", __package__)
 except ImportError as error:
     _scan = None
     _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
