@@ -9,6 +9,8 @@ The node names its own computation, so `use_kernel` has no say here. Its attribu
 `(B, T, I)`, but ONNX Runtime knows no layout but this one; a batch_first module transposes instead.
 
 Nothing here loads onnx: `torch.onnx` keeps the node for the exporter, `torch.onnx.export(dynamo=True)`.
+The older exporter, and one that is handed an `ExportedProgram`, find an op unknown to them and say so.
+ONNX Runtime 1.32 has the node in float32 alone.
 """
 
 from typing import Any
