@@ -10,7 +10,7 @@ The node names its own computation, so `use_kernel` has no say here. Its attribu
 
 Nothing here loads onnx: `torch.onnx` keeps the node for the exporter, `torch.onnx.export(dynamo=True)`.
 The older exporter, and one that is handed an `ExportedProgram`, find an op unknown to them and say so.
-ONNX Runtime 1.32 has the node in float32 alone.
+ONNX Runtime 1.32 has no such node in float64.
 """
 
 from typing import Any

@@ -146,7 +146,7 @@ def exported(kind: type[nn.Module], length: Any) -> Any:
 
 
 def onnx_runtime(kind: type[nn.Module]) -> Any:
-    """As above, through ONNX, in the one dtype of which ONNX Runtime has the node."""
+    """As above, through ONNX, in float32: ONNX Runtime has no node in float64."""
     rnn, x = build(kind, NETWORK, dtype=torch.float32).eval(), batch(5, 4, 2).float()
     if kind is Loop:
         return rnn(x)

@@ -13,7 +13,7 @@ from torch.onnx.errors import OnnxExporterError
 
 from manual_rnn import ManualRNN, use_kernel
 
-BOUND = 1e-6  # float32, the one dtype in which ONNX Runtime has the node
+BOUND = 1e-6  # float32: ONNX Runtime has no node in float64
 UNSEEN = [(7, 2), (1, 1), (30, 5)]
 
 # What the exporter says of itself, whatever the model.
