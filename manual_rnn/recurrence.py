@@ -19,7 +19,7 @@ shared; else it makes an ensemble, `G` weight matrices side by side.
 Shapes: `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, H)` with `batch_sizes (T,)` for a packed batch; `h0 (B, H)`;
 `w`, `a` `(H, H)`. In an ensemble each has one more axis in front, `G`.
 
-Each is one op, in eager code and in every trace; `ops.py` ties these derivatives to it.
+Each is one op to every transform and trace: `ops.py` ties these derivatives to it.
 """
 
 from collections.abc import Callable
