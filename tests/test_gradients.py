@@ -32,7 +32,7 @@ def judged(change: Callable[[dict[str, Tensor]], Any]) -> dict[str, float]:
     _, nudged = gradients(nudge(rnn, torch.finfo(torch.float32).eps, torch.Generator().manual_seed(0)), loss)
     changed = {name: g.float() for name, g in exact.items()}
     change(changed)
-    return partings(changed, builtin, round_off(builtin, exact, nudged))
+    return partings(changed, builtin, round_off(builtin, exact, [nudged]))
 
 
 def test_gradients_are_those_of_backward_and_leave_grad_alone() -> None:
@@ -101,3 +101,23 @@ def test_a_nudge_moves_every_weight_a_little() -> None:
         moved = ((p - before[name]) / before[name]).abs()
         assert moved.min() > 0
         assert moved.max() < 5e-3
+
+
+class Kink(nn.Module):
+    """relu(w0 x0 + w1 x1) where the sum is 0: either slope is right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.25], dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        return (self.w @ self.w.new_tensor([3.0, 6.0])).relu()
+
+
+def test_many_nudges_cross_a_kink() -> None:
+    generator = torch.Generator().manual_seed(0)
+    _, here = gradients(Kink(), lambda kink: kink())
+    nudged = [gradients(nudge(Kink(), 1e-7, generator), lambda kink: kink())[1] for _ in range(20)]
+    assert torch.equal(here["w"], torch.zeros(2))
+    assert {tuple(g["w"].tolist()) for g in nudged} == {(0.0, 0.0), (3.0, 6.0)}
+    assert partings({"w": torch.tensor([3.0, 6.0])}, here, round_off(here, here, nudged)) == {"w": 1.0}

@@ -1,78 +1,119 @@
 """The tasks: what they draw, their chance levels, and that no batch comes twice."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from training.tasks import TASKS, Adding, CopyMemory
+from training.task import Batch, Task, cut, pieces
+from training.tasks import (
+    TASKS,
+    Adding,
+    CharacterLM,
+    CopyMemory,
+    Parity,
+    SequentialDigits,
+    SinePrediction,
+    TemporalOrder,
+    perplexities,
+)
 
-tasks = pytest.mark.parametrize("name", TASKS)
+every_task = pytest.mark.parametrize("name", TASKS)
 
 
-@tasks
+def metric(task: Task, output: Tensor, target: Tensor) -> float:
+    if task.metric == "perplexity":
+        return task.loss(output, target).exp().item()
+    return task.metrics(output, target)[task.metric].item()
+
+
+@every_task
 def test_a_batch_is_a_function_of_its_number(name: str) -> None:
-    task, same, other = TASKS[name](), TASKS[name](), TASKS[name](seed=1)
-    for a, b in zip(task.batch("train", 3), same.batch("train", 3), strict=True):
-        assert torch.equal(a, b)
-    different = [task.batch("train", 4), task.batch("val", 3), other.batch("train", 3)]
-    assert all(not torch.equal(task.batch("train", 3)[0], batch[0]) for batch in different)
+    batch = TASKS[name]().batch("train", 3)
+    same = TASKS[name]().batch("train", 3)
+    assert torch.equal(batch.input, same.input)
+    assert torch.equal(batch.target, same.target)
+    others = [("train", 4, 0), ("val", 3, 0), ("test", 3, 0), ("train", 3, 1)]
+    for split, number, seed in others:
+        assert not torch.equal(batch.input, TASKS[name](seed=seed).batch(split, number).input)
 
 
-@tasks
+@every_task
 def test_shapes_are_as_declared(name: str) -> None:
     task = TASKS[name](batch_size=6)
-    input, target = task.batch("train", 0)
+    input, target, starts = task.batch("train", 0)
     B, T, features = input.shape
+    assert (B, features, len(target), starts) == (6, task.input_size, 6, True)
+    assert input.dtype == torch.float32
     output = torch.zeros(B, T, task.output_size, requires_grad=True)
-    assert (B, features) == (6, task.input_size)
-    assert len(target) == 6
     task.loss(output, target).backward()
-    assert task.metric in task.metrics(output, target)
+    assert output.grad is not None
+    assert (output.grad[:, -target.size(1) :] != 0).any()
 
 
-@tasks
-def test_what_a_task_states(name: str) -> None:
+@every_task
+def test_a_task_states_its_source_its_chance_and_when_it_is_solved(name: str) -> None:
     task = TASKS[name]()
     assert task.source
-    better = task.solved > task.chance if task.metric == "accuracy" else task.solved < task.chance
-    assert better
+    assert task.is_solved(task.solved)
+    assert not task.is_solved(task.chance)
 
 
-@tasks
+@every_task
 def test_workers_repeat_no_batch(name: str) -> None:
-    alone = list(TASKS[name](train_batches=5).train_dataloader())
-    shared = list(TASKS[name](train_batches=5, num_workers=2).train_dataloader())
-    assert len(shared) == 5
-    for (a, _), (b, _) in zip(alone, shared, strict=True):
-        assert torch.equal(a, b)
+    alone = TASKS[name](batch_size=256).train_dataloader()
+    shared = TASKS[name](batch_size=256, num_workers=2).train_dataloader()
+    drawn = [batch.input for batch, _ in zip(shared, range(5), strict=False)]
+    for i, batch in enumerate(alone):
+        if i == 5:
+            break
+        assert torch.equal(batch.input, drawn[i])
+        assert all(not torch.equal(batch.input, other) for other in drawn[:i])
 
 
-@tasks
+@every_task
 @pytest.mark.parametrize(
-    ("argument", "value"), [("length", 0), ("batch_size", 0), ("train_batches", 0), ("num_workers", -1)]
+    ("argument", "value"),
+    [("length", 0), ("batch_size", 0), ("train_batches", 0), ("num_workers", -1), ("seed", -1)],
 )
 def test_a_parameter_out_of_range_is_refused(name: str, argument: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected {argument} of at least \d, got {value}"):
-        TASKS[name](**{argument: value})
+    if name == "SequentialDigits" and argument in ("length", "train_batches"):
+        with pytest.raises(TypeError, match=argument):
+            TASKS[name](**{argument: value})  # the data decide
+    else:
+        with pytest.raises(ValueError, match=rf"expected {argument} of at least \d+, got {value}"):
+            TASKS[name](**{argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Adding(1), "expected length of at least 2, got 1"),
+        (lambda: CopyMemory(symbols=0), "expected symbols of at least 1, got 0"),
+        (lambda: CopyMemory(alphabet=1), "expected alphabet of at least 2, got 1"),
+        (lambda: TemporalOrder(9), "expected length of at least 10, got 9"),
+        (lambda: SinePrediction(10), "expected length of at least 11, got 10"),
+    ],
+)
+def test_what_only_one_task_asks_for(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_adding_marks_one_number_in_each_half() -> None:
-    input, target = Adding(length=7).batch("train", 0)
+    task = Adding(7, batch_size=5000)
+    input, target, _ = task.batch("val", 0)
     marks = input[..., 1]
-    assert torch.equal(marks[:, :3].sum(1), torch.ones(64))
-    assert torch.equal(marks[:, 3:].sum(1), torch.ones(64))
-    assert torch.allclose(target[:, 0], (input[..., 0] * marks).sum(1))
-
-
-def test_chance_in_adding_is_what_answering_one_gets() -> None:
-    task = Adding(batch_size=20_000)
-    _, target = task.batch("val", 0)
-    assert task.loss(torch.ones(len(target), task.length, 1), target).item() == pytest.approx(
-        task.chance, rel=0.03
-    )
+    assert torch.equal(marks[:, :3].sum(1), torch.ones(5000))
+    assert torch.equal(marks[:, 3:].sum(1), torch.ones(5000))
+    assert torch.allclose(target[:, 0, 0], (input[..., 0] * marks).sum(1))
+    assert metric(task, torch.ones(5000, 7, 1), target) == pytest.approx(task.chance, rel=0.05)
 
 
 def test_copy_memory_asks_for_the_letters_after_the_delay() -> None:
-    input, target = CopyMemory(length=4, symbols=3, alphabet=5).batch("train", 0)
+    input, target, _ = CopyMemory(4, symbols=3, alphabet=5).batch("train", 0)
     shown = input.argmax(-1)
     assert shown.shape == target.shape == (64, 10)
     assert torch.equal(shown[:, :3], target[:, -3:])
@@ -84,14 +125,101 @@ def test_copy_memory_asks_for_the_letters_after_the_delay() -> None:
 
 def test_copy_memory_counts_the_recalled_letters_alone() -> None:
     task = CopyMemory(batch_size=2000)
-    _, target = task.batch("val", 0)
+    _, target, _ = task.batch("val", 0)
     right = torch.nn.functional.one_hot(target, task.output_size).float()
     guess = right.clone()
     guess[:, -task.symbols :] = torch.rand_like(guess[:, -task.symbols :]) * torch.tensor([1.0] * 8 + [0.0])
-    assert task.metrics(right, target)["accuracy"] == 1
-    assert task.metrics(guess, target)["accuracy"].item() == pytest.approx(task.chance, abs=0.02)
+    assert metric(task, right, target) == 1
+    assert metric(task, guess, target) == pytest.approx(task.chance, abs=0.02)
 
 
-def test_an_alphabet_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected alphabet of at least 2, got 1"):
-        CopyMemory(alphabet=1)
+def test_temporal_order_is_the_order_of_two_letters() -> None:
+    task = TemporalOrder(30, batch_size=2000)
+    input, target, _ = task.batch("val", 0)
+    shown = input.argmax(-1)
+    places = (shown < 2).nonzero()[:, 1].view(-1, 2)
+    first, second = shown.gather(1, places).unbind(1)
+    assert ((places >= torch.tensor([3, 15])) & (places <= torch.tensor([6, 18]))).all()
+    assert torch.equal(2 * first + second, target[:, 0])
+    assert target.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_parity_counts_the_ones_so_far() -> None:
+    input, target, _ = Parity(6).batch("train", 0)
+    assert torch.equal((input[..., 0] == 1).cumsum(1) % 2, target)
+    assert input.unique().tolist() == [-1, 1]
+
+
+def test_sine_prediction_is_one_step_ahead() -> None:
+    task = SinePrediction(30, batch_size=2000)
+    input, target, _ = task.batch("val", 0)
+    assert torch.equal(input[:, 11:], target[:, :-1])
+    assert metric(task, torch.zeros(2000, 30, 1), target) == pytest.approx(task.chance, rel=0.03)
+    assert metric(task, input, target) == pytest.approx(0.22**2, rel=0.05)  # repeating the last value
+
+
+@pytest.mark.parametrize(("by", "shape"), [("row", (8, 8)), ("pixel", (64, 1))])
+def test_digits_come_once_in_a_round_and_never_from_another_split(by: Any, shape: tuple[int, int]) -> None:
+    task = SequentialDigits(by, batch_size=100)
+    assert task.batch("train", 0).input.shape == (100, *shape)
+    assert len(task.rows["train"].unique()) == 1285
+    assert sum(len(rows) for rows in task.rows.values()) == len(torch.cat(list(task.rows.values())).unique())
+    first_round = torch.cat([task.batch("train", i).input for i in range(13)])[:1285]
+    expected = task.images[task.rows["train"]]
+    assert torch.equal(first_round.sum(0), expected.sum(0))
+    assert [len(task.batch("val", i).input) for i in range(3)] == [100, 100, 56]
+    assert task.batches["val"] == 3
+
+
+def test_characters_follow_one_another(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("abcd" * 100)
+    task = CharacterLM(path, length=5)
+    input, target, _ = task.batch("train", 0)
+    assert task.characters == ["a", "b", "c", "d"]
+    assert torch.equal(input.argmax(-1)[:, 1:], target[:, :-1])
+    assert torch.equal((input.argmax(-1) + 1) % 4, target)
+
+
+def test_the_levels_of_a_text_are_those_of_its_frequencies() -> None:
+    text = torch.arange(4).repeat(5000)
+    chance, solved = perplexities(text, text[:100], 4)
+    assert chance == pytest.approx(4, rel=1e-3)  # four characters, each as often
+    assert solved == pytest.approx(1, rel=1e-2)  # each decides the next
+    random = torch.randint(3, (50_000,), generator=torch.Generator().manual_seed(0))
+    assert perplexities(random, random, 3) == pytest.approx((3, 3), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("aaaa" * 100, r"expected a text of two different characters or more, got \['a'\]"),
+        ("ab" * 50, "expected a text of more than 119 characters, got 100"),
+    ],
+)
+def test_a_text_that_is_too_little_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "text"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        CharacterLM(path, length=5)
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    with pytest.raises(FileNotFoundError, match="expected a text file, got nowhere: no such file"):
+        CharacterLM(Path("nowhere"))
+
+
+def test_pieces_of_a_batch_keep_inputs_and_targets_together() -> None:
+    input, target = torch.arange(14).view(1, 14, 1), torch.arange(3, 14)[None]
+    parts = [cut(Batch(input, target), i, i + 5) for i in (0, 5, 10)]
+    assert pieces(Batch(input, target), 5) == 3
+    assert [part.starts for part in parts] == [True, False, False]
+    for part in parts:
+        assert torch.equal(part.input[0, -part.target.size(1) :, 0], part.target[0])
+    assert torch.equal(torch.cat([part.input for part in parts], 1), input)
+    assert torch.equal(torch.cat([part.target for part in parts], 1), target)
+
+
+def test_a_piece_without_a_target_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected targets in every 3 steps .* last 11 of 14 steps only"):
+        pieces(Batch(torch.zeros(1, 14, 1), torch.zeros(1, 11)), 3)

@@ -1,78 +1,28 @@
 """python -m training: the twins, the report, resuming, and what is refused."""
 
 import csv
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 import manual_rnn
-from training.__main__ import main
 from training.gradients import Gradients
 from training.side_by_side import SideBySide
-from training.tasks import Batch
+from training.task import Batch
 
-Train = Callable[..., str]
-
-pytestmark = [
-    # Lightning 2.6 compares tree specs by a class that torch 2.13 has renamed
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
-    # no workers for tasks that are drawn in a millisecond
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    # a resumed run writes into a folder of its own
-    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
-    # runs here are shorter than the logging interval
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
-
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--data.train_batches=4",
-    "--data.val_batches=1",
-    "--data.batch_size=8",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.log_every_n_steps=1",
-    "--model.hidden_size=6",
-]
+pytestmark = WARNINGS
 
 
 @pytest.fixture
 def train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Train]:
-    """Runs `python -m training` in a folder of its own and returns what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of names that Lightning still uses
-    threads = torch.get_num_threads()
-
-    def run(*args: str, small: list[str] = SMALL) -> str:
-        main([*small, *args])
-        return re.sub(r"\s+", " ", capsys.readouterr().out)
-
-    yield run
-    torch.set_num_threads(threads)
-    os.environ.pop("PL_GLOBAL_SEED", None)
-    os.environ.pop("PL_SEED_WORKERS", None)
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = last(folder)["state_dict"]
-    return found
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert different == []
+    yield from runs(tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_reports_and_leaves_its_files(train: Train, tmp_path: Path) -> None:
@@ -112,8 +62,8 @@ def test_a_wrong_gradient_is_named_with_its_step(
 ) -> None:
     compare = SideBySide.gradients
 
-    def wrong(self: SideBySide, network: Any, batch: Batch) -> tuple[Tensor, Gradients]:
-        loss, gradients = compare(self, network, batch)
+    def wrong(self: SideBySide, network: Any, batch: Batch, hx: Any) -> tuple[Tensor, Gradients]:
+        loss, gradients = compare(self, network, batch, hx)
         if self.global_step >= 3 and isinstance(network.rnn, manual_rnn.ManualRNN):
             gradients = {**gradients, "rnn.weight_hh_l0": gradients["rnn.weight_hh_l0"] * 1.001}
         return loss, gradients
@@ -124,6 +74,20 @@ def test_a_wrong_gradient_is_named_with_its_step(
     ):
         train()
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_what_is_beyond_the_tolerance_is_judged_again_by_many_nudges(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, asked = SideBySide.round_off, []
+
+    def lucky(self: SideBySide, builtin: Gradients, batch: Batch, hx: Any, nudges: int) -> float:
+        asked.append(nudges)
+        return sound(self, builtin, batch, hx, nudges) * (1e-9 if nudges == 1 else 1)
+
+    monkeypatch.setattr(SideBySide, "round_off", lucky)
+    assert "equal to round-off" in train()
+    assert asked == [1, 20] * 8
 
 
 @pytest.mark.parametrize("clip", ["0.05", "0"])
@@ -145,7 +109,7 @@ def test_neither_twin_touches_the_other(
     train(*options)
     a, b = (weights(tmp_path / "runs" / "Adding" / f"version_{i}") for i in range(2))
     builtin = [name for name in a if name.startswith("builtin.")]
-    assert_same({n: a[n] for n in builtin}, {n: b[n] for n in builtin})
+    assert_equal_weights({n: a[n] for n in builtin}, {n: b[n] for n in builtin})
     assert not torch.equal(a["manual.rnn.weight_hh_l0"], b["manual.rnn.weight_hh_l0"])
 
 
@@ -167,21 +131,17 @@ def test_a_resumed_run_ends_as_one_never_interrupted(train: Train, tmp_path: Pat
     stochastic = ("--model.num_layers=2", "--model.dropout=0.3", "--data=CopyMemory")
     whole = train("--trainer.max_epochs=3", *stochastic)
     train("--trainer.max_epochs=1", *stochastic)
-    runs = tmp_path / "runs" / "CopyMemory"
-    checkpoint = runs / "version_1" / "checkpoints" / "last.ckpt"
-    resumed = train(
-        "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}", small=[]
-    )
-    assert_same(weights(runs / "version_0"), weights(runs / "version_2"))
+    folder = tmp_path / "runs" / "CopyMemory"
+    path = checkpoint(folder / "version_1")
+    resumed = train(QUIET, "--trainer.max_epochs=3", f"--ckpt_path={path}", small=[])
+    assert_equal_weights(weights(folder / "version_0"), weights(folder / "version_2"))
     assert whole.replace("version_0", "version_2") == resumed
 
 
 def test_the_command_line_overrides_the_settings_of_a_checkpoint(train: Train, tmp_path: Path) -> None:
     train("--model.nonlinearity=relu")
-    checkpoint = tmp_path / "runs" / "Adding" / "version_0" / "checkpoints" / "last.ckpt"
-    out = train(
-        "--model.kernel=reference", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}", small=SMALL[-3:]
-    )
+    path = checkpoint(tmp_path / "runs" / "Adding" / "version_0")
+    out = train("--model.kernel=reference", "--trainer.max_epochs=3", f"--ckpt_path={path}", small=SMALL[-3:])
     hparams = last(tmp_path / "runs" / "Adding" / "version_1")["hyper_parameters"]
     assert "12 steps compared" in out
     assert (hparams["kernel"], hparams["nonlinearity"], hparams["hidden_size"]) == ("reference", "relu", 6)
@@ -189,8 +149,8 @@ def test_the_command_line_overrides_the_settings_of_a_checkpoint(train: Train, t
 
 def test_validate_from_a_checkpoint(train: Train, tmp_path: Path) -> None:
     train()
-    checkpoint = tmp_path / "runs" / "Adding" / "version_0" / "checkpoints" / "last.ckpt"
-    out = train("validate", "--trainer.enable_progress_bar=false", f"--ckpt_path={checkpoint}", small=[])
+    path = checkpoint(tmp_path / "runs" / "Adding" / "version_0")
+    out = train("validate", QUIET, f"--ckpt_path={path}", small=[])
     assert "val_mse/manual" in out
 
 
@@ -207,7 +167,7 @@ def test_both_twins_start_from_a_checkpoint_of_nn_rnn(tmp_path: Path, kind: str)
     torch.save(content, tmp_path / "rnn.pt")
     model = SideBySide(2, 1, hidden_size=6, num_layers=2, bidirectional=True, init_from=tmp_path / "rnn.pt")
     for twin in model.twins.values():
-        assert_same(dict(twin.rnn.state_dict()), dict(rnn.state_dict()))
+        assert_equal_weights(dict(twin.rnn.state_dict()), dict(rnn.state_dict()))
 
 
 @pytest.mark.parametrize(

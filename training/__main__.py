@@ -3,26 +3,29 @@
 import argparse
 import json
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from training.callbacks import StopWhenSolved, checkpoints
 from training.checkpoints import read_settings
+from training.commands import COMMANDS
 from training.report import Report
 from training.side_by_side import SideBySide
-from training.tasks import Task
+from training.task import Task
 
 DESCRIPTION = """Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the
 end a table of how far their gradients parted. `fit` is the default: `python -m training` runs the adding
-problem in under a minute."""
+problem in under a minute. Besides those below there are `tasks`, `export` and `inspect`."""
 
 
 class Laboratory(LightningCLI):
@@ -52,49 +55,76 @@ class Laboratory(LightningCLI):
         parser.add_argument(
             "--threads", type=PositiveInt, default=1, help="of torch on the CPU; small networks lose by more"
         )
-        parser.add_optimizer_args((torch.optim.Optimizer,))
-        parser.set_defaults(
-            {"data": "Adding", "optimizer": {"class_path": "Adam", "init_args": {"lr": 5e-3}}}
+        parser.add_argument(
+            "--stop_when_solved", type=bool, default=True, help="stop once both twins have solved the task"
         )
+        parser.add_argument(
+            "--save_every",
+            type=PositiveInt | None,
+            default=None,
+            help="steps between two writes of last.ckpt; each validation where none are given",
+        )
+        parser.add_optimizer_args((torch.optim.Optimizer,))
+        parser.set_defaults({"optimizer": {"class_path": "Adam", "init_args": {"lr": 5e-3}}})
         for size in ("input_size", "output_size"):
             parser.link_arguments(f"data.{size}", f"model.{size}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        given = sys.argv[1:] if args is None else args
-        assert isinstance(given, list)
-        subcommand, *options = with_default_subcommand(given, list(self.subcommands()))
-        self.config = parser.parse_args([subcommand, *settings_of_checkpoint(options), *options])
+        assert isinstance(args, list)
+        subcommand, *options = with_default_subcommand(args, list(self.subcommands()))
+        self.config = parser.parse_args([subcommand, *defaults(options), *options])
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own lets a checkpoint's settings override the command line; ours yield to it."""
 
     def before_instantiate_classes(self) -> None:
         torch.set_num_threads(self._get(self.config, "threads"))
+        optimizer = self._get(self.config, "optimizer").class_path.rpartition(".")[2]
+        if optimizer == "LBFGS":  # one search direction for all parameters
+            self.parser.error(f"expected an optimizer that moves each parameter by itself, got {optimizer}")
 
     def instantiate_classes(self) -> None:
         """What a constructor refuses is a usage error: its words, no traceback, and exit code 2."""
         try:
             super().instantiate_classes()
+            self.datamodule.loader("train", self.model.tbptt_steps)
         except (ValueError, FileNotFoundError) as refusal:
             self.parser.error(str(refusal.__cause__ or refusal))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        task = self.datamodule
+        assert isinstance(task, Task)
         if config["logger"] is None:
-            kwargs["logger"] = CSVLogger("runs", name=type(self.datamodule).__name__)
+            kwargs["logger"] = loggers(type(task).__name__)
         callbacks: list[Callback] = [Report()]
+        if self._get(self.config, "stop_when_solved"):
+            callbacks.append(StopWhenSolved())
         if config["enable_checkpointing"] is not False:
-            callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+            callbacks += checkpoints(task, self._get(self.config, "save_every"))
         return super().instantiate_trainer(callbacks=[*(config["callbacks"] or []), *callbacks], **kwargs)
 
     def after_fit(self) -> None:
         trainer: Any = self.trainer
         report = next(c for c in trainer.callbacks if isinstance(c, Report))
+        folder = trainer.log_dir  # every process has to ask for it
         if report.history.compared and trainer.is_global_zero:
-            saves = trainer.log_dir and not trainer.fast_dev_run
-            report.show(Path(trainer.log_dir) if saves else None)
+            report.show(trainer, folder)
         if report.failure:
             sys.exit(f"training: {report.failure}")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes what Lightning's predict returns."""
+        predictions = self.trainer.predict(**kwargs)
+        path = Path(self.trainer.log_dir or ".") / "predictions.pt"
+        torch.save(predictions, path)
+        print(f"predictions: {path}")
+
+
+def loggers(name: str) -> list[Logger]:
+    """A CSV and a TensorBoard log in one new folder, ``runs/<name>/version_<n>``."""
+    csv = CSVLogger("runs", name)
+    return [csv, TensorBoardLogger("runs", name, csv.version, default_hp_metric=False)]
 
 
 def with_default_subcommand(args: list[str], subcommands: list[str]) -> list[str]:
@@ -102,25 +132,53 @@ def with_default_subcommand(args: list[str], subcommands: list[str]) -> list[str
     return args if named else ["fit", *args]
 
 
-def settings_of_checkpoint(options: list[str]) -> list[str]:
-    """The settings of the run that made the checkpoint in ``--ckpt_path``, as options."""
+def defaults(options: list[str]) -> list[str]:
+    """What comes before the options: those of a checkpoint's run where one is given; else the task's name.
+
+    The task is named first, and not as the parser's default, because its parameters are handed on to a
+    task that is named after it.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", type=Path)
-    path = parser.parse_known_args(options)[0].ckpt_path
-    if path is None or not path.is_file():
+    parser.add_argument("--data")
+    parser.add_argument("-c", "--config", type=Path, action="append", default=[])
+    given = parser.parse_known_args(options)[0]
+    if given.ckpt_path and given.ckpt_path.is_file():
+        return ["--config", json.dumps(read_settings(given.ckpt_path))]
+    configs = [path.read_text() for path in given.config if path.is_file()]
+    if any(re.search(r'^\s*"?data"?\s*:', config, re.MULTILINE) for config in configs):
         return []
-    return ["--config", json.dumps(read_settings(path))]
+    return ["--data", given.data or "Adding"]
 
 
 def quieten() -> None:
-    """Leaves out what Lightning says of devices and products, and its use of an old torch name."""
+    """Leaves out what Lightning says of devices and products, and what is meant to be as it is here."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    for message in (
+        ".*LeafSpec.*is deprecated",  # Lightning 2.6 uses an old name of torch 2.13
+        "The dirpath has changed from",  # a resumed run has a folder
+        "Be aware that when using `ckpt_path`, callbacks",  # and checkpoints of its own
+        "The '.*_dataloader' does not have many workers",  # a batch is drawn in a millisecond
+        "The number of training batches",  # digits have fewer in a round than the logging interval
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def main(args: list[str] | None = None) -> None:
     quieten()
-    Laboratory(args)
+    given = sys.argv[1:] if args is None else args
+    if given and given[0] in COMMANDS:
+        command(given[0], given[1:])
+    else:
+        Laboratory(given)
+
+
+def command(name: str, options: list[str]) -> None:
+    prog = f"python -m training {name}"
+    try:
+        auto_cli(COMMANDS[name], args=options, as_positional=False, prog=prog)
+    except (ValueError, FileNotFoundError) as refusal:
+        sys.exit(f"{prog}: {refusal}")
 
 
 if __name__ == "__main__":

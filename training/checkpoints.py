@@ -43,7 +43,11 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of model and data in a checkpoint of this package, as the command line takes them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint, got {path}: no such file")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if "datamodule_hyper_parameters" not in checkpoint:
+        raise ValueError(f"expected a checkpoint that python -m training wrote, got {path}")
     model, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
     not_settings = ("_instantiator", "_class_path", "input_size", "output_size", "init_from")
     arguments = {name: value for name, value in data.items() if name not in not_settings}

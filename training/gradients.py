@@ -3,21 +3,22 @@ r"""Pure functions that compare the gradients of one network with those of anoth
     round-off   r   = max(|| g_builtin - g_64 ||,  || g_nudged - g_64 ||)
     parting     d_p = || g_manual,p - g_builtin,p || / r         for one parameter p, in units of r
 
-``g_64`` is the gradient of the same loss at the same weights in float64. So the first term of ``r``
-is what nn.RNN itself loses to its precision. ``g_nudged`` is ``g_64`` once more, with every weight
-moved at random by about one unit in its last place: the best that a sound algorithm promises is the
-exact answer to such a neighbouring question (backward error analysis, Wilkinson 1963; by random
-nudges, Parker 1997). Two terms, because either can by luck be small: over
-thousands of steps of the tasks here a sound ``d_p`` was up to 17 in units of the first alone and up
-to 5 in units of both. Norms in ``r`` are over all parameters at once.
+``g_64`` is the gradient of the same loss at the same weights in float64. So the first term of ``r`` is
+what nn.RNN itself loses to its precision. ``g_nudged`` is ``g_64`` once more, with every weight moved at
+random by about one unit in its last place: the best that a sound algorithm promises is the exact answer
+to such a neighbouring question (backward error analysis, Wilkinson 1963; by random nudges, Parker 1997).
+Two terms, because either can by luck be small: over thousands of steps of the tasks here a sound ``d_p``
+was up to 17 in units of the first alone and up to 5 in units of both. A ReLU has a kink besides: where
+an argument is within round-off of 0 either slope is right, the two give gradients far apart, and a nudge
+crosses the kink half of the time; so what is beyond the tolerance is judged again by many nudges. Norms
+in ``r`` are over all parameters at once.
 
-So the tolerance needs no tuning to the task, the length, the state of the training or the
-precision, while a relative difference grows without bound where a gradient cancels (near a minimum,
-say). In float32, a gradient wrong by one part in a thousand has a ``d_p`` from hundreds to
-thousands.
+So the tolerance needs no tuning to the task, the length, the state of the training or the precision,
+while a relative difference grows without bound where a gradient cancels (near a minimum, say). In
+float32, a gradient wrong by one part in a thousand has a ``d_p`` from hundreds to thousands.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ def relative_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     }
 
 
-def round_off(builtin: Gradients, exact: Gradients, nudged: Gradients) -> float:
+def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients]) -> float:
     """The unit ``r`` of this module: how far apart sound computations of these gradients are."""
-    return max(distance(builtin, exact), distance(nudged, exact))
+    return max(distance(g, exact) for g in (builtin, *nudged))
 
 
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:

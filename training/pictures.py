@@ -45,7 +45,7 @@ def draw_differences(axes: Axes, history: History) -> None:
         axes.plot(steps, largest, ".-", linewidth=1, markersize=3, label=name)
     if any(v > 0 for values in history.differences.values() for v in values):
         axes.set_yscale("log")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
     else:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "every difference is exactly 0", transform=axes.transAxes, ha="center")

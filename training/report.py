@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from training.pictures import draw_run
+from training.callbacks import scores
+from training.pictures import LOOKS, draw_run
 from training.side_by_side import Comparison, SideBySide
 
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
@@ -94,14 +95,15 @@ class Report(Callback):
         self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
         self.loss_difference, self.loss_drift = state["losses"]
 
-    def show(self, run_folder: Path | None) -> None:
-        """Prints the table and the verdict, and draws the picture where there is a run folder."""
+    def show(self, trainer: Any, folder: str | None) -> None:
+        """Prints table, verdict and scores, and draws the picture where there is a run folder."""
         console = Console()
-        console.print(self.table(), self.verdict(), sep="\n\n")
-        if run_folder is not None:
-            picture = run_folder / "side_by_side.png"
+        console.print(self.table(), self.verdict(), standing(trainer), sep="\n\n")
+        if folder and not trainer.fast_dev_run:
+            picture = Path(folder) / "side_by_side.png"
             draw_run(self.history, picture)
-            console.print(f"picture: {picture}\nrun folder: {run_folder}", soft_wrap=True, highlight=False)
+            paths = f"picture: {picture}\nrun folder: {folder}"
+            console.print(paths, soft_wrap=True, highlight=False)
 
     def table(self) -> Table:
         title = f"Gradients of ManualRNN against nn.RNN, {len(self.history.compared)} steps compared"
@@ -147,6 +149,17 @@ class Report(Callback):
             return None
         step, name = min(past)
         return f"the gradient of {name} parted by more than {self.tolerance:g} times round-off at step {step}"
+
+
+def standing(trainer: Any) -> str:
+    """How well the twins do the task."""
+    task, found = trainer.datamodule, scores(trainer, trainer.lightning_module)
+    solved = bool(found) and all(map(task.is_solved, found.values()))
+    values = ", ".join(f"{LOOKS[twin][0]} {value:.4g}" for twin, value in found.items())
+    state = f"{'solved' if solved else 'not solved yet'} after {trainer.global_step} steps"
+    reached = f"{task.metric} of {values}" if found else "no validation yet"
+    goal = f"chance {task.chance:.4g}, solved at {task.solved:.4g}"
+    return f"{type(task).__name__}: {state}, {reached}; {goal}"
 
 
 def worse(a: float, b: float) -> float:

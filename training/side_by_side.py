@@ -35,9 +35,12 @@ from training.gradients import (
     relative_differences,
     round_off,
 )
-from training.tasks import Batch, Task
+from training.task import Batch, Task, at_least
 
 Kernel = Literal["default", "reference", "torch", "native"]
+
+MANY = 20
+"""Nudges for a second judgement, which would all miss a kink once in a million times."""
 
 
 class Network(nn.Module):
@@ -78,6 +81,8 @@ class SideBySide(LightningModule):
         kernel: how ManualRNN runs; ``reference`` is bitwise equal to nn.RNN on a CPU.
         init_from: file with nn.RNN weights that both twins start from: a state_dict, or a
             Lightning checkpoint.
+        recurrent: initial recurrent weights: ``identity`` (with relu, an IRNN) or ``orthogonal``.
+        tbptt_steps: steps after which backpropagation is cut, the weights move and the state goes on.
         compare_every: steps between two comparisons of gradients.
         tolerance: how far a gradient may part, in units of round-off, before the run has failed.
     """
@@ -94,14 +99,19 @@ class SideBySide(LightningModule):
         bidirectional: bool = False,
         kernel: Kernel = "default",
         init_from: Path | None = None,
+        recurrent: Literal["identity", "orthogonal"] | None = None,
+        tbptt_steps: int | None = None,
         compare_every: int = 1,
         tolerance: float = 16.0,
     ) -> None:
         super().__init__()
-        if compare_every < 1:
-            raise ValueError(f"expected compare_every of at least 1, got {compare_every}")
+        at_least("compare_every", compare_every, 1)
         if not tolerance >= 0:
             raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
+        if tbptt_steps is not None:
+            at_least("tbptt_steps", tbptt_steps, 1)
+        if tbptt_steps is not None and bidirectional:
+            raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
         self.save_hyperparameters()
         rnn = nn.RNN(
             input_size,
@@ -113,11 +123,17 @@ class SideBySide(LightningModule):
             dropout=dropout,
             bidirectional=bidirectional,
         )
+        if recurrent is not None:
+            manual_rnn.ManualRNN.from_builtin(rnn).reset_parameters(
+                recurrent=recurrent
+            )  # the same Parameters
         if init_from is not None:
             load_rnn(rnn, init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
         self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
         self.kernel, self.compare_every, self.tolerance = kernel, compare_every, tolerance
+        self.tbptt_steps = tbptt_steps
+        self.carried: dict[str, Tensor] = {}
         self.drift: dict[str, float] = {}
 
     @property
@@ -129,52 +145,59 @@ class SideBySide(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        losses = {name: self.loss(twin, batch) for name, twin in self.twins.items()}
-        compared = self.global_step % self.compare_every == 0
-        comparison = self.compare(batch) if compared else None
-        self.log_dict({f"loss/{name}": loss for name, loss in losses.items()}, prog_bar=True)
-        if comparison:
+        states = {} if batch.starts else self.carried
+        comparison = None
+        if self.global_step % self.compare_every == 0:
+            comparison = self.compare(batch, states.get("builtin"))
             self.log_dict({f"gradient/{name}": value for name, value in comparison.absolute.items()})
+        losses = {}
+        for name, twin in self.twins.items():
+            losses[name], h_n = self.run(twin, batch, states.get(name))
+            self.carried[name] = h_n.detach()
+        self.log_dict({f"loss/{name}": loss for name, loss in losses.items()}, prog_bar=True, sync_dist=True)
         return {"loss": sum(losses.values()), "losses": losses, "comparison": comparison}
 
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        input, target = batch
+    def run(self, network: nn.Module, batch: Batch, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss and the last state."""
         with self.random_numbers_of_this_step(), manual_rnn.use_kernel(self.kernel):
-            output, _ = network(input)
-        return self.task.loss(output, target)
+            output, h_n = network(batch.input, hx)
+        return self.task.loss(output, batch.target), h_n
 
-    def compare(self, batch: Batch) -> Comparison:
+    def compare(self, batch: Batch, hx: Tensor | None) -> Comparison:
         """Gradients at nn.RNN's weights: nn.RNN's, ManualRNN's, and two in float64 for round-off."""
         same = deepcopy(self.manual)
         same.load_state_dict(self.builtin.state_dict())
-        loss_builtin, builtin = self.gradients(self.builtin, batch)
-        loss_manual, manual = self.gradients(same, batch)
-        unit = round_off(builtin, *self.exact_gradients(batch))
+        loss_builtin, builtin = self.gradients(self.builtin, batch, hx)
+        loss_manual, manual = self.gradients(same, batch, hx)
+        parted = partings(manual, builtin, self.round_off(builtin, batch, hx, nudges=1))
+        if self.tolerance and not max(parted.values()) <= self.tolerance:
+            parted = partings(manual, builtin, self.round_off(builtin, batch, hx, nudges=MANY))
         return Comparison(
             gradient_differences(manual, builtin),
             relative_differences(manual, builtin),
-            partings(manual, builtin, unit),
+            parted,
             (loss_manual - loss_builtin).abs().item(),
         )
 
-    def exact_gradients(self, batch: Batch) -> tuple[Gradients, Gradients]:
-        """In float64, at nn.RNN's weights and at weights one unit in the last place away."""
+    def round_off(self, builtin: Gradients, batch: Batch, hx: Tensor | None, nudges: int) -> float:
+        """How far nn.RNN's gradients, and exact ones at weights a nudge away, are from the exact ones."""
         exact = deepcopy(self.builtin).double()
-        input, target = (x.double() if x.is_floating_point() else x for x in batch)
+        batch = Batch(batch.input.double(), exact_target(batch.target), batch.starts)
+        hx = None if hx is None else hx.double()
         generator, unit = torch.Generator().manual_seed(self.global_step), self.unit_in_the_last_place()
+        beside = [nudge(deepcopy(exact), unit, generator) for _ in range(nudges)]
         with torch.autocast(self.device.type, enabled=False):
-            _, here = self.gradients(exact, (input, target))
-            _, beside = self.gradients(nudge(exact, unit, generator), (input, target))
-        return here, beside
+            here, *nudged = (self.gradients(network, batch, hx)[1] for network in (exact, *beside))
+        return round_off(builtin, here, nudged)
+
+    def gradients(self, network: nn.Module, batch: Batch, hx: Tensor | None) -> tuple[Tensor, Gradients]:
+        return gradients(network, lambda network: self.run(network, batch, hx)[0])
 
     def unit_in_the_last_place(self) -> float:
         """Of the precision that the recurrence runs in."""
         mixed = torch.is_autocast_enabled(self.device.type)
         weight = next(self.builtin.parameters())
         return torch.finfo(torch.get_autocast_dtype(self.device.type) if mixed else weight.dtype).eps
-
-    def gradients(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Gradients]:
-        return gradients(network, lambda network: self.loss(network, batch))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Notes how far the gradients that the twins train with have parted."""
@@ -202,19 +225,46 @@ class SideBySide(LightningModule):
         self.evaluate("test", batch)
 
     def evaluate(self, split: str, batch: Batch) -> None:
-        input, target = batch
         for name, twin in self.twins.items():
-            with manual_rnn.use_kernel(self.kernel):
-                output, _ = twin(input)
-            metrics = self.task.metrics(output, target)
+            output = self.answer(twin, batch)
+            metrics = {
+                "loss": self.task.loss(output, batch.target),
+                **self.task.metrics(output, batch.target),
+            }
             values = {f"{split}_{metric}/{name}": value for metric, value in metrics.items()}
-            self.log_dict(values, prog_bar=name == "manual", sync_dist=True, batch_size=len(input))
+            self.log_dict(values, sync_dist=True, batch_size=len(output))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_perplexity("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_perplexity("test")
+
+    def log_perplexity(self, split: str) -> None:
+        """The exponential of the mean loss, which no mean over batches gives."""
+        if self.task.metric == "perplexity":
+            losses = {name: self.trainer.callback_metrics[f"{split}_loss/{name}"] for name in self.twins}
+            self.log_dict({f"{split}_perplexity/{name}": loss.exp() for name, loss in losses.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        input, target = batch
+        return {"input": batch.input, "output": self.answer(self.manual, batch), "target": batch.target}
+
+    def answer(self, network: Network, batch: Batch) -> Tensor:
         with manual_rnn.use_kernel(self.kernel):
-            output, _ = self.manual(input)
-        return {"input": input, "output": output, "target": target}
+            output: Tensor = network(batch.input)[0]
+        return output
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Every process's carried states, for a run resumed between two pieces of a sequence."""
+        states: list[Any] = [self.carried] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, self.carried)
+        checkpoint["carried"] = states if self.tbptt_steps else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["carried"]:
+            states = checkpoint["carried"][self.global_rank]
+            self.carried = {name: h.to(self.device) for name, h in states.items()}
 
     @contextmanager
     def random_numbers_of_this_step(self) -> Iterator[None]:
@@ -233,3 +283,8 @@ class SideBySide(LightningModule):
 
 def trained_gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def exact_target(target: Tensor) -> Tensor:
+    """Values in float64; classes as they are."""
+    return target.double() if target.is_floating_point() else target

@@ -1,0 +1,76 @@
+"""`python -m training` within a test: in a folder of its own, small, what it leaves at hand."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.__main__ import main
+
+Train = Callable[..., str]
+
+WARNINGS = [
+    # Lightning 2.6 compares tree specs by a class that torch 2.13 has renamed
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+    # no workers for tasks that are drawn in a millisecond
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    # a resumed run has a folder and checkpoints of its own
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
+    # runs here are shorter than the logging interval
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+QUIET = "--trainer.enable_progress_bar=false"
+SMALL = [
+    QUIET,
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=1",
+    "--data.train_batches=4",
+    "--data.val_batches=1",
+    "--data.batch_size=8",
+    "--model.hidden_size=6",
+]
+
+
+def runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Train]:
+    """What a fixture yields: a function that runs a command line and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of names that Lightning still uses
+    monkeypatch.setenv("COLUMNS", "120")
+    threads = torch.get_num_threads()
+
+    def run(*args: str, small: list[str] = SMALL) -> str:
+        main([*args[:1], *small, *args[1:]] if args and not args[0].startswith("-") else [*small, *args])
+        return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+    yield run
+    torch.set_num_threads(threads)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+
+
+def checkpoint(folder: Path, name: str = "last") -> Path:
+    return folder / "checkpoints" / f"{name}.ckpt"
+
+
+def last(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint(folder), weights_only=True)
+    return content
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = last(folder)["state_dict"]
+    return found
+
+
+def assert_equal_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []

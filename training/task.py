@@ -1,0 +1,211 @@
+r"""What every task shares: checks, loss and metric, and loaders that never repeat a batch.
+
+A batch is a function of its number: (seed, split, number) seed the generator that draws it. So workers
+can't repeat a batch, a resumed run goes on with the batch that comes next, and under DDP every process
+draws the whole batch and keeps its share.
+"""
+
+from collections.abc import Iterator
+from copy import copy
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from pytorch_lightning import LightningDataModule
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
+
+
+class Batch(NamedTuple):
+    """Sequences side by side."""
+
+    input: Tensor
+    """(B, T, I)"""
+    target: Tensor
+    """Of the last K steps: classes (B, K), or values (B, K, O)."""
+    starts: bool = True
+    """Whether the sequences begin here, rather than go on where the batch before ended."""
+
+
+class Task(LightningDataModule):
+    r"""A task is a subclass with the attributes below and one method, :meth:`sample`.
+
+    Args:
+        length: how long the sequences are, or what they ask to be remembered for.
+        batch_size: sequences in one optimizer step, over however many processes.
+        train_batches: batches between two validations.
+        val_batches: batches of a validation or a test.
+        num_workers: processes that prepare batches.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: for a parameter out of range.
+    """
+
+    source: ClassVar[str]
+    metric: ClassVar[Literal["mse", "accuracy", "perplexity"]]
+
+    input_size: int
+    output_size: int
+    chance: float
+    """The metric of the best constant answer."""
+    solved: float
+    """The metric at which the task counts as solved."""
+
+    def __init__(
+        self,
+        length: int = 20,
+        batch_size: int = 64,
+        train_batches: int = 100,
+        val_batches: int = 10,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        smallest = {
+            "length": 1,
+            "batch_size": 1,
+            "train_batches": 1,
+            "val_batches": 1,
+            "num_workers": 0,
+            "seed": 0,
+        }
+        for name, least in smallest.items():
+            at_least(name, locals()[name], least)
+        self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
+        self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
+
+    def sample(self, generator: Generator, count: int) -> Batch:
+        """Draws ``count`` sequences."""
+        raise NotImplementedError
+
+    def batch(self, split: str, number: int) -> Batch:
+        """The batch of that number, before any process takes its share."""
+        return self.sample(seeded_by(self.seed, SPLITS[split], number), self.batch_size)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Of outputs (B, T, O): the mean squared error, or the cross-entropy."""
+        output = output[:, -target.size(1) :]
+        if self.metric == "mse":
+            return F.mse_loss(output, target)
+        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What is logged beside the loss; of a perplexity, the logarithm is averaged."""
+        if self.metric == "accuracy":
+            return {"accuracy": (output[:, -target.size(1) :].argmax(-1) == target).double().mean()}
+        loss = self.loss(output, target)
+        return {"mse": loss} if self.metric == "mse" else {}
+
+    def is_solved(self, value: float) -> bool:
+        return value >= self.solved if self.metric == "accuracy" else value <= self.solved
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.loader(
+            "train", getattr(self.trainer and self.trainer.lightning_module, "tbptt_steps", None)
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("predict")
+
+    def loader(self, split: str, steps: int | None = None) -> DataLoader[Batch]:
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % processes:
+            raise ValueError(
+                f"expected a batch_size that {processes} processes can share, got {self.batch_size}"
+            )
+        dataset = Batches(self, split, slice(rank, None, processes), steps)
+        return ResumableLoader(
+            dataset,
+            batch_size=None,
+            sampler=Numbers(self, split, dataset.pieces),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class Batches(Dataset[Batch]):
+    """The batches of one split by number, of each the rows of this process.
+
+    With ``steps`` a batch is cut in time into pieces of that many steps, each with a number of its own.
+    """
+
+    def __init__(self, task: Task, split: str, rows: slice, steps: int | None) -> None:
+        self.task, self.split, self.rows, self.steps = copy(task), split, rows, steps
+        self.task.trainer = None  # it can't go to a worker, and isn't needed there
+        self.pieces = 1 if steps is None else pieces(task.batch(split, 0), steps)
+
+    def __getitem__(self, number: int) -> Batch:
+        number, piece = divmod(number, self.pieces)
+        whole = self.task.batch(self.split, number)
+        batch = Batch(whole.input[self.rows], whole.target[self.rows])
+        return batch if self.steps is None else cut(batch, piece * self.steps, (piece + 1) * self.steps)
+
+
+def pieces(batch: Batch, steps: int) -> int:
+    """How many pieces of ``steps`` steps there are in a batch. Raises ValueError where one has no target."""
+    T, K = batch.input.size(1), batch.target.size(1)
+    if steps <= T - K:
+        raise ValueError(
+            f"expected targets in every {steps} steps to truncate backpropagation there, got targets in "
+            f"the last {K} of {T} steps only"
+        )
+    return -(-T // steps)
+
+
+def cut(batch: Batch, first: int, end: int) -> Batch:
+    """The steps from ``first`` to before ``end``, with their targets."""
+    before_targets = batch.input.size(1) - batch.target.size(1)
+    target = batch.target[:, max(first - before_targets, 0) : end - before_targets]
+    return Batch(batch.input[:, first:end], target, first == 0)
+
+
+class Numbers(Sampler[int]):
+    """The numbers of an epoch's batches; in training they go on from the trainer's own count."""
+
+    def __init__(self, task: Task, split: str, pieces: int) -> None:
+        self.task, self.split, self.count = task, split, task.batches[split] * pieces
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        if self.split != "train" or self.task.trainer is None:
+            return iter(range(self.count))
+        progress: Any = self.task.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.total.processed
+        return iter(range(done, done - done % self.count + self.count))
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Tells Lightning that it resumes in mid-epoch; its state is the trainer's, see Numbers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def seeded_by(*numbers: int) -> Generator:
+    """A generator for these numbers: near ones give streams that have nothing to do with each other."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return Generator().manual_seed(int(state[0]) >> 1)
+
+
+def at_least(name: str, value: int, smallest: int) -> None:
+    if value < smallest:
+        raise ValueError(f"expected {name} of at least {smallest}, got {value}")
+
+
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    return F.one_hot(classes, count).float()
