@@ -10,8 +10,7 @@ Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +26,7 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-@dataclass(frozen=True, slots=True)
-class SequencePlan:
+class SequencePlan(NamedTuple):
     """Rows to run over and the way back.
 
     Attributes:

@@ -69,19 +69,20 @@ class ManualRNN(RNNBase):
         if exporting:
             onnx.check_exportable(input, phi)
         checks.check_attributes(self)
-        weights = self._weights()
+        groups = self._weights()
         sequence = plan(input, hx, self.batch_first)
         data, hx, batch_sizes = sequence.data, sequence.hx, sequence.batch_sizes
-        checks.check_input(data, 3 if batch_sizes is None else 2, self.input_size, weights[0].ih.dtype)
+        checks.check_input(data, 3 if batch_sizes is None else 2, self.input_size, groups[0][0].dtype)
         if hx is None:
             size = self.get_expected_hidden_size(data, batch_sizes)
-            hx = torch.zeros(size, dtype=data.dtype, device=data.device)
+            hx = data.new_zeros(size)
         elif batch_sizes is None or not torch.compiler.is_compiling():  # in a graph the op checks it
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
         if batch_sizes is not None:
             checks.check_batch_sizes(batch_sizes, len(data))
-        data, hx, weights = _autocast(data, hx, weights)
-        checks.check_tensors(self, data, hx, weights)
+        data, hx, groups = _autocast(data, hx, groups)
+        checks.check_tensors(self, data, hx, groups)
+        weights = [Weights(*group) for group in groups]
         if exporting:
             output, h_n = self._run_onnx(data, hx, weights, str(phi))
         else:
@@ -168,11 +169,11 @@ class ManualRNN(RNNBase):
         checks.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
 
-    def _weights(self) -> list[Weights]:
+    def _weights(self) -> list[tuple[Tensor, ...]]:
         """The weights of every layer and direction, read anew, each once, so that no change goes unseen."""
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow
         weights = [
-            Weights(*(known[name] if name in known else getattr(self, name) for name in names))
+            tuple([known[name] if name in known else getattr(self, name) for name in names])
             for names in self._all_weights
         ]
         checks.check_weights(self, weights)
@@ -200,15 +201,18 @@ class ManualRNN(RNNBase):
 BUILTIN = {"begin": ManualRNN.begin, "step": ManualRNN.step}
 
 
-def _autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
+def _autocast(
+    input: Tensor, hx: Tensor, weights: list[tuple[Tensor, ...]]
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
     """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does."""
+    if not torch._C._is_any_autocast_enabled():
+        return input, hx, weights
     kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return input, hx, weights
     dtype = torch.get_autocast_dtype(kind)
 
-    def cast(x: Tensor | None) -> Any:
-        lowered = x is not None and x.is_floating_point() and x.dtype != torch.float64
-        return x.to(dtype) if x is not None and lowered else x
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
-    return cast(input), cast(hx), [Weights(*map(cast, w)) for w in weights]
+    return cast(input), cast(hx), [tuple(map(cast, group)) for group in weights]

@@ -51,9 +51,8 @@ def _scan_like(
     z: Tensor, other: Tensor, w: Tensor, kind: int, reverse: bool, batch_sizes: Tensor | None
 ) -> Tensor:
     """Run one kind of scan into a new contiguous tensor; `other` is h0 or h."""
-    for x in (z, other, w):
-        if reason := why_not(x):
-            raise TypeError(reason)
+    if reason := why_not(z) or why_not(other) or why_not(w):
+        raise TypeError(reason)
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
     y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(
