@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 import manual_rnn
-from training.gradients import Gradients
+import training.gradients
+from training.gradients import Gradients, Loss
 from training.side_by_side import SideBySide
-from training.task import Batch
 
 pytestmark = WARNINGS
 
@@ -60,15 +61,15 @@ def test_gradients_beyond_the_tolerance_end_in_failure(train: Train) -> None:
 def test_a_wrong_gradient_is_named_with_its_step(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare = SideBySide.gradients
+    right, steps = training.gradients.gradients, count(1)
 
-    def wrong(self: SideBySide, network: Any, batch: Batch, hx: Any) -> tuple[Tensor, Gradients]:
-        loss, gradients = compare(self, network, batch, hx)
-        if self.global_step >= 3 and isinstance(network.rnn, manual_rnn.ManualRNN):
-            gradients = {**gradients, "rnn.weight_hh_l0": gradients["rnn.weight_hh_l0"] * 1.001}
-        return loss, gradients
+    def wrong(network: Any, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+        value, found = right(network, loss)
+        if isinstance(network.rnn, manual_rnn.ManualRNN) and next(steps) >= 4:
+            found["rnn.weight_hh_l0"] = found["rnn.weight_hh_l0"] * 1.001
+        return value, found
 
-    monkeypatch.setattr(SideBySide, "gradients", wrong)
+    monkeypatch.setattr(training.gradients, "gradients", wrong)
     with pytest.raises(
         SystemExit, match=r"gradient of rnn\.weight_hh_l0 parted by more than 16 .* at step 4"
     ):
@@ -79,13 +80,13 @@ def test_a_wrong_gradient_is_named_with_its_step(
 def test_what_is_beyond_the_tolerance_is_judged_again_by_many_nudges(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound, asked = SideBySide.round_off, []
+    sound, asked = training.gradients.round_off, []
 
-    def lucky(self: SideBySide, builtin: Gradients, batch: Batch, hx: Any, nudges: int) -> float:
-        asked.append(nudges)
-        return sound(self, builtin, batch, hx, nudges) * (1e-9 if nudges == 1 else 1)
+    def lucky(builtin: Gradients, exact: Gradients, nudged: list[Gradients]) -> float:
+        asked.append(len(nudged))
+        return sound(builtin, exact, nudged) * (1e-9 if len(nudged) == 1 else 1)
 
-    monkeypatch.setattr(SideBySide, "round_off", lucky)
+    monkeypatch.setattr(training.gradients, "round_off", lucky)
     assert "equal to round-off" in train()
     assert asked == [1, 20] * 8
 

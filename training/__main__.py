@@ -20,7 +20,7 @@ from training.callbacks import StopWhenSolved, checkpoints
 from training.checkpoints import read_settings
 from training.commands import COMMANDS
 from training.report import Report
-from training.side_by_side import SideBySide
+from training.side_by_side import SideBySide, from_every_process
 from training.task import Task
 
 DESCRIPTION = """Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the
@@ -110,8 +110,9 @@ class Laboratory(LightningCLI):
         folder = trainer.log_dir  # every process has to ask for it
         if report.history.compared and trainer.is_global_zero:
             report.show(trainer, folder)
-        if report.failure:
-            sys.exit(f"training: {report.failure}")
+        failures = [f for f in from_every_process(report.failure, trainer.world_size) if f]
+        if failures:
+            sys.exit(f"training: {failures[0]}")
 
     def predict(self, **kwargs: Any) -> None:
         """Writes what Lightning's predict returns."""

@@ -19,19 +19,78 @@ float32, a gradient wrong by one part in a thousand has a ``d_p`` from hundreds 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 Gradients = Mapping[str, Tensor]
+Loss = Callable[[nn.Module], Tensor]
+MANY = 20
+"""Nudges for a second judgement: a kink that each misses half of the time escapes them once in a million."""
 
 
-def gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass
+class Comparison:
+    """One step's gradients of ManualRNN against nn.RNN's at the same weights, by parameter name."""
+
+    absolute: dict[str, float]
+    relative: dict[str, float]
+    partings: dict[str, float]
+    """In units of round-off."""
+    loss: float
+    """The absolute difference of the losses."""
+
+
+def compare(
+    builtin: nn.Module,
+    manual: nn.Module,
+    loss: Loss,
+    exact_loss: Loss,
+    nudge_by: float,
+    tolerance: float,
+    seed: int = 0,
+) -> Comparison:
+    """Compares the gradients of ``loss`` at the weights of ``builtin``.
+
+    Args:
+        builtin: the network whose weights and gradients count as given.
+        manual: a network with parameters of the same names, whose own values don't matter.
+        loss: of one of them.
+        exact_loss: of a network in float64.
+        nudge_by: one unit in the last place of the precision that they run in.
+        tolerance: the parting beyond which many nudges judge again.
+        seed: of the nudges.
+    """
+    same = deepcopy(manual)
+    same.load_state_dict(builtin.state_dict())
+    loss_given, given = gradients(builtin, loss)
+    loss_found, found = gradients(same, loss)
+    exact = deepcopy(builtin).double()
+
+    def judge(nudges: int) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(seed)
+        networks = [exact, *(nudge(deepcopy(exact), nudge_by, generator) for _ in range(nudges))]
+        here, *beside = (gradients(network, exact_loss)[1] for network in networks)
+        return partings(found, given, round_off(given, here, beside))
+
+    parted = judge(nudges=1)
+    if tolerance and not within(parted, tolerance):
+        parted = judge(nudges=MANY)
+    difference = (loss_found - loss_given).abs().item()
+    return Comparison(
+        gradient_differences(found, given), relative_differences(found, given), parted, difference
+    )
+
+
+def gradients(network: nn.Module, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
     """The value of ``loss(network)`` and its gradients by name; ``.grad`` isn't touched."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     value = loss(network)
-    grads = torch.autograd.grad(value, list(parameters.values()))
-    return value.detach(), dict(zip(parameters, grads, strict=True))
+    with torch.autocast(value.device.type, enabled=False):  # Lightning's backward is outside of it, too
+        found = torch.autograd.grad(value, list(parameters.values()))
+    return value.detach(), dict(zip(parameters, found, strict=True))
 
 
 def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
@@ -54,6 +113,11 @@ def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients])
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
     """Per parameter ``|| manual - builtin ||`` in units of ``unit`` (see :func:`round_off`)."""
     return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in same_names(manual, builtin)}
+
+
+def within(partings: Mapping[str, float], tolerance: float) -> bool:
+    """Whether all are; NaN is within no tolerance."""
+    return all(parting <= tolerance for parting in partings.values())
 
 
 def same_names(a: Gradients, b: Gradients) -> list[str]:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training.callbacks import scores
+from training.gradients import Comparison
 from training.pictures import LOOKS, draw_run
-from training.side_by_side import Comparison, SideBySide
+from training.side_by_side import SideBySide
 
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
 CAPTION = """absolute, relative: at the weights that nn.RNN's twin had reached.

@@ -15,7 +15,6 @@ How far the twins' own gradients have parted is reported beside it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,21 +25,10 @@ from torch.optim import Optimizer
 
 import manual_rnn
 from training.checkpoints import load_rnn
-from training.gradients import (
-    Gradients,
-    gradient_differences,
-    gradients,
-    nudge,
-    partings,
-    relative_differences,
-    round_off,
-)
+from training.gradients import Comparison, compare, relative_differences
 from training.task import Batch, Task, at_least
 
 Kernel = Literal["default", "reference", "torch", "native"]
-
-MANY = 20
-"""Nudges for a second judgement, which would all miss a kink once in a million times."""
 
 
 class Network(nn.Module):
@@ -53,17 +41,6 @@ class Network(nn.Module):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output, h_n = self.rnn(input, hx)
         return self.readout(output), h_n
-
-
-@dataclass
-class Comparison:
-    """One step's gradients of ManualRNN against nn.RNN's at the same weights, by parameter name."""
-
-    absolute: dict[str, float]
-    relative: dict[str, float]
-    partings: dict[str, float]
-    """In units of nn.RNN's own round-off at this step."""
-    loss: float
 
 
 class SideBySide(LightningModule):
@@ -124,9 +101,8 @@ class SideBySide(LightningModule):
             bidirectional=bidirectional,
         )
         if recurrent is not None:
-            manual_rnn.ManualRNN.from_builtin(rnn).reset_parameters(
-                recurrent=recurrent
-            )  # the same Parameters
+            same_weights = manual_rnn.ManualRNN.from_builtin(rnn)
+            same_weights.reset_parameters(recurrent=recurrent)
         if init_from is not None:
             load_rnn(rnn, init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
@@ -164,34 +140,18 @@ class SideBySide(LightningModule):
         return self.task.loss(output, batch.target), h_n
 
     def compare(self, batch: Batch, hx: Tensor | None) -> Comparison:
-        """Gradients at nn.RNN's weights: nn.RNN's, ManualRNN's, and two in float64 for round-off."""
-        same = deepcopy(self.manual)
-        same.load_state_dict(self.builtin.state_dict())
-        loss_builtin, builtin = self.gradients(self.builtin, batch, hx)
-        loss_manual, manual = self.gradients(same, batch, hx)
-        parted = partings(manual, builtin, self.round_off(builtin, batch, hx, nudges=1))
-        if self.tolerance and not max(parted.values()) <= self.tolerance:
-            parted = partings(manual, builtin, self.round_off(builtin, batch, hx, nudges=MANY))
-        return Comparison(
-            gradient_differences(manual, builtin),
-            relative_differences(manual, builtin),
-            parted,
-            (loss_manual - loss_builtin).abs().item(),
+        """Both gradients at the weights and the carried state of nn.RNN's twin."""
+        exact_batch = Batch(batch.input.double(), exact_target(batch.target), batch.starts)
+        exact_hx = None if hx is None else hx.double()
+        return compare(
+            self.builtin,
+            self.manual,
+            lambda network: self.run(network, batch, hx)[0],
+            lambda network: self.run(network, exact_batch, exact_hx)[0],
+            self.unit_in_the_last_place(),
+            self.tolerance,
+            self.global_step,
         )
-
-    def round_off(self, builtin: Gradients, batch: Batch, hx: Tensor | None, nudges: int) -> float:
-        """How far nn.RNN's gradients, and exact ones at weights a nudge away, are from the exact ones."""
-        exact = deepcopy(self.builtin).double()
-        batch = Batch(batch.input.double(), exact_target(batch.target), batch.starts)
-        hx = None if hx is None else hx.double()
-        generator, unit = torch.Generator().manual_seed(self.global_step), self.unit_in_the_last_place()
-        beside = [nudge(deepcopy(exact), unit, generator) for _ in range(nudges)]
-        with torch.autocast(self.device.type, enabled=False):
-            here, *nudged = (self.gradients(network, batch, hx)[1] for network in (exact, *beside))
-        return round_off(builtin, here, nudged)
-
-    def gradients(self, network: nn.Module, batch: Batch, hx: Tensor | None) -> tuple[Tensor, Gradients]:
-        return gradients(network, lambda network: self.run(network, batch, hx)[0])
 
     def unit_in_the_last_place(self) -> float:
         """Of the precision that the recurrence runs in."""
@@ -256,13 +216,11 @@ class SideBySide(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Every process's carried states, for a run resumed between two pieces of a sequence."""
-        states: list[Any] = [self.carried] * self.trainer.world_size
-        if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, self.carried)
-        checkpoint["carried"] = states if self.tbptt_steps else None
+        if self.tbptt_steps is not None:
+            checkpoint["carried"] = from_every_process(self.carried, self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["carried"]:
+        if "carried" in checkpoint:
             states = checkpoint["carried"][self.global_rank]
             self.carried = {name: h.to(self.device) for name, h in states.items()}
 
@@ -288,3 +246,11 @@ def trained_gradients(network: nn.Module) -> dict[str, Tensor]:
 def exact_target(target: Tensor) -> Tensor:
     """Values in float64; classes as they are."""
     return target.double() if target.is_floating_point() else target
+
+
+def from_every_process(value: Any, processes: int) -> list[Any]:
+    """The values of all processes, in their order; each of them has to ask."""
+    values = [value] * processes
+    if processes > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
