@@ -134,7 +134,7 @@ def compiled_training(kind: type[nn.Module]) -> Any:
 def compiled_packed(kind: type[nn.Module]) -> Tensor:
     rnn = build(kind, NETWORK)
     packed = pack_padded_sequence(batch(3, 2, 2), torch.tensor([3, 1]))
-    return compiled(kind, lambda packed: rnn(packed)[0].data, packed)
+    return compiled(kind, rnn, packed)[0].data
 
 
 def exported(kind: type[nn.Module], length: Any) -> Any:

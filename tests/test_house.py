@@ -17,8 +17,8 @@ PACKAGE = ROOT / "manual_rnn"
 
 # A module imports those before it only; a folder counts as one module.
 LOWEST_FIRST = """
-checks convert functional modes rows kernels ops recurrence layer layout onnx base module swap inspect pictures
-benchmark
+checks convert functional modes rows kernels ops recurrence layer layout onnx base module swap explain inspect
+pictures benchmark
 """.split()  # noqa: SIM905
 FORBIDDEN = {
     "functional": set(LOWEST_FIRST),  # stands alone, to be read alone
