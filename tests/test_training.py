@@ -77,9 +77,7 @@ def test_a_wrong_gradient_is_named_with_its_step(
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_what_is_beyond_the_tolerance_is_judged_again_by_many_nudges(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_parts_far_is_judged_again_by_many_nudges(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     sound, asked = training.gradients.round_off, []
 
     def lucky(builtin: Gradients, exact: Gradients, nudged: list[Gradients]) -> float:

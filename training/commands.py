@@ -64,6 +64,7 @@ def export_onnx(network: Network, path: Path) -> None:
         output_names=["output", "h_n"],
         dynamic_shapes={"input": {0: batch, 1: time}},
         dynamo=True,
+        verbose=False,
     )
 
 

@@ -10,8 +10,8 @@ to such a neighbouring question (backward error analysis, Wilkinson 1963; by ran
 Two terms, because either can by luck be small: over thousands of steps of the tasks here a sound ``d_p``
 was up to 17 in units of the first alone and up to 5 in units of both. A ReLU has a kink besides: where
 an argument is within round-off of 0 either slope is right, the two give gradients far apart, and a nudge
-crosses the kink half of the time; so what is beyond the tolerance is judged again by many nudges. Norms
-in ``r`` are over all parameters at once.
+crosses the kink half of the time; so what is beyond a quarter of the tolerance is judged again by many
+nudges. Norms in ``r`` are over all parameters at once.
 
 So the tolerance needs no tuning to the task, the length, the state of the training or the precision,
 while a relative difference grows without bound where a gradient cancels (near a minimum, say). In
@@ -60,7 +60,7 @@ def compare(
         loss: of one of them.
         exact_loss: of a network in float64.
         nudge_by: one unit in the last place of the precision that they run in.
-        tolerance: the parting beyond which many nudges judge again.
+        tolerance: the parting of which a quarter makes many nudges judge again.
         seed: of the nudges.
     """
     same = deepcopy(manual)
@@ -76,7 +76,7 @@ def compare(
         return partings(found, given, round_off(given, here, beside))
 
     parted = judge(nudges=1)
-    if tolerance and not within(parted, tolerance):
+    if tolerance and not within(parted, tolerance / 4):
         parted = judge(nudges=MANY)
     difference = (loss_found - loss_given).abs().item()
     return Comparison(

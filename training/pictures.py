@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,6 +40,8 @@ def draw_losses(axes: Axes, history: History) -> None:
 
 
 def draw_differences(axes: Axes, history: History) -> None:
+    if len(history.differences) > 10:
+        axes.set_prop_cycle(color=colormaps["tab20"](np.arange(20)))
     for name, values in history.differences.items():
         steps, largest = stretches(history.compared, values, np.max)
         largest[largest == 0] = np.nan  # a log axis has no zero

@@ -220,7 +220,7 @@ class SideBySide(LightningModule):
             checkpoint["carried"] = from_every_process(self.carried, self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "carried" in checkpoint:
+        if checkpoint.get("carried"):
             states = checkpoint["carried"][self.global_rank]
             self.carried = {name: h.to(self.device) for name, h in states.items()}
 
