@@ -1,20 +1,19 @@
 r"""One layer in one direction of time: project the input of all steps, then let time run.
 
-z_t = x_t W_ih^T + b_ih + b_hh          one matrix product, differentiated by PyTorch
+z_t = x_t W_ih^T + b_ih + b_hh          a matrix product, of all steps or beside the recurrence's own
 h_t = phi(z_t + h_{t-1} W_hh^T)         the recurrence, by the kernel that was asked for or fits
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import fused, kernels
 from .checks import check_state
+from .fused import Weights, project
 from .kernels import reference
-from .recurrence import elman
 from .rows import Walk
 
 __all__ = ["PHI", "OwnStep", "Weights", "project", "run_layer"]
@@ -22,15 +21,6 @@ __all__ = ["PHI", "OwnStep", "Weights", "project", "run_layer"]
 PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 OwnStep = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Weights(NamedTuple):
-    """`(H, I)`, `(H, H)`, and two biases `(H,)` or none."""
-
-    ih: Tensor
-    hh: Tensor
-    bias_ih: Tensor | None = None
-    bias_hh: Tensor | None = None
 
 
 def run_layer(
@@ -60,8 +50,7 @@ def _states(input: Tensor, h0: Tensor, weights: Weights, phi: str | OwnStep, wal
         gates = F.linear(input, weights.ih, weights.bias_ih)
         step = reference.builtin_step(PHI[phi], weights.hh, weights.bias_hh)
         return reference.scan(step, gates, h0, walk.reverse, walk.batch_sizes)
-    z = project(input, weights)
-    return elman(z, h0, weights.hh, walk.batch_sizes, phi, walk.reverse, kernel)
+    return fused.states(input, h0, weights, walk, phi, kernel)
 
 
 def _by_own_step(
@@ -76,13 +65,3 @@ def _by_own_step(
         return check_state(step(gates_t, hidden, weights.hh), gates_t.shape)
 
     return reference.scan(own, project(input, weights), h0, walk.reverse, walk.batch_sizes)
-
-
-def project(input: Tensor, weights: Weights) -> Tensor:
-    """The input's part in every gate, read in the order in which it lies in memory."""
-    bias = None
-    if weights.bias_ih is not None and weights.bias_hh is not None:
-        bias = weights.bias_ih + weights.bias_hh
-    if input.dim() == 3 and input.stride(0) < input.stride(1):
-        return F.linear(input.transpose(0, 1), weights.ih, bias).transpose(0, 1)
-    return F.linear(input, weights.ih, bias)

@@ -19,16 +19,14 @@ PLAIN_TYPES = {Tensor, Parameter}
 _is_batched_backward = torch._C._functorch.is_legacy_batchedtensor
 
 
-def plain(x: Tensor, y: Tensor, w: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """Whether eager numbers are all there is to these tensors (gradients may still be wanted)."""
-    if type(x) not in PLAIN_TYPES or type(y) not in PLAIN_TYPES or type(w) not in PLAIN_TYPES:
-        return False
+    for x in tensors:
+        if type(x) not in PLAIN_TYPES or _is_batched_backward(x):
+            return False
     return not (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
         or forward_ad._current_level >= 0
-        or _is_batched_backward(x)
-        or _is_batched_backward(y)
-        or _is_batched_backward(w)
     )

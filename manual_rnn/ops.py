@@ -24,7 +24,7 @@ from torch.autograd import Function, forward_ad
 from . import kernels
 from .modes import plain
 
-__all__ = ["call", "define", "forward_of", "nestable"]
+__all__ = ["call", "define", "differentiable", "forward_of", "nestable", "run"]
 
 OPTIONS = "Tensor? batch_sizes, str phi, bool reverse, str kernel"
 
@@ -35,8 +35,8 @@ def call(name: str, derivatives: type[Function], *args: Any) -> Tensor:
     if torch.compiler.is_compiling() or not plain(x, y, w):
         return _op(name)(*args)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad):
-        return _differentiable(derivatives, *args)
-    return _run(name, *args)
+        return differentiable(derivatives, *args)
+    return run(name, *args)
 
 
 def define(name: str, tensors: str, derivatives: type[Function]) -> None:
@@ -45,11 +45,11 @@ def define(name: str, tensors: str, derivatives: type[Function]) -> None:
 
     def autograd(*args: Any) -> Tensor:
         with enable_single_level_autograd_function():  # of the one transform that the dispatcher is at
-            return _differentiable(derivatives, *args)
+            return differentiable(derivatives, *args)
 
     torch.library.define(qualified, f"({tensors}, {OPTIONS}) -> Tensor")
     torch.library.impl(qualified, "Autograd", autograd)
-    torch.library.impl(qualified, "CompositeExplicitAutograd", partial(_run, name))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", partial(run, name))
     torch.library.register_fake(qualified, lambda x, *_: x.new_empty(x.shape))
     torch.library.register_vmap(qualified, partial(_vmap, name))
 
@@ -62,7 +62,7 @@ def forward_of(name: str) -> Any:
 
     def forward(*args: Any) -> Tensor:
         if plain(args[0], args[1], args[2]):
-            return _run(name, *args)
+            return run(name, *args)
         with (
             torch.enable_grad(),
             forward_ad._set_fwd_grad_enabled(True),
@@ -92,12 +92,12 @@ def _op(name: str) -> Callable[..., Tensor]:
     return getattr(torch.ops.manual_rnn, name)
 
 
-def _differentiable(derivatives: Any, *args: Any) -> Tensor:
+def differentiable(derivatives: Any, *args: Any) -> Tensor:
     """`derivatives.apply`, but at its C++ entry: the Python one binds a signature first, for 40 us."""
     return super(Function, derivatives).apply(*args)
 
 
-def _run(name: str, *args: Any) -> Tensor:
+def run(name: str, *args: Any) -> Tensor:
     """Compute, by the chosen kernel."""
     x, y, w, batch_sizes, phi, reverse, kernel = args
     _check_shapes(name, x, y, w, batch_sizes)

@@ -32,7 +32,7 @@ from torch.autograd import Function
 from . import ops
 from .rows import Walk
 
-__all__ = ["elman", "linear"]
+__all__ = ["elman", "linear", "vjp_of_state_and_weight"]
 
 BEND: dict[str, Callable[[Tensor], Tensor] | None] = {"tanh": lambda h: -2 * h, "relu": None}
 
@@ -63,12 +63,8 @@ class Elman(Function):
         h, h0, w, batch_sizes = ctx.saved_tensors
         phi, reverse, kernel = ctx.options
         walk = Walk(w.dim() - 2, reverse, batch_sizes)
-        dh0 = dw = None
         dz = linear(c, h, w, batch_sizes, phi, not reverse, kernel)
-        if ctx.needs_input_grad[1]:
-            dh0 = walk.first(dz, h0.size(-2)) @ w
-        if ctx.needs_input_grad[2]:
-            dw = sum_of_products(dz, h, h0, walk)
+        dh0, dw = vjp_of_state_and_weight(dz, h, h0, w, walk, *ctx.needs_input_grad[1:3])
         return dz, dh0, dw, None, None, None, None
 
     @staticmethod
@@ -124,6 +120,14 @@ class Linear(Function):
         return q + linear(dv, h, a, batch_sizes, phi, reverse, kernel)
 
 
+def vjp_of_state_and_weight(
+    dz: Tensor, h: Tensor, h0: Tensor, w: Tensor, walk: Walk, need_h0: bool, need_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the cotangent of `z` says of `h0` and `w`, where they are needed."""
+    dh0 = walk.first(dz, h0.size(-2)) @ w if need_h0 else None
+    return dh0, sum_of_products(dz, h, h0, walk) if need_w else None
+
+
 def times(x: Tensor, w: Tensor) -> Tensor:
     """Every row of `x` times `w`; in an ensemble, times the `w` of its member."""
     return x @ (w.unsqueeze(1) if x.dim() > w.dim() > 2 else w)
@@ -135,7 +139,8 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
         return m.mT @ walk.previous(x, start)
     B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
-    n = m.size(-2) - B
+    if (n := m.size(-2) - B) == 0:
+        return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start
     return at_first + m.narrow(-2, later, n).mT @ x.narrow(-2, earlier, n)

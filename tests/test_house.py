@@ -17,13 +17,13 @@ PACKAGE = ROOT / "manual_rnn"
 
 # A module imports those before it only; a folder counts as one module.
 LOWEST_FIRST = """
-checks convert functional modes rows kernels ops recurrence layer layout onnx base module swap explain inspect
-pictures benchmark
+checks convert functional modes rows kernels ops recurrence fused layer layout onnx base module swap explain
+inspect pictures benchmark
 """.split()  # noqa: SIM905
 FORBIDDEN = {
     "functional": set(LOWEST_FIRST),  # stands alone, to be read alone
     "kernels": set(LOWEST_FIRST) - {"kernels"},
-    "module": {"functional", "kernels", "ops", "recurrence"},  # knows no mathematics
+    "module": {"functional", "kernels", "ops", "recurrence", "fused"},  # knows no mathematics
 }
 OPTIONAL = """
 pytorch_lightning lightning matplotlib rich jsonargparse onnx onnxscript onnxruntime sklearn tensorboard jax

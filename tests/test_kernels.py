@@ -45,15 +45,16 @@ def test_double_precision_runs_in_torch() -> None:
 def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, input, ran = ManualRNN(3, 4), torch.randn(5, 2, 3), []
 
-    def watched(name: str, elman: Any) -> Any:
+    def watched(name: str, entrance: Any) -> Any:
         def watch(*args: Any) -> Any:
             ran.append(name)
-            return elman(*args)
+            return entrance(*args)
 
         return watch
 
     for name, kernel in kernels.FASTEST_FIRST.items():
-        monkeypatch.setattr(kernel, "elman", watched(name, kernel.elman))
+        for entrance in {"elman", "layer"} & set(vars(kernel)):
+            monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
     rnn(input)
     assert len(ran) == 1
     assert line(explain_kernel(rnn, input), ran[0]).endswith("runs: the fastest that can")

@@ -288,6 +288,38 @@ def parallel_sum() -> float:
     return parallel_run().sum(dtype=torch.float64).item()
 
 
+@every_variant
+def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant: UseVariant) -> None:
+    use_variant(variant)
+    for seed in range(60):
+        z, h0, w, *how, h = problem(seed)
+        if w.dim() == 3 or 0 in z.shape:
+            continue
+        choice, width, H = random.Random(seed), seed % 37 + 1, len(w)
+        x, w_ih = (scattered(torch.randn(*size, width), choice) for size in (z.shape[:-1], (H,)))
+        biases = (None, None) if seed % 3 == 0 else tuple(scattered(torch.randn(2, H), choice))
+        found = native.layer(x, h0, (w_ih, w, *biases), *how)
+        if found is None:
+            assert w_ih.numel() + w.numel() > native.FEW_WEIGHTS
+            continue
+        z = x.double() @ w_ih.double().T
+        z = z if biases[0] is None else z + biases[0].double() + biases[1].double()
+        expected, _ = judge(z, h0, w, *how, h)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_leaves_to_others_what_it_cannot_take() -> None:
+    x, h0, w_ih, w, b = (torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,)))
+    for wrong in (b.double(), b.to("meta"), torch.complex(b, b).conj().imag, b.to_sparse()):
+        assert native.layer(x, h0, (w_ih, w, b, wrong), "tanh", False, None) is None
+    assert native.layer(x.double(), h0, (w_ih, w, None, None), "tanh", False, None) is None
+    for weights in ((w_ih[:4], w, b, b), (w_ih, w, b, b[:1]), (w_ih[:, :1], w, b, b), (w_ih, w, w, b)):
+        with pytest.raises(ValueError, match="does not fit the other tensors"):
+            native.layer(x, h0, weights, "tanh", False, None)
+    with pytest.raises(ValueError, match="aligned to 4 bytes"):
+        native.layer(x, h0, (w_ih, w, b, misaligned(5)), "tanh", False, None)
+
+
 def test_refuses_what_c_cannot_take() -> None:
     z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
 

@@ -317,7 +317,7 @@ def assert_never_fused(rnn: ManualRNN, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 2, 2)
     with use_kernel("torch"), pytest.raises(RuntimeError, match="this recurrence is your own"):
         rnn(x)
-    monkeypatch.setattr(manual_rnn.layer, "elman", lambda *_: pytest.fail("a fused kernel ran"))
+    monkeypatch.setattr(manual_rnn.fused, "states", lambda *_: pytest.fail("a fused kernel ran"))
     output, _ = rnn(x)
     with use_kernel("reference"):
         assert torch.equal(rnn(x)[0], output)

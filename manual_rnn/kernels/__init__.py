@@ -7,12 +7,13 @@ first of `FASTEST_FIRST` that can take the tensors runs.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from . import native, torch_loop
 
-__all__ = ["DEFAULT", "FASTEST_FIRST", "REFERENCE", "asked", "choose", "reasons", "use_kernel"]
+__all__ = ["DEFAULT", "FASTEST_FIRST", "REFERENCE", "asked", "choose", "layer", "reasons", "use_kernel"]
 
 DEFAULT = "default"
 REFERENCE = "reference"
@@ -55,6 +56,13 @@ def use_kernel(name: str) -> Iterator[None]:
 def reasons(z: Tensor) -> dict[str, str | None]:
     """For each fused kernel, the reason why it wouldn't be chosen for `z`, or None."""
     return {name: kernel.why_not(z) for name, kernel in FASTEST_FIRST.items()}
+
+
+def layer(x: Tensor, h0: Tensor, weights: Any, batch_sizes: Any, phi: str, reverse: bool, name: str) -> Any:
+    """A layer's states where a kernel computes them from its input and that pays, else None."""
+    if name in (DEFAULT, "native"):
+        return native.layer(x, h0, weights, phi, reverse, batch_sizes)
+    return None
 
 
 def choose(name: str, z: Tensor) -> ModuleType:

@@ -4,6 +4,7 @@
  *     linear   y_t = phi'(h_t) (z_t + y_{t-1} W)           y before the first step = 0        phi' = 1 - h^2 or h > 0
  *
  * in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G matrices W.
+ * A whole layer is the first of them with z_t = x_t U + b + b', as one product a step: (y_{t-1}, x_t) times W above U.
  *
  * Plan. W is packed once per call into the order in which it's read. The batch is cut into slices of rows; a thread
  * runs all steps of a slice, so that no step waits for another thread. Where there are too few rows to pay for reading
@@ -11,7 +12,8 @@
  * of (rows x columns) of the sum are held in registers (tile.h). The rows of a packed batch are dealt out in turn,
  * since the first rows live longest. The carry is kept twice, before and after a step, in at most LIMIT rows.
  *
- * Cost. 2 G N H^2 flops; memory beyond the output: H^2 floats for W (times threads if G is large) and the carry.
+ * Cost. 2 G N H (H + I) flops, I = 0 without x; memory beyond the output: H (H + I) floats for W and U (times threads
+ * if G is large) and the carry.
  * The tiling is that of K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.
  */
 #define PY_SSIZE_T_CLEAN
@@ -34,9 +36,10 @@ typedef struct { char *data; long group, step, row, column; } View; /* strides i
 
 typedef struct {
     int kind, reverse, threads;
-    long G, T, B, H, steps, ld;  /* steps: T, or N if packed; ld: floats from row to row of the carry */
+    long G, T, B, H, I, steps;   /* steps: T, or N if packed; I: 0 where z is given, not x */
+    long ld, beside;             /* floats from row to row of the carry, and from the carry to the input beside it */
     const int64_t *sizes;        /* rows alive at each step of packed input, else NULL */
-    View z, h, y, h0, w;
+    View z, h, y, h0, w, x, u, bias[2];
 } Job;
 
 typedef struct { long row, apart, rows, v0, v1; } Slice;       /* rows row, row + apart, ...; vectors v0 to v1 */
@@ -188,27 +191,40 @@ static void run_all(const Job *job, const Plan *plan)
     }
 }
 
+/* The sum of both biases, or 0 where there are none, stands for z at every step and row. */
+static void add_biases(Job *job, float *sum)
+{
+    const View *b = job->bias;
+    for (long j = 0; j < job->H; j++)
+        sum[j] = b[0].data ? *at(&b[0], 0, 0, j) + *at(&b[1], 0, 0, j) : 0.0f;
+    job->z = (View){(char *)sum, 0, 0, 0, 1};
+}
+
 /* Chooses threads and slices, finds the scratch memory and runs; 0 when there's no memory. */
 static int scan(Job *job, int variant)
 {
     const long lanes = variants[variant].lanes, vecs = (job->H + lanes - 1) / lanes;
+    const long K = job->H + job->I;
     const long wanted = job->H < 384 ? 1 : job->H < 640 ? 3 : 12; /* rows that pay for reading W (measured) */
     const int alone = job->G == 1 && job->B == 1 && job->H < 256; /* meeting would cost more than it saves */
     const long rows = job->steps * (job->sizes ? 1 : job->B) + 4; /* packing W costs about as much as 4 rows */
-    if (forked || alone || job->G * rows * job->H * job->H < ALONE)
+    if (forked || alone || job->G * rows * job->H * K < ALONE)
         job->threads = 1;
     const long team = job->G < job->threads ? job->threads : 1;
     const long most = job->B / wanted < team ? job->B / wanted : team, crews = most > 0 ? most : 1;
-    const long sharing = job->H < 256 ? 1 : team / crews;
+    const long sharing = job->H < 256 || job->I ? 1 : team / crews;
     const long slices = crews * ((job->B + crews * LIMIT - 1) / (crews * LIMIT));
-    job->ld = vecs * lanes + 16;
-    Plan plan = {variant, vecs, slices, sharing, vecs * lanes * job->H, 2 * ((job->B + slices - 1) / slices) * job->ld};
+    job->beside = vecs * lanes;
+    job->ld = job->beside + (job->I + lanes - 1) / lanes * lanes + 16;
+    Plan plan = {variant, vecs, slices, sharing, vecs * lanes * K, 2 * ((job->B + slices - 1) / slices) * job->ld};
     const size_t threads = job->threads, scratches = plan.scratch * threads;
     const size_t matrices = plan.matrix * (team > 1 ? 1 : threads);
-    if (posix_memalign((void **)&plan.packed, 64, sizeof(float) * (matrices + scratches) + 128 * threads))
+    if (posix_memalign((void **)&plan.packed, 64, sizeof(float) * (matrices + scratches + job->beside) + 128 * threads))
         return 0;
     plan.carry = plan.packed + matrices;
     plan.counts = (long *)(plan.carry + scratches);
+    if (job->I)
+        add_biases(job, (float *)(plan.counts + 16 * threads));
     run_all(job, &plan);
     free(plan.packed);
     return 1;
@@ -236,7 +252,8 @@ static int read_view(View *x, const char *name, PyObject *const *args, int group
         return 0;
     const Py_ssize_t last = grouped + dims - 1;
     *x = (View){PyLong_AsVoidPtr(args[0]), grouped ? item(args[1], 0) : 0,
-                item(args[1], dims == 3 ? last - 2 : last - 1), item(args[1], last - 1), item(args[1], last)};
+                dims == 1 ? 0 : item(args[1], dims == 3 ? last - 2 : last - 1), dims == 1 ? 0 : item(args[1], last - 1),
+                item(args[1], last)};
     return ((uintptr_t)x->data % sizeof(float) == 0 || complain("data aligned to 4 bytes")) && !PyErr_Occurred();
 }
 
@@ -247,6 +264,24 @@ static int check_sizes(const Job *job)
         if (job->sizes[t] > last || job->sizes[t] < 0 || (t == 0 && job->sizes[t] != job->B))
             return complain("batch_sizes that begin with the batch, never grow and are never negative");
     return sum == job->steps || complain("batch_sizes that add up to the rows of the input");
+}
+
+/* What a layer has beyond a scan: x, U^T, and two biases, or None twice. */
+static int read_input(Job *job, PyObject *const *args, Py_ssize_t dims)
+{
+    job->I = item(args[2], dims - 1);
+    if (job->I < 1)
+        return complain("an input of at least one feature");
+    const long input[] = {1, job->steps, dims == 3 ? job->B : job->I, job->I};
+    const long u[] = {1, job->H, job->I}, bias[] = {1, job->H};
+    if (!read_view(&job->x, "the input", args, 0, dims, input) || !read_view(&job->u, "w_ih", args + 3, 0, 2, u))
+        return 0;
+    for (int i = 0; i < 2 && args[6 + 3 * i] != Py_None; i++)
+        if (!read_view(&job->bias[i], "a bias", args + 6 + 3 * i, 0, 1, bias))
+            return 0;
+    const long row = job->u.row;
+    job->u.row = job->u.column, job->u.column = row;
+    return 1;
 }
 
 /* The arguments of `scan` below. The shapes of h_0 (or of h, if `packed`) and w follow from z's. */
@@ -288,9 +323,9 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
 {
     Job job = {0};
     int variant, enough = 1;
-    if (count != 18)
-        return PyErr_Format(PyExc_TypeError, "scan: expected 18 arguments, got %zd", count);
-    if (!read_job(&job, &variant, args))
+    if (count != 18 && count != 30)
+        return PyErr_Format(PyExc_TypeError, "scan: expected 18 or 30 arguments, got %zd", count);
+    if (!read_job(&job, &variant, args) || (count == 30 && !read_input(&job, args + 18, job.sizes ? 2 : 3)))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     if (job.G && job.T && job.B && job.H && job.steps)
@@ -303,8 +338,9 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
 
 static PyMethodDef methods[] = {
     {"scan", (PyCFunction)(void (*)(void))py_scan, METH_FASTCALL,
-     "scan(variant, kind, threads, reverse, packed, sizes, T, *z, *h0_or_h, *w, *y): each tensor as its data_ptr(),\n"
-     "stride() and shape (none for y); kind 0 to 3 is tanh, relu, tanh's slope, relu's slope."},
+     "scan(variant, kind, threads, reverse, packed, sizes, T, *z, *h0_or_h, *w, *y[, *x, *w_ih, *b_ih, *b_hh]): each\n"
+     "tensor as its data_ptr(), stride() and shape (none for y, thrice None for no bias); kind 0 to 3 is tanh, relu,\n"
+     "tanh's slope, relu's slope. With x, only z's shape counts."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_scan", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -97,34 +97,47 @@ INLINE void NAME(transpose)(vec *x)
     }
 }
 
-/* Vectors v0 to v1 of the columns of W, in the order `product` reads them: packed[v][k][lane], zeros beyond H. */
+/* One vector of columns of a (rows x columns) matrix from `from` on, row after row; zeros beyond `columns`. */
+static TARGET void NAME(pack_rows)(const View *w, const float *from, long rows, long columns, vec *to)
+{
+    vec x[LANES];
+    long k = 0;
+    if (w->row == 1 && columns >= LANES)
+        for (; k + LANES <= rows; k += LANES) {
+            UNROLL for (int i = 0; i < LANES; i++)
+                x[i] = *(const loose *)(from + k + i * w->column);
+            NAME(transpose)(x);
+            UNROLL for (int i = 0; i < LANES; i++)
+                to[k + i] = x[i];
+        }
+    for (; k < rows; k++)
+        to[k] = NAME(load)(from + k * w->row, w->column, columns);
+}
+
+/* Vectors v0 to v1 of the columns of W, in the order `product` reads them: packed[v][k][lane], first what multiplies
+ * the carry, then what multiplies the input. */
 static TARGET void NAME(pack)(const Job *job, long g, float *packed, long v0, long v1)
 {
-    const long H = job->H, column = job->w.column;
+    const long H = job->H, K = H + job->I;
     for (long v = v0; v < v1; v++) {
-        const float *from = at(&job->w, g, 0, v * LANES);
-        vec *to = (vec *)packed + v * H, x[LANES];
-        long k = 0;
-        if (job->w.row == 1 && (v + 1) * LANES <= H)
-            for (; k + LANES <= H; k += LANES) {
-                UNROLL for (int i = 0; i < LANES; i++)
-                    x[i] = *(const loose *)(from + k + i * column);
-                NAME(transpose)(x);
-                UNROLL for (int i = 0; i < LANES; i++)
-                    to[k + i] = x[i];
-            }
-        for (; k < H; k++)
-            to[k] = NAME(load)(from + k * job->w.row, column, H - v * LANES);
+        const long first = v * LANES;
+        vec *to = (vec *)packed + v * K;
+        NAME(pack_rows)(&job->w, at(&job->w, g, 0, first), H, H - first, to);
+        if (job->I)
+            NAME(pack_rows)(&job->u, at(&job->u, g, 0, first), job->I, H - first, to + H);
     }
 }
 
 /* next = prev W for `rows` rows and `vecs` vectors of columns, both known to the compiler: the sums stay in registers.
  * Cost for each k: rows * vecs multiply-adds, rows + vecs loads. Sums are taken over BLOCK k's at a time and then added,
- * which keeps rounding errors as small as those of a BLAS. */
-INLINE void NAME(product)(int rows, int vecs, long H, long ld, const float *prev, const vec *w, float *next)
+ * which keeps rounding errors as small as those of a BLAS. In a row of `prev` the carry comes first, then the input. */
+INLINE void NAME(product)(int rows, int vecs, const Job *job, const float *prev, const vec *w, float *next)
 {
-    for (long begin = 0; begin < H; begin += BLOCK) {
-        const long end = begin + BLOCK < H ? begin + BLOCK : H;
+    const long H = job->H, K = H + job->I, ld = job->ld;
+    for (long begin = 0, end; begin < K; begin = end) {
+        const long limit = begin < H ? H : K;
+        const float *from = begin < H ? prev : prev + job->beside - H;
+        end = begin + BLOCK < limit ? begin + BLOCK : limit;
         vec sum[12][8];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++)
@@ -132,7 +145,7 @@ INLINE void NAME(product)(int rows, int vecs, long H, long ld, const float *prev
         for (long k = begin; k < end; k++)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int v = 0; v < vecs; v++)
-                    sum[r][v] += prev[r * ld + k] * w[v * H + k];
+                    sum[r][v] += from[r * ld + k] * w[v * K + k];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++) {
                 vec *to = (vec *)(next + r * ld + v * LANES);
@@ -144,13 +157,14 @@ INLINE void NAME(product)(int rows, int vecs, long H, long ld, const float *prev
 }
 
 /* The same for any number of vectors, in the widest tiles that leave their sums in registers. */
-static TARGET void NAME(products)(int rows, long vecs, long H, long ld, const float *prev, const vec *w, float *next)
+static TARGET void NAME(products)(int rows, long vecs, const Job *job, const float *prev, const vec *w, float *next)
 {
-    for (long v = 0, width; v < vecs; v += width, w += width * H, next += width * LANES) {
+    const long K = job->H + job->I;
+    for (long v = 0, width; v < vecs; v += width, w += width * K, next += width * LANES) {
         for (width = 8; width > vecs - v || width * rows > SUMS;)
             width /= 2;
         switch (16 * rows + width) {
-#define TILE(r, n) case 16 * r + n: if (r * n <= SUMS) NAME(product)(r, n, H, ld, prev, w, next); break;
+#define TILE(r, n) case 16 * r + n: if (r * n <= SUMS) NAME(product)(r, n, job, prev, w, next); break;
             TILE(1, 8) TILE(1, 4) TILE(1, 2) TILE(1, 1) TILE(2, 8) TILE(2, 4) TILE(2, 2) TILE(2, 1)
             TILE(3, 8) TILE(3, 4) TILE(3, 2) TILE(3, 1) TILE(4, 4) TILE(4, 2) TILE(4, 1) TILE(5, 4) TILE(5, 2) TILE(5, 1)
             TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(7, 2) TILE(7, 1) TILE(8, 2) TILE(8, 1) TILE(9, 2) TILE(9, 1)
@@ -219,10 +233,19 @@ static TARGET void NAME(start)(const Job *job, long g, Slice slice, long from, l
         }
 }
 
+/* The input of a step, for the first `live` rows of a slice, beside their carry. */
+static TARGET void NAME(take)(const Job *job, long g, Slice slice, long step, long live, float *prev)
+{
+    for (long r = 0; r < live; r++)
+        for (long i = 0; i < job->I; i += LANES)
+            *(vec *)(prev + r * job->ld + job->beside + i) = NAME(load)(
+                at_step(&job->x, g, step, slice.row + r * slice.apart, i), job->x.column, job->I - i);
+}
+
 /* All steps of one slice: its rows, and vectors v0 to v1 of their columns. Threads that share rows meet at each step. */
 static TARGET void NAME(run)(const Job *job, long g, const float *packed, float *carry, Slice slice, Meeting *meeting)
 {
-    const long H = job->H, ld = job->ld, block = 1 + (1 << 18) / (H * LANES); /* vectors of W that fit in the cache */
+    const long K = job->H + job->I, ld = job->ld, block = 1 + (1 << 18) / (K * LANES); /* vectors of W that fit in the cache */
     float *prev = carry, *next = carry + slice.rows * ld;
     long live = 0, step = job->reverse ? job->steps : 0;
     for (long i = 0; i < job->T; i++) {
@@ -232,6 +255,7 @@ static TARGET void NAME(run)(const Job *job, long g, const float *packed, float 
         live = live < slice.rows ? live : slice.rows;
         step -= job->reverse ? moved : 0;
         NAME(start)(job, g, slice, before, live, prev);
+        NAME(take)(job, g, slice, step, live, prev);
         if (live > before)
             meet(meeting);
         for (long v = slice.v0; v < slice.v1; v += block)
@@ -240,7 +264,7 @@ static TARGET void NAME(run)(const Job *job, long g, const float *packed, float 
                 const long vecs = v + block < slice.v1 ? block : slice.v1 - v;
                 rows = (live - r + tiles - 1) / tiles;
                 const Tile tile = {step, job->reverse ? -moved : moved, slice.row + r * slice.apart, slice.apart, rows, v, v + vecs};
-                NAME(products)(rows, vecs, H, ld, prev + r * ld, (const vec *)packed + v * H, next + r * ld + v * LANES);
+                NAME(products)(rows, vecs, job, prev + r * ld, (const vec *)packed + v * K, next + r * ld + v * LANES);
                 NAME(finish)(job, g, tile, next + r * ld);
             }
         step += job->reverse ? 0 : moved;
