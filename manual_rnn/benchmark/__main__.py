@@ -75,7 +75,7 @@ def print_memory(case: Case) -> None:
     peaks = peak_memory(case, KERNELS)
     print(f"\npeak memory of a training step at {case}, in a fresh process of its own each:")
     for name, peak in peaks.items():
-        print(f"  {name:8} {peak:7.0f} MiB, {peaks['nn.RNN'] / peak:.2f} times less than nn.RNN")
+        print(f"  {name:8} {peak:7.0f} MiB, {peak / peaks['nn.RNN']:.2f} of nn.RNN's")
 
 
 def _parser() -> argparse.ArgumentParser:

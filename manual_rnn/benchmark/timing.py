@@ -1,8 +1,8 @@
 r"""Contenders take turns: so whatever else the machine does meets all of them."""
 
 import multiprocessing
-import resource
 import statistics
+from pathlib import Path
 
 import torch
 from torch.utils.benchmark import Timer
@@ -50,7 +50,7 @@ def _calls_per_round(timer: Timer, seconds: float) -> int:
 
 
 def peak_memory(case: Case, kernels: list[str]) -> dict[str, float]:
-    """Mebibytes that a training step adds to a fresh process at its peak, for `nn.RNN` and each kernel."""
+    """Mebibytes that a training step adds to a fresh process (of Linux) at its peak."""
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for name in ("nn.RNN", *kernels):
@@ -63,7 +63,14 @@ def _peak(name: str, case: Case) -> float:
     rnn = case.network()
     weights = list(rnn.parameters())
     step = training_step(rnn if name == "nn.RNN" else ManualRNN.from_builtin(rnn), case, weights)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
     with use_kernel("default" if name == "nn.RNN" else name):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """A line of what Linux says of this process, in kibibytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
