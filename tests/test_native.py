@@ -292,19 +292,19 @@ def parallel_sum() -> float:
 def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant: UseVariant) -> None:
     use_variant(variant)
     for seed in range(60):
-        z, h0, w, *how, h = problem(seed)
+        z, h0, w, phi, reverse, sizes, h = problem(seed)
         if w.dim() == 3 or 0 in z.shape:
             continue
         choice, width, H = random.Random(seed), seed % 37 + 1, len(w)
         x, w_ih = (scattered(torch.randn(*size, width), choice) for size in (z.shape[:-1], (H,)))
         biases = (None, None) if seed % 3 == 0 else tuple(scattered(torch.randn(2, H), choice))
-        found = native.layer(x, h0, (w_ih, w, *biases), *how)
+        found = native.layer(x, h0, (w_ih, w, *biases), phi, reverse, sizes)
         if found is None:
             assert w_ih.numel() + w.numel() > native.FEW_WEIGHTS
             continue
         z = x.double() @ w_ih.double().T
         z = z if biases[0] is None else z + biases[0].double() + biases[1].double()
-        expected, _ = judge(z, h0, w, *how, h)
+        expected, _ = judge(z, h0, w, phi, reverse, sizes, h)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
