@@ -233,12 +233,11 @@ def test_a_run_that_was_killed_resumes(train: Train, tmp_path: Path, how: signal
 def test_two_processes_give_the_curve_of_one(train: Train, tmp_path: Path, options: list[str]) -> None:
     train(*options)
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "training", *SMALL, *ddp, *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "training", *SMALL, *ddp, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if done.returncode == -signal.SIGABRT and not (tmp_path / "runs" / "Adding" / "version_1").exists():
+        # On a loaded machine torch's rendezvous was once seen to abort before anything had run.
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal to round-off") == 1
     (folder,) = (tmp_path / "runs").iterdir()
