@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
+from .layer import OWN_RECURRENCE
 from .layout import plan
 from .module import ManualRNN, _autocast
 
@@ -19,7 +20,7 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence) -> str:
     sample, *_ = _autocast(sample, sample, [])
     reasons = kernels.reasons(sample)
     if rnn._builtin_phi() is None:
-        reasons = dict.fromkeys(reasons, "it knows tanh and relu, and this recurrence is your own")
+        reasons = dict.fromkeys(reasons, OWN_RECURRENCE)
     reasons[kernels.REFERENCE] = None
     asked = kernels.asked()
     able = [name for name, reason in reasons.items() if reason is None]

@@ -16,11 +16,12 @@ from .fused import Weights, project
 from .kernels import reference
 from .rows import Walk
 
-__all__ = ["PHI", "OwnStep", "Weights", "project", "run_layer"]
+__all__ = ["OWN_RECURRENCE", "PHI", "OwnStep", "Weights", "project", "run_layer"]
 
 PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 OwnStep = Callable[[Tensor, Tensor, Tensor], Tensor]
+OWN_RECURRENCE = "it knows tanh and relu, and this recurrence is your own"  # a kernel's reason
 
 
 def run_layer(
@@ -57,9 +58,7 @@ def _by_own_step(
     input: Tensor, h0: Tensor, weights: Weights, step: OwnStep, walk: Walk, kernel: str
 ) -> Tensor:
     if kernel not in (kernels.DEFAULT, kernels.REFERENCE):
-        raise RuntimeError(
-            f"kernel {kernel!r} can't run here: it knows tanh and relu, and this recurrence is your own"
-        )
+        raise RuntimeError(f"kernel {kernel!r} can't run here: {OWN_RECURRENCE}")
 
     def own(gates_t: Tensor, hidden: Tensor) -> Tensor:
         return check_state(step(gates_t, hidden, weights.hh), gates_t.shape)

@@ -44,17 +44,9 @@ class Walk(NamedTuple):
             B, N = start.size(-2), x.size(self.time)
             index = _previous_rows(self.batch_sizes, B, N, self.reverse).to(x.device)
             return torch.cat([start, x], dim=self.time).index_select(self.time, index)
-        start, (_, earlier) = start.unsqueeze(self.time), self.neighbours(x)
-        pair = (earlier, start) if self.reverse else (start, earlier)
-        return torch.cat(pair, dim=self.time)
-
-    def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Padded rows from the second visited on, and beside each the one visited before it."""
-        left, right = (
-            x.narrow(self.time, 0, x.size(self.time) - 1),
-            x.narrow(self.time, 1, x.size(self.time) - 1),
-        )
-        return (left, right) if self.reverse else (right, left)
+        start = start.unsqueeze(self.time)
+        earlier = x.narrow(self.time, int(self.reverse), x.size(self.time) - 1)
+        return torch.cat((earlier, start) if self.reverse else (start, earlier), dim=self.time)
 
     def zero_start(self, x: Tensor) -> Tensor:
         """Zeros for the state before the first step; for packed rows at least one per sequence, since

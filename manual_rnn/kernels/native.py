@@ -19,7 +19,7 @@ except ImportError as error:
     _scan = None
     _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
-__all__ = ["elman", "linear", "why_not"]
+__all__ = ["elman", "layer", "linear", "why_not"]
 
 _float32, _strided = torch.float32, torch.strided
 _ELMAN = {"tanh": 0, "relu": 1}
