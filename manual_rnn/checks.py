@@ -12,8 +12,10 @@ from torch import Tensor
 __all__ = [
     "check_attributes",
     "check_batch_sizes",
+    "check_counts",
     "check_dropout",
     "check_flags",
+    "check_forward_args",
     "check_hidden_size",
     "check_input",
     "check_mode",
@@ -23,7 +25,6 @@ __all__ = [
     "check_sizes",
     "check_state",
     "check_tensors",
-    "check_weights",
     "refuses_projection",
 ]
 
@@ -122,27 +123,37 @@ def check_ranks(input: Tensor, hx: Tensor | None) -> None:
         )
 
 
-def check_input(input: Tensor, rank: int, input_size: int, dtype: torch.dtype) -> None:
-    """The input has the weights' dtype (autocast aside), the expected rank and feature size."""
+def check_forward_args(self: Any, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
+    """Raise unless input and state fit this module and each other."""
+    self.check_input(input, batch_sizes)
+    if batch_sizes is None or not torch.compiler.is_compiling():  # in a graph the op checks it
+        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+
+
+def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
+    """Raise unless `input` has the weights' dtype (autocast aside) and the rank and features expected."""
+    name = self._all_weights[0][0]
+    dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
     if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
         )
+    rank = 3 if batch_sizes is None else 2
     if input.dim() != rank:
         raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
-    if input.size(-1) != input_size:
+    if input.size(-1) != self.input_size:
         raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {input.size(-1)}"
+            f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
         )
 
 
 def check_hidden_size(
-    hx: Tensor, expected: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
+    hx: Tensor, expected_hidden_size: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
 ) -> None:
-    """`hx` is `(L * D, B, H)`."""
-    if hx.size() != expected:
-        raise RuntimeError(msg.format(expected, list(hx.size())))
+    """Raise unless `hx` has the expected size, `(L * D, B, H)`."""
+    if hx.size() != expected_hidden_size:
+        raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
@@ -159,30 +170,26 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 
 def check_attributes(rnn: Any) -> None:
     """What code may have changed since the module was built is still of the type that it was."""
-    check_flags(
-        bias=rnn.bias, batch_first=rnn.batch_first, bidirectional=rnn.bidirectional, training=rnn.training
-    )
+    for name in ("bias", "batch_first", "bidirectional", "training"):
+        value = getattr(rnn, name)
+        if value is not True and value is not False:
+            check_flags(**{name: value})
     if not isinstance(rnn.dropout, (float, numbers.Real, Tensor)):
         raise TypeError(f"dropout should be a number, got: {type(rnn.dropout).__name__}")
     if rnn.proj_size:
         raise RuntimeError(f"Expected proj_size 0, for an RNN can't be projected, got {rnn.proj_size}")
 
 
-def check_weights(rnn: Any, weights: list[tuple[Any, ...]]) -> None:
-    """As many weights as layers, directions and `bias` ask for, and tensors all of them."""
+def check_counts(rnn: Any, found: list[list[str]]) -> None:
+    """As many weights as layers, directions and `bias` ask for."""
     expected = rnn.num_layers * (2 if rnn.bidirectional else 1), 4 if rnn.bias else 2
-    found = len(weights), len(weights[0])
-    if found != expected:
-        word = "more" if found < expected else "fewer"
+    counts = len(found), len(found[0])
+    if counts != expected:
+        word = "more" if counts < expected else "fewer"
         raise RuntimeError(f"Expected {word} weights in stacked_rnn")
-    for index, group in enumerate(weights):
-        for place, weight in enumerate(group):
-            if not isinstance(weight, Tensor):
-                name = rnn._all_weights[index][place]
-                raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
 
 
-def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[tuple[Tensor, ...]]) -> None:
+def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[tuple[Any, ...]]) -> None:
     """State and weights fit the input in device and dtype, and the weights are `(H, I)`, `(H, H)`, `(H,)`.
 
     `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does. Autocast has
@@ -193,14 +200,14 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[tuple[Tenso
     if hx.dtype != dtype or (hx.is_cpu or hx.device) != place:
         _say_difference("hidden", "hx", input, hx)
     for index, group in enumerate(weights):
-        shapes = ((H, rnn.input_size if index < D else H * D), (H, H), (H,), (H,))[: len(group)]
+        shapes = ((H, rnn.input_size if index < D else H * D), (H, H), (H,), (H,))
         for x, shape in zip(group, shapes, strict=True):
-            if x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place:
+            if x is not None and (x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place):
                 _say_mismatch(rnn._all_weights[index], group, shapes, input)
 
 
 def _say_mismatch(names: list[str], group: tuple[Tensor, ...], shapes: Any, input: Tensor) -> None:
-    for name, weight, shape in zip(names, group, shapes, strict=True):
+    for name, weight, shape in zip(names, group, shapes, strict=False):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
         if weight.device != input.device or weight.dtype != input.dtype:

@@ -4,24 +4,34 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .layer import OWN_RECURRENCE
-from .layout import plan
-from .module import ManualRNN, _autocast
+from .module import ManualRNN, autocast
+from .recurrence import OWN_RECURRENCE
+from .sequences import plan
 
 __all__ = ["explain_kernel"]
 
 
-def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence) -> str:
-    r"""Say, a line for each kernel, which one `rnn(input)` would run here and now, and why not the others.
+def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
+    r"""Say, a line for each kernel, which one `rnn(input, hx)` would run here and now, and why not the others.
 
-    Nothing runs. Under `use_kernel` it tells what was asked for, and whether that would raise.
+    Nothing runs. Under `use_kernel` it tells what was asked for, and whether that would raise. Where the
+    layers differ, since the weights of one are of a kind of their own, each has its lines.
     """
-    sample = plan(input, None, rnn.batch_first).data.detach()
-    sample, *_ = _autocast(sample, sample, [])
-    reasons = kernels.reasons(sample)
+    batch = plan(rnn, input, hx)
+    data, hx, weights = autocast(batch.data, batch.data if batch.hx is None else batch.hx, rnn._weights())
+    verdicts = [_verdicts(rnn, (data, hx, *group)) for group in weights]
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return "\n".join(
+        f"{names[0].removeprefix('weight_ih_')}:\n{each}"
+        for names, each in zip(rnn._all_weights, verdicts, strict=True)
+    )
+
+
+def _verdicts(rnn: ManualRNN, tensors: tuple[Tensor | None, ...]) -> str:
+    reasons = kernels.reasons(*tensors)
     if rnn._builtin_phi() is None:
-        reasons = dict.fromkeys(reasons, OWN_RECURRENCE)
-    reasons[kernels.REFERENCE] = None
+        reasons = {name: OWN_RECURRENCE for name in reasons} | {kernels.REFERENCE: None}
     asked = kernels.asked()
     able = [name for name, reason in reasons.items() if reason is None]
     chosen = able[0] if asked == kernels.DEFAULT else asked

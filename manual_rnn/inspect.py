@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .kernels import reference
-from .layer import PHI, OwnStep, Weights, project, run_layer
+from .kernels.phi import PHI
+from .kernels.walk import Walk
 from .module import ManualRNN
-from .rows import Walk
+from .recurrence import OwnStep, Phi, Weights, project
 
 __all__ = [
     "Pass",
@@ -91,48 +92,67 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
     if not isinstance(rnn, ManualRNN):
         raise TypeError(f"expected a ManualRNN, got {type(rnn).__name__}")
     passes: list[Pass] = []
-    directions = ["", ""] if not rnn.bidirectional else [" forward", " backward"]
-
-    def watch(
-        input: Tensor, h0: Tensor, weights: Weights, phi: str | OwnStep, walk: Walk
-    ) -> tuple[Tensor, Tensor]:
-        name = f"layer {len(passes) // (1 + rnn.bidirectional)}{directions[walk.reverse]}"
-        start = h0 if h0.requires_grad else h0.detach().requires_grad_()
-        seen = _Watch(weights, phi)
-        if input.size(0):
-            gates = seen.gates(input)
-            output = reference.scan(seen.step, gates, start, walk.reverse, walk.batch_sizes)
-            last = walk.last(output, len(start))
-        else:
-            output, last = run_layer(input, start, weights, phi, walk)
-        order = slice(None, None, -1 if walk.reverse else 1)
-        before, states = tuple(seen.preactivations[order]), tuple(seen.states[order])
-        passes.append(Pass(name, walk.reverse, weights.hh, start, before, states))
-        return output, last
-
-    watched = rnn.__new__(type(rnn))  # the same parameters, modules and hooks; `rnn` stays as it is
-    vars(watched).update(vars(rnn), _run_layer=watch)
+    watched = rnn.__new__(_watched_by(type(rnn), passes))  # the same parameters, modules and hooks
+    vars(watched).update(vars(rnn))
     output, h_n = watched(input, hx)
     return Trace(output, h_n, tuple(passes))
+
+
+def _watched_by(kind: type[ManualRNN], passes: list[Pass]) -> type[ManualRNN]:
+    """`kind`, with layers that keep what they compute in `passes`."""
+
+    def run_layer(
+        input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Phi, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        layer = len(passes) // len(weights)
+        outputs, last = [], []
+        for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
+            walk = Walk(0, bool(reverse), batch_sizes)
+            name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
+            out, h = _watch(name, passes, input, h0, group, phi, walk)
+            outputs.append(out)
+            last.append(h)
+        return torch.cat(outputs, dim=-1), torch.stack(last)
+
+    class Watched(kind):  # type: ignore[misc, valid-type]
+        def _run(self, *args: Any) -> tuple[Tensor, Tensor]:
+            return super()._run(*args[:-1], run_layer)
+
+    Watched.__name__ = kind.__name__
+    return Watched
+
+
+def _watch(
+    name: str, passes: list[Pass], input: Tensor, h0: Tensor, weights: Weights, phi: Phi, walk: Walk
+) -> tuple[Tensor, Tensor]:
+    """`recurrence.run_direction`, by the reference, which also adds a `Pass`."""
+    start = h0 if h0.requires_grad else h0.detach().requires_grad_()
+    seen = _Watch(weights, phi if isinstance(phi, str) else phi(h0))
+    gates = seen.gates(input)
+    states, last = reference.scan(seen.step, gates, start, walk) if input.size(0) else (gates, start)
+    before, after = tuple(walk.in_time(seen.preactivations)), tuple(walk.in_time(seen.states))
+    passes.append(Pass(name, walk.reverse, weights[1], start, before, after))
+    return states, last
 
 
 class _Watch:
     """The step of one pass, which keeps what it computes, in the order of its calls."""
 
     def __init__(self, weights: Weights, phi: str | OwnStep) -> None:
-        self.weights, self.phi = weights, phi
+        self.w_ih, self.w_hh, self.bias_ih, self.bias_hh = weights
+        self.phi = phi
         self.preactivations: list[Tensor] = []
         self.states: list[Tensor] = []
 
     def gates(self, input: Tensor) -> Tensor:
         if isinstance(self.phi, str):
-            return F.linear(input, self.weights.ih, self.weights.bias_ih)
-        return project(input, self.weights)
+            return F.linear(input, self.w_ih, self.bias_ih)
+        return project(input, self.w_ih, self.bias_ih, self.bias_hh)
 
     def step(self, gates: Tensor, hidden: Tensor) -> Tensor:
-        w, builtin = self.weights, isinstance(self.phi, str)
-        a = gates + F.linear(hidden, w.hh, w.bias_hh if builtin else None)
-        h = PHI[self.phi](a) if isinstance(self.phi, str) else self.phi(gates, hidden, w.hh)
+        builtin = isinstance(self.phi, str)
+        a = gates + F.linear(hidden, self.w_hh, self.bias_hh if builtin else None)
+        h = PHI[self.phi].apply(a) if isinstance(self.phi, str) else self.phi(gates, hidden, self.w_hh)
         self.preactivations.append(a)
         self.states.append(h)
         return h

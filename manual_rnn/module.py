@@ -1,6 +1,13 @@
 r"""`ManualRNN`, the module: it lays out the sequences and sends them through its layers.
 
-The parameters stand in `base.py`, the equations in `layer.py`.
+A call goes on like this, each step in the file of its name:
+
+    sequences.plan                  whatever form the batch has becomes rows
+    recurrence/layer.py             each layer, in each direction
+    recurrence/rules.py: layer      operator, autograd node or kernel
+    kernels/native.py: layer        on a CPU in float32, by default
+
+The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
 
 from typing import Any
@@ -11,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, onnx
-from .base import OWN_MODE, PHI_OF_MODE, RNNBase
 from .convert import check_target, converted
-from .layer import PHI, OwnStep, Weights, run_layer
-from .layout import plan
-from .rows import Walk
+from .kernels.phi import PHI
+from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
+from .recurrence import OwnStep, Phi, RunLayer, Weights, run_layer
+from .sequences import Sequences, plan
 
 __all__ = ["ManualRNN"]
 
@@ -65,69 +72,56 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
-        phi, exporting = self._builtin_phi(), onnx.is_exporting()
-        if exporting:
+        batch = plan(self, input, hx)
+        hx, weights, phi, run = self._check(input, batch)
+        output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run)
+        return batch.restore(output, h_n)
+
+    def _check(
+        self, input: Tensor | PackedSequence, batch: Sequences
+    ) -> tuple[Tensor, list[Weights], Phi, RunLayer]:
+        """The states to begin with, the weights, the recurrence and what runs it, once all fit each other."""
+        phi, run = self._builtin_phi(), run_layer
+        if onnx.is_exporting():
             onnx.check_exportable(input, phi)
+            run = onnx.run_layer
         checks.check_attributes(self)
-        groups = self._weights()
-        sequence = plan(input, hx, self.batch_first)
-        data, hx, batch_sizes = sequence.data, sequence.hx, sequence.batch_sizes
-        checks.check_input(data, 3 if batch_sizes is None else 2, self.input_size, groups[0][0].dtype)
+        weights = self._weights()
+        data, batch_sizes, hx = batch.data, batch.batch_sizes, batch.hx
         if hx is None:
-            size = self.get_expected_hidden_size(data, batch_sizes)
-            hx = data.new_zeros(size)
-        elif batch_sizes is None or not torch.compiler.is_compiling():  # in a graph the op checks it
-            self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
+            hx = data.new_zeros(self.get_expected_hidden_size(data, batch_sizes))
+        self.check_forward_args(data, hx, batch_sizes)
         if batch_sizes is not None:
             checks.check_batch_sizes(batch_sizes, len(data))
-        data, hx, groups = _autocast(data, hx, groups)
-        checks.check_tensors(self, data, hx, groups)
-        weights = [Weights(*group) for group in groups]
-        if exporting:
-            output, h_n = self._run_onnx(data, hx, weights, str(phi))
-        else:
-            output, h_n = self._run(data, hx, weights, phi, batch_sizes)
-        return sequence.restore(output), sequence.restore_state(h_n)
+        return hx, weights, phi or self.begin, run
 
     def _run(
-        self, data: Tensor, hx: Tensor, weights: list[Weights], phi: str | None, batch_sizes: Tensor | None
+        self,
+        output: Tensor,
+        hx: Tensor,
+        weights: list[Weights],
+        phi: Phi,
+        batch_sizes: Tensor | None,
+        run: RunLayer,
     ) -> tuple[Tensor, Tensor]:
-        swap = self.batch_first and batch_sizes is None
-        output = data.transpose(0, 1) if swap else data
-        starts = hx.unbind(0)
-        last: list[Tensor] = []
-        walks = [Walk(0, reverse, batch_sizes) for reverse in (False, True)[: self._directions]]
-        for layer in range(self.num_layers):
+        """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
+        output, hx, weights = autocast(output, hx, weights)
+        checks.check_tensors(self, output, hx, weights)
+        if len(weights) == 1:
+            return run(output, hx, weights, phi, batch_sizes)
+        last, D = [], 2 if self.bidirectional else 1
+        for layer, h0 in enumerate(hx.split(D)):
             if layer:
                 output = self._drop(output)
-            states = []
-            for walk in walks:
-                h0 = starts[len(last)]
-                out, h = self._run_layer(output, h0, weights[len(last)], phi or self.begin(h0), walk)
-                states.append(out)
-                last.append(h)
-            output = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
-        return output.transpose(0, 1) if swap else output, torch.stack(last)
-
-    def _run_onnx(self, data: Tensor, hx: Tensor, weights: list[Weights], phi: str) -> tuple[Tensor, Tensor]:
-        output = data.transpose(0, 1) if self.batch_first else data
-        last: list[Tensor] = []
-        D = self._directions
-        for first in range(0, self.num_layers * D, D):
-            if first:
-                output = self._drop(output)
-            here = slice(first, first + D)
-            output, h_n = onnx.rnn_node(output, hx[here], weights[here], phi)
+            output, h_n = run(output, h0, weights[layer * D : layer * D + D], phi, batch_sizes)
             last.append(h_n)
-        return output.transpose(0, 1) if self.batch_first else output, torch.cat(last)
+        return output, torch.cat(last)
 
     def _drop(self, output: Tensor) -> Tensor:
         """Dropout between layers, on memory in the order of time, so that masks are those of `nn.RNN`."""
         if not (self.training and self.dropout):
             return output
         return torch.dropout(output.contiguous(), self.dropout, True)
-
-    _run_layer = staticmethod(run_layer)  # `manual_rnn.inspect.trace` looks on from here
 
     def begin(self, h0: Tensor) -> OwnStep:
         r"""The step to take from here to the end of the sequences.
@@ -156,7 +150,7 @@ class ManualRNN(RNNBase):
             hidden: the state before the step, of the same sequences.
             weight_hh: `(H, H)`.
         """
-        phi: Any = PHI[PHI_OF_MODE[self.mode]] if self.mode in PHI_OF_MODE else self.nonlinearity
+        phi: Any = PHI[PHI_OF_MODE[self.mode]].apply if self.mode in PHI_OF_MODE else self.nonlinearity
         return phi(gates + F.linear(hidden, weight_hh))
 
     def _builtin_phi(self) -> str | None:
@@ -166,17 +160,23 @@ class ManualRNN(RNNBase):
                 return None
         if self.mode == OWN_MODE:
             return None
-        checks.check_mode(self.mode, PHI_OF_MODE)
+        if self.mode not in PHI_OF_MODE:
+            checks.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
 
-    def _weights(self) -> list[tuple[Tensor, ...]]:
-        """The weights of every layer and direction, read anew, each once, so that no change goes unseen."""
+    def _weights(self) -> list[Weights]:
+        """The weights of every layer and direction, read anew, so that no change goes unseen."""
+        checks.check_counts(self, self._all_weights)
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow
-        weights = [
-            tuple([known[name] if name in known else getattr(self, name) for name in names])
-            for names in self._all_weights
-        ]
-        checks.check_weights(self, weights)
+        weights = []
+        for names in self._all_weights:
+            group = []
+            for name in names:
+                weight = known[name] if name in known else getattr(self, name)
+                if not isinstance(weight, Tensor):
+                    raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
+                group.append(weight)
+            weights.append(group if self.bias else [*group, None, None])
         return weights
 
     @classmethod
@@ -201,9 +201,7 @@ class ManualRNN(RNNBase):
 BUILTIN = {"begin": ManualRNN.begin, "step": ManualRNN.step}
 
 
-def _autocast(
-    input: Tensor, hx: Tensor, weights: list[tuple[Tensor, ...]]
-) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
+def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
     """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does."""
     if not torch._C._is_any_autocast_enabled():
         return input, hx, weights
@@ -212,7 +210,9 @@ def _autocast(
         return input, hx, weights
     dtype = torch.get_autocast_dtype(kind)
 
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+    def cast(x: Tensor | None) -> Any:
+        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
+            return x
+        return x.to(dtype)
 
-    return cast(input), cast(hx), [tuple(map(cast, group)) for group in weights]
+    return cast(input), cast(hx), [list(map(cast, group)) for group in weights]

@@ -13,17 +13,17 @@ The older exporter, and one that is handed an `ExportedProgram`, find an op unkn
 ONNX Runtime 1.32 has no such node in float64.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .layer import Weights
+from .kernels.phi import PHI
+from .recurrence import Weights
 
-__all__ = ["check_exportable", "is_exporting", "rnn_node"]
-
-ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}
+__all__ = ["check_exportable", "is_exporting", "run_layer"]
 
 
 def is_exporting() -> bool:
@@ -38,7 +38,7 @@ is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def check_exportable(input: Any, phi: str | None) -> None:
     """The ONNX node knows tanh and relu, and sequences of one length."""
-    if phi not in ACTIVATIONS:
+    if phi not in PHI:
         raise RuntimeError(
             "ONNX export: expected the nonlinearity 'tanh' or 'relu', got a recurrence of your own, "
             "for which ONNX has no node"
@@ -48,18 +48,16 @@ def check_exportable(input: Any, phi: str | None) -> None:
         raise RuntimeError(f"ONNX export: expected a padded or an unbatched input, got a {kind} one")
 
 
-def rnn_node(input: Tensor, h0: Tensor, weights: list[Weights], phi: str) -> tuple[Tensor, Tensor]:
-    r"""Every direction of one layer, over `input (T, B, I)` from `h0 (D, B, H)`.
-
-    Returns:
-        The states `(T, B, D * H)`, and the last of each direction, `(D, B, H)`.
-    """
-    T, (D, B, H) = input.size(0), h0.shape
+def run_layer(
+    input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Any, batch_sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""`recurrence.run_layer` as a node, for a padded `input (T, B, I)` and `hx (D, B, H)`."""
+    T, (D, B, H) = input.size(0), hx.shape
     y, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
-        (input, *_stacked(weights), None, h0),
+        (input, *_stacked(weights), None, hx),
         {
-            "activations": [ACTIVATIONS[phi]] * D,
+            "activations": [PHI[phi].onnx] * D,
             "direction": "bidirectional" if D == 2 else "forward",
             "hidden_size": H,
         },
@@ -70,10 +68,8 @@ def rnn_node(input: Tensor, h0: Tensor, weights: list[Weights], phi: str) -> tup
     return y.transpose(1, 2).flatten(2), h_n
 
 
-def _stacked(weights: list[Weights]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _stacked(weights: Sequence[Weights]) -> tuple[Tensor, Tensor, Tensor | None]:
     """W, R and B of all directions."""
-    biases = [
-        torch.cat((w.bias_ih, w.bias_hh)) for w in weights if w.bias_ih is not None and w.bias_hh is not None
-    ]
-    W, R = (torch.stack(matrices) for matrices in zip(*((w.ih, w.hh) for w in weights), strict=True))
-    return W, R, torch.stack(biases) if biases else None
+    W, R, *biases = zip(*weights, strict=True)
+    B = None if biases[0][0] is None else torch.cat((torch.stack(biases[0]), torch.stack(biases[1])), dim=1)
+    return torch.stack(W), torch.stack(R), B

@@ -1,23 +1,22 @@
 r"""How a recurrence runs: the whole choice of kernel.
 
-`use_kernel(name)` asks for one; what was asked for runs or raises with the reason. Unasked, the
-first of `FASTEST_FIRST` that can take the tensors runs.
+`use_kernel(name)` asks for one; what was asked for runs or raises with the reason. Unasked, the first
+of `KERNELS` that can take all tensors runs, and the last of them can always.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
-from . import native, torch_loop
-
-__all__ = ["DEFAULT", "FASTEST_FIRST", "REFERENCE", "asked", "choose", "layer", "reasons", "use_kernel"]
+__all__ = ["DEFAULT", "KERNELS", "REFERENCE", "asked", "choose", "load", "reasons", "use_kernel"]
 
 DEFAULT = "default"
 REFERENCE = "reference"
-FASTEST_FIRST: dict[str, ModuleType] = {"native": native, "torch": torch_loop}
+KERNELS = {"native": ".native", "torch": ".torch_loop", REFERENCE: ".reference"}  # the fastest first
 
 _asked = DEFAULT
 
@@ -43,9 +42,8 @@ def use_kernel(name: str) -> Iterator[None]:
         RuntimeError: inside, where the kernel can't run; the message has the reason.
     """
     global _asked
-    names = [DEFAULT, REFERENCE, *FASTEST_FIRST]
-    if name not in names:
-        raise ValueError(f"expected a kernel among {', '.join(names)}, got {name!r}")
+    if name != DEFAULT and name not in KERNELS:
+        raise ValueError(f"expected a kernel among {', '.join([DEFAULT, *KERNELS])}, got {name!r}")
     before, _asked = _asked, name
     try:
         yield
@@ -53,25 +51,30 @@ def use_kernel(name: str) -> Iterator[None]:
         _asked = before
 
 
-def reasons(z: Tensor) -> dict[str, str | None]:
-    """For each fused kernel, the reason why it wouldn't be chosen for `z`, or None."""
-    return {name: kernel.why_not(z) for name, kernel in FASTEST_FIRST.items()}
+@cache
+def load(name: str) -> Any:
+    """The module of a kernel, imported when it is first needed; `contract.Kernel` says what it offers."""
+    return import_module(KERNELS[name], __package__)
 
 
-def layer(x: Tensor, h0: Tensor, weights: Any, batch_sizes: Any, phi: str, reverse: bool, name: str) -> Any:
-    """A layer's states where a kernel computes them from its input and that pays, else None."""
-    if name in (DEFAULT, "native"):
-        return native.layer(x, h0, weights, phi, reverse, batch_sizes)
-    return None
+def choose(name: str, *tensors: Tensor | None) -> Any:
+    """The kernel that computes with these tensors: the one asked for, or the fastest that can.
 
-
-def choose(name: str, z: Tensor) -> ModuleType:
-    """The module that runs a recurrence on tensors like `z`."""
-    candidates = FASTEST_FIRST if name == DEFAULT else {name: FASTEST_FIRST[name]}
-    refused = []
-    for candidate, kernel in candidates.items():
-        reason = kernel.why_not(z)
-        if reason is None:
+    Raises:
+        RuntimeError: if the one asked for can't, with its reason.
+    """
+    if name != DEFAULT:
+        reason = load(name).why_not(*tensors)
+        if reason is not None:
+            raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
+        return load(name)
+    for candidate in KERNELS:
+        kernel = load(candidate)
+        if kernel.why_not(*tensors) is None:
             return kernel
-        refused.append(f"kernel {candidate!r} can't run here: {reason}")
-    raise RuntimeError("; ".join(refused))
+    raise AssertionError("unreachable: the reference takes any tensor")
+
+
+def reasons(*tensors: Tensor | None) -> dict[str, str | None]:
+    """For each kernel the reason why it can't take these tensors, or None: what `choose` goes by."""
+    return {name: load(name).why_not(*tensors) for name in KERNELS}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .kernels.phi import PHI
 
 __all__ = ["OWN_MODE", "PHI_OF_MODE", "RNNBase"]
 
-MODES: dict[str, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
-PHI_OF_MODE = {mode: phi for phi, mode in MODES.items()}
+PHI_OF_MODE = {row.mode: name for name, row in PHI.items()}
 OWN_MODE = "RNN_OWN"
 
 
@@ -43,10 +43,10 @@ class RNNBase(nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        checks.check_nonlinearity(nonlinearity, MODES)
+        checks.check_nonlinearity(nonlinearity, PHI)
         super().__init__()
         self.nonlinearity = nonlinearity
-        self.mode = MODES[nonlinearity] if isinstance(nonlinearity, str) else OWN_MODE
+        self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else OWN_MODE
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -122,11 +122,9 @@ class RNNBase(nn.Module):
     def flatten_parameters(self) -> None:
         """Do nothing: no kernel here wants the weights in one block of memory."""
 
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raise unless `input` has the weights' dtype and the rank and features expected."""
-        rank = 3 if batch_sizes is None else 2
-        dtype = getattr(self, self._all_weights[0][0]).dtype
-        checks.check_input(input, rank, self.input_size, dtype)
+    check_forward_args = checks.check_forward_args
+    check_input = checks.check_input
+    check_hidden_size = staticmethod(checks.check_hidden_size)
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
@@ -134,22 +132,7 @@ class RNNBase(nn.Module):
             B = input.size(0 if self.batch_first else 1)
         else:
             B = int(batch_sizes[0]) if len(batch_sizes) else 0
-        return self.num_layers * self._directions, B, self.hidden_size
-
-    def check_hidden_size(
-        self,
-        hx: Tensor,
-        expected_hidden_size: tuple[int, int, int],
-        msg: str = "Expected hidden size {}, got {}",
-    ) -> None:
-        """Raise unless `hx` has the expected size."""
-        checks.check_hidden_size(hx, expected_hidden_size, msg)
-
-    def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raise unless input and state fit this module and each other."""
-        self.check_input(input, batch_sizes)
-        if batch_sizes is None or not torch.compiler.is_compiling():  # in a graph the op checks it
-            self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+        return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
     def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
         """`hx` with its batch in another order."""

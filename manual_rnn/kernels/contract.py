@@ -1,0 +1,64 @@
+r"""What a kernel offers: a ladder of jobs, of which the lowest rung is required.
+
+    elman                h_t = phi(z_t + h_{t-1} w^T)              h before the first step = h0
+    linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
+    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh
+
+What a kernel doesn't offer is composed from the rung below, once, in `manual_rnn.recurrence.rules`. A
+kernel computes; it knows nothing of autograd, of traces or of transforms.
+
+Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `N` rows of a packed batch, `G` independent
+weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, I)`, `(N, H)` with
+`batch_sizes (T,)`, which never grow; `h0 (B, H)`; `w`, `a` `(H, H)`; for `elman` and `linear_recurrence` one more
+axis `G` in front of all or of none. `phi` is a key of `phi.PHI`; `reverse` runs time from its end. What comes
+back is new, contiguous memory.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+__all__ = ["PLAIN_TYPES", "Kernel", "why_foreign"]
+
+PLAIN_TYPES = frozenset({Tensor, Parameter})
+TRACERS = "torch._subclasses"  # where torch keeps the tensors without numbers with which it traces
+
+
+class Kernel(Protocol):
+    """The required rung. The optional ones are looked for by name: `layer`."""
+
+    def why_not(self, *tensors: Tensor | None) -> str | None:
+        """The reason why this kernel can't take these tensors, or None."""
+
+    def elman(
+        self, z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
+    ) -> Tensor:
+        """The states `h`."""
+
+    def linear_recurrence(
+        self, v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
+    ) -> Tensor:
+        """`y`, by the slopes at the states `h`."""
+
+
+def why_foreign(x: Tensor) -> str | None:
+    """The reason why `x` has to be computed with PyTorch's own operations, or None.
+
+    Every fused kernel asks this first: its rules hold for dense real numbers, and an operator of ours means
+    nothing to a subclass that handles operations by itself.
+    """
+    if x.is_complex():
+        return "it works on real numbers, and these are complex"
+    if x.layout is not torch.strided:
+        return f"expected dense tensors, got one of layout {x.layout}"
+    kind: Any = type(x)
+    if kind in PLAIN_TYPES or kind.__module__.startswith(TRACERS):
+        return None
+    for base in kind.__mro__:
+        if base in PLAIN_TYPES:
+            return None
+        if "__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base):
+            return f"expected a torch.Tensor, got a {kind.__name__}, which handles operations by itself"
+    return None

@@ -1,0 +1,13 @@
+r"""From a layer's input to a kernel, closed under differentiation.
+
+layer.py         one layer, in each of its directions: a step of your own, or the rule
+rules.py         the formulas, and beside each the code of its value and of its derivatives
+operators.py     each rule as an operator of torch
+dispatch.py      operator, autograd node or kernel?
+"""
+
+from .dispatch import plain
+from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
+from .rules import project
+
+__all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "plain", "project", "run_layer"]

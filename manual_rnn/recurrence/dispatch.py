@@ -1,0 +1,147 @@
+r"""The one question: operator, autograd node or kernel?
+
+    by_reference    asked for, or the tensors are of a kind for which only PyTorch's own operations hold
+    op              something looks on that has to see an operator: a trace, a transform, a mode, a subclass
+    node            plain numbers, and gradients are wanted: one autograd node
+    compute         plain numbers: the kernel itself
+
+Every rule of `rules.py` has these four, and each of its calls asks `way`. On the machine of the README an
+op costs 20 us, the question 1 to 2.
+
+Every private name of torch that this package uses stands here (tests/house has the list of the few that
+can't), with the versions it was tried on. Where one is missing, `plain` is False: all goes through the
+operators then, which is slower and as right.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils._device import DeviceContext
+
+from ..kernels import REFERENCE
+from ..kernels.contract import PLAIN_TYPES, why_foreign
+
+__all__ = ["Rule", "nestable", "plain", "sibling", "single_level", "way", "without_derivative"]
+
+# The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these rules
+# are always at one level, below the operator whose Autograd key they are. `Function` itself raises there since
+# 2.14, and its Python `apply` binds a signature at every call, for 40 us.
+Function: Any = _SingleLevelFunction
+# Of the one transform that the dispatcher is at (torch 2.11 to 2.15).
+single_level = enable_single_level_autograd_function
+
+Way = Callable[..., Any]
+
+
+class Rule(Function):
+    """One operation and its derivative: an autograd node with three more ways to be called."""
+
+    op: Way
+    by_reference: Way
+    compute: Way
+    run: Way  # what the operator does: `compute`, with what it is given checked
+
+    @classmethod
+    def node(cls, *args: Any) -> Any:
+        return cls.apply(*args)
+
+
+def way(rule: type[Rule], kernel: str, *tensors: Tensor | None) -> Way:
+    """How `rule` is to be called on these tensors."""
+    if torch.compiler.is_compiling() or not plain(*tensors):
+        foreign = kernel == REFERENCE or any([x is not None and why_foreign(x) for x in tensors])
+        return rule.by_reference if foreign else rule.op
+    if kernel == REFERENCE or (tensors[0] is not None and tensors[0].is_complex()):
+        return rule.by_reference
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return rule.node
+    return rule.compute
+
+
+_keys = torch._C._dispatch_keys  # what a tensor asks the dispatcher for (torch 2.11 to 2.15)
+_plain_keys: dict[str, frozenset[int]] = {}
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether eager numbers are all there is to these tensors (gradients may still be wanted).
+
+    No transform, mode, tracer or forward-mode level is in force (torch 2.11 to 2.15). Modes of
+    `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only the default
+    device, which is one, doesn't.
+    """
+    if (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for place in range(torch._C._len_torch_function_stack()):
+        if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
+            return False
+    for x in tensors:
+        if x is None:
+            continue
+        kind = "cpu" if x.is_cpu else x.device.type
+        known = _plain_keys.get(kind) or _learn_keys(kind)
+        if type(x) not in PLAIN_TYPES or _keys(x).raw_repr() not in known:
+            return False
+    return True
+
+
+def _learn_keys(kind: str) -> frozenset[int]:
+    """The keys of a tensor of numbers on this kind of device: no wrapper of a transform, no pending
+    conjugation or negation, nothing sparse, nothing without memory of its own."""
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found.append(_keys(torch.empty(0, device=kind)).raw_repr())
+    _plain_keys[kind] = frozenset(found)
+    return _plain_keys[kind]
+
+
+def without_derivative(rule: type[Rule], *tensors: Tensor | None) -> Way:
+    """How the forward of a rule is to call it.
+
+    `apply` turns off all differentiation, but a transform around the present one still wants its own.
+    """
+    if plain(*tensors):
+        return rule.compute
+
+    def below_autograd(*args: Any) -> Any:
+        with (
+            torch.enable_grad(),
+            forward_ad._set_fwd_grad_enabled(True),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return rule.op(*args)
+
+    return below_autograd
+
+
+def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule's `jvp` that another jvp around it can differentiate.
+
+    PyTorch turns forward mode off in there, and the saved inputs still carry the tangents at work: a
+    jvp of a jvp would silently take it all for constant. So forward mode goes on, without those tangents.
+    """
+
+    def differentiable(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [x if x is None else forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
+            return jvp(SimpleNamespace(saved_tensors=saved, options=ctx.options), *tangents)
+
+    return differentiable
+
+
+def sibling(x: Tensor) -> Tensor:
+    """`x` for backward to keep: a copy that is made only when either is written (torch 2.11 to 2.15)."""
+    return torch._lazy_clone(x)

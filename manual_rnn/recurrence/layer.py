@@ -1,0 +1,79 @@
+r"""One layer, in each of its directions of time.
+
+h_t = phi(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)        by `rules.layer`
+h_t = step(x_t W_ih^T + b_ih + b_hh, h_{t-1}, W_hh)         a step of your own, by the reference
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..checks import check_state
+from ..kernels import reference
+from ..kernels.walk import Walk
+from . import rules
+
+__all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "run_direction", "run_layer"]
+
+Weights = Sequence[Any]  # W_ih (H, I), W_hh (H, H) and both biases (H,), or None for each
+OwnStep = Callable[[Tensor, Tensor, Tensor], Tensor]  # (gates, hidden, weight_hh) -> hidden
+Phi = str | Callable[[Tensor], OwnStep]  # a nonlinearity's name, or what gives a step of one's own
+RunLayer = Callable[[Tensor, Tensor, Sequence[Weights], Phi, Tensor | None], tuple[Tensor, Tensor]]
+OWN_RECURRENCE = "it knows tanh and relu, and this recurrence is your own"  # a kernel's reason
+
+
+def run_layer(
+    input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Phi, batch_sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""Run over `input (T, B, I)` or packed `(N, I)` from `hx (D, B, H)`, with weights for each direction.
+
+    `phi` names a nonlinearity, or is a function from the first state `(B, H)` to a step of the user's own.
+
+    Returns:
+        The state after every step, `(T, B, D * H)` or `(N, D * H)`, and the last of each sequence, `(D, B, H)`.
+
+    Raises:
+        RuntimeError: if a kernel was asked for that can't run this recurrence.
+    """
+    if len(weights) == 1:
+        states, last = run_direction(input, hx[0], weights[0], phi, False, batch_sizes)
+        return states, torch.stack([last])
+    h0, h0_reverse = hx.unbind(0)
+    states, last = run_direction(input, h0, weights[0], phi, False, batch_sizes)
+    states_reverse, last_reverse = run_direction(input, h0_reverse, weights[1], phi, True, batch_sizes)
+    return torch.cat((states, states_reverse), dim=-1), torch.stack((last, last_reverse))
+
+
+def run_direction(
+    input: Tensor, h0: Tensor, weights: Weights, phi: Phi, reverse: bool, batch_sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One direction of `run_layer`."""
+    w_ih, w_hh, bias_ih, bias_hh = weights
+    if not isinstance(phi, str):
+        return _by_own_step(input, h0, weights, phi(h0), Walk(0, reverse, batch_sizes))
+    if input.size(0) == 0:
+        return rules.project(input, *_without_recurrence(weights)), h0
+    return rules.layer(input, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernels.asked())
+
+
+def _without_recurrence(weights: Weights) -> Weights:
+    w_ih, _, bias_ih, bias_hh = weights
+    return w_ih, bias_ih, bias_hh
+
+
+def _by_own_step(
+    input: Tensor, h0: Tensor, weights: Weights, step: OwnStep, walk: Walk
+) -> tuple[Tensor, Tensor]:
+    if kernels.asked() not in (kernels.DEFAULT, kernels.REFERENCE):
+        raise RuntimeError(f"kernel {kernels.asked()!r} can't run here: {OWN_RECURRENCE}")
+    gates, w_hh = rules.project(input, *_without_recurrence(weights)), weights[1]
+    if input.size(0) == 0:
+        return gates, h0
+
+    def own(gates_t: Tensor, hidden: Tensor) -> Tensor:
+        return check_state(step(gates_t, hidden, w_hh), gates_t.shape)
+
+    return reference.scan(own, gates, h0, walk)

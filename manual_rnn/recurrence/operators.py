@@ -1,0 +1,148 @@
+r"""How a rule becomes one operator of torch, whatever transforms and traces it.
+
+A `torch.library` op runs a kernel. Around it stand four rules, each found by the dispatcher where due:
+
+    Autograd    an autograd node: `backward` and `jvp`, in eager code and in traces alike
+    vmap        a new axis joins the batch; where members differ in weights it joins the ensemble
+    fake        the shape of the result, for tracing
+    run         what is left: check the shapes, choose a kernel, call it
+
+`register_autograd` would take no `jvp`: a tangent that reached the op would be dropped without a word.
+And Dynamo can't enter a node with a `jvp`, but it needn't: it stops at the op.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import Rule, single_level
+
+__all__ = ["check_layer", "check_recurrence", "define", "fake_layer", "fake_recurrence", "fold_recurrence"]
+
+OPTIONS = "Tensor? batch_sizes, str phi, bool reverse, str kernel"
+
+
+def define(
+    rule: type[Rule], name: str, tensors: str, result: str, fake: Callable[..., Any], fold: Callable[..., Any]
+) -> None:
+    """Define `torch.ops.manual_rnn.<name>(<tensors>, <options>) -> <result>` with its four rules.
+
+    Torch keeps an operator for the life of the process, so importing this package again finds it there.
+    """
+    qualified = f"manual_rnn::{name}"
+    outputs = result.count("Tensor")
+
+    def autograd(*args: Any) -> Any:
+        with single_level():
+            found = rule.apply(*args)
+        return found if outputs == 1 else found[:outputs]
+
+    register = {
+        "schema": lambda: torch.library.define(qualified, f"({tensors}, {OPTIONS}) -> {result}"),
+        "autograd": lambda: torch.library.impl(qualified, "Autograd", autograd),
+        "run": lambda: torch.library.impl(qualified, "CompositeExplicitAutograd", rule.run),
+        "fake": lambda: torch.library.register_fake(qualified, fake),
+        "vmap": lambda: torch.library.register_vmap(qualified, fold),
+    }
+    done: set[tuple[str, str]] = vars(torch.ops.manual_rnn).setdefault("registered", set())
+    for step, do in register.items():
+        if (name, step) not in done:
+            do()
+            done.add((name, step))
+    rule.op = getattr(torch.ops.manual_rnn, name).default
+
+
+def fake_recurrence(x: Tensor, *_: Any) -> Tensor:
+    """Shaped as the first tensor."""
+    return x.new_empty(x.shape)
+
+
+def fake_layer(x: Tensor, h0: Tensor, w_ih: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """States, and the last of each sequence."""
+    return x.new_empty((*x.shape[:-1], w_ih.size(0))), h0.new_empty(h0.shape)
+
+
+def fold_recurrence(rule: type[Rule]) -> Callable[..., tuple[Tensor, int]]:
+    """The vmap rule of a recurrence: fold a new axis into the batch, or into the ensemble where members
+    differ in weights."""
+
+    def fold(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        x, y, w, batch_sizes, *options = args
+        _one_packing(in_dims[3])
+        size = info.batch_size
+        if in_dims[2] is None:
+            x, y = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
+            rows = None if batch_sizes is None else batch_sizes * size
+            out = rule.op(x, y, w, rows, *options).unflatten(-2, (-1, size))
+            return out, out.dim() - 2
+        x, y, w = (axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
+        members = w.shape[:-2]
+        x, y, w = (a.flatten(0, len(members) - 1) for a in (x, y, w))
+        return rule.op(x, y, w, batch_sizes, *options).unflatten(0, members), 0
+
+    return fold
+
+
+def fold_layer(rule: type[Rule], composed: Callable[..., Any]) -> Callable[..., Any]:
+    """The vmap rule of a layer: the batch takes the new axis, or each part of the layer by its own rule."""
+
+    def fold(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        x, h0, *weights, batch_sizes, phi, reverse, kernel = args
+        _one_packing(in_dims[6])
+        if any(dim is not None for dim in in_dims[2:6]):
+            return torch.vmap(composed, in_dims)(*args), (0, 0)
+        size = info.batch_size
+        x, h0 = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, h0), in_dims, strict=False))
+        rows = None if batch_sizes is None else batch_sizes * size
+        found = rule.op(x, h0, *weights, rows, phi, reverse, kernel)
+        states, last = (each.unflatten(-2, (-1, size)) for each in found)
+        return (states, last), (states.dim() - 2, last.dim() - 2)
+
+    return fold
+
+
+def _one_packing(dim: int | None) -> None:
+    if dim is not None:
+        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
+
+
+def axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
+    """Move the mapped axis of `x` to `place`, or repeat an unmapped `x` along a new one there."""
+    if dim is None:
+        x, dim = x.expand(size, *x.shape), 0
+    return x.movedim(dim, place)
+
+
+def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
+    """Nothing broadcasts: raise unless the shapes fit to the last axis."""
+    second = x.shape[1:] if name == "elman" else x.shape
+    if batch_sizes is None and x.dim() == 3 and w.shape == (x.size(2),) * 2 and y.shape == second:
+        return  # the common case, found soon: a call may take a few microseconds in all
+    G, H = w.shape[:-2], x.size(-1)
+    if x.dim() != w.dim() + (batch_sizes is None):
+        rank = w.dim() + (batch_sizes is None)
+        raise ValueError(f"{name}: expected its first tensor to have {rank} axes, got {x.dim()}")
+    B = x.size(-2) if batch_sizes is None else int(batch_sizes[0]) if len(batch_sizes) else y.size(-2)
+    state = (*G, B, H) if name == "elman" else x.shape
+    _compare(name, (x, y, w), ((*G, *x.shape[len(G) :]), state, (*G, H, H)))
+
+
+def check_layer(
+    x: Tensor, h0: Tensor, weights: tuple[Tensor | None, ...], batch_sizes: Tensor | None
+) -> None:
+    """The same of a layer."""
+    rank = 3 if batch_sizes is None else 2
+    if x.dim() != rank or h0.dim() != 2:
+        raise ValueError(f"layer: expected x of {rank} axes and h0 of 2, got {x.dim()} and {h0.dim()}")
+    B = x.size(1) if batch_sizes is None else int(batch_sizes[0]) if len(batch_sizes) else h0.size(0)
+    H = h0.size(1)
+    tensors = [t for t in (h0, *weights) if t is not None]
+    _compare("layer", tensors, [(B, H), (H, x.size(-1)), (H, H), (H,), (H,)][: len(tensors)])
+
+
+def _compare(name: str, tensors: Any, expected: Any) -> None:
+    shapes = [tuple(map(tuple, each)) for each in (expected, [x.shape for x in tensors])]
+    if shapes[0] != shapes[1]:
+        raise ValueError("{}: expected tensors of shapes {}, got {}".format(name, *shapes))

@@ -1,0 +1,422 @@
+r"""The recurrences of an Elman network and its layer, closed under differentiation.
+
+    elman                h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
+    linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
+    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh, with w = w_hh
+
+phi is tanh or relu, and its slope phi' is written through the state: 1 - h*h, or h > 0. With `c` a
+cotangent, `'` a tangent, `first` the step at which time starts, "back" the other direction of time:
+
+    vjp of elman     dz = linear(c, h, w), back;  dh0 = dz_first w;  dw = sum_t dz_t^T h_{t-1}
+    jvp of elman     linear(z' + h_{t-1} w'^T + [h0' w^T at first], h, w^T)
+    vjp of linear    dv = m = linear(c, h, a^T), back;  da = sum_t y_{t-1}^T m_t
+                     dh_t = k_t * (c_t + m_{t+1} a^T) * (v_t + y_{t-1} a)
+    jvp of linear    q + linear(v' + y_{t-1} a' + q_{t-1} a, h, a),  q_t = k_t * h'_t * (v_t + y_{t-1} a)
+    vjp of layer     that of elman for dz;  dx = dz w_ih;  dw_ih = sum_t dz_t^T x_t;  dbias = sum_t dz_t
+    jvp of layer     that of elman for z' = x' w_ih^T + x w_ih'^T + bias'
+
+where k is the derivative of the slope by h: -2h, or 0. So derivatives of any order, forward, reverse or
+mixed, stay inside the first two. Under `vmap` the new axis joins the batch where the weights are shared;
+else it makes an ensemble, `G` weight matrices side by side.
+
+Letters and shapes are those of `kernels/contract.py`. Each rule is one op to every transform and trace
+(`operators.py`), and `dispatch.way` says how a call of it runs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import kernels
+from ..kernels import reference
+from ..kernels.phi import PHI
+from ..kernels.walk import Walk
+from . import dispatch, operators
+from .dispatch import Rule
+
+__all__ = ["elman", "layer", "linear_recurrence", "project"]
+
+
+def elman(
+    z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+) -> Tensor:
+    r"""$h_t = \phi(z_t + h_{t-1} w^T)$"""
+    return dispatch.way(Elman, kernel, z, h0, w)(z, h0, w, batch_sizes, phi, reverse, kernel)
+
+
+class Elman(Rule):
+    """`elman` and its derivatives."""
+
+    @staticmethod
+    def compute(
+        z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    ) -> Tensor:
+        operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        return kernels.choose(kernel, z, h0, w).elman(z, h0, w, batch_sizes, phi, reverse)
+
+    run = compute
+
+    @staticmethod
+    def by_reference(
+        z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    ) -> Tensor:
+        operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        return reference.elman(z, h0, w, batch_sizes, phi, reverse)
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, *options: Any
+    ) -> Tensor:
+        h = dispatch.without_derivative(Elman, z, h0, w)(z, h0, w, batch_sizes, *options)
+        ctx.options = batch_sizes, *options
+        ctx.save_for_backward(h, h0, w)
+        ctx.save_for_forward(h, h0, w)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        h, h0, w = ctx.saved_tensors
+        batch_sizes, phi, reverse, kernel = ctx.options
+        walk = Walk(w.dim() - 2, reverse, batch_sizes)
+        dz = linear_recurrence(c, h, w, batch_sizes, phi, not reverse, kernel)
+        _, need_h0, need_w = ctx.needs_input_grad[:3]
+        dh0 = walk.first(dz, h0.size(-2)) @ w if need_h0 else None
+        dw = sum_of_products(dz, h, h0, walk) if need_w else None
+        return dz, dh0, dw, None, None, None, None
+
+    @staticmethod
+    @dispatch.nestable
+    def jvp(ctx: Any, dz: Tensor, dh0: Tensor, dw: Tensor, *_: None) -> Tensor:
+        h, h0, w = ctx.saved_tensors
+        return jvp_of_states(dz, dh0, dw, h, h0, w, *ctx.options)
+
+
+def linear_recurrence(
+    v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+) -> Tensor:
+    r"""$y_t = \phi'(h_t) (v_t + y_{t-1} a)$"""
+    return dispatch.way(LinearRecurrence, kernel, v, h, a)(v, h, a, batch_sizes, phi, reverse, kernel)
+
+
+class LinearRecurrence(Rule):
+    """`linear_recurrence` and its derivatives."""
+
+    @staticmethod
+    def compute(
+        v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    ) -> Tensor:
+        operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        return kernels.choose(kernel, v, h, a).linear_recurrence(v, h, a, batch_sizes, phi, reverse)
+
+    run = compute
+
+    @staticmethod
+    def by_reference(
+        v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    ) -> Tensor:
+        operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        return reference.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
+
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, *options: Any
+    ) -> Tensor:
+        y = dispatch.without_derivative(LinearRecurrence, v, h, a)(v, h, a, batch_sizes, *options)
+        ctx.options = batch_sizes, *options
+        ctx.save_for_backward(v, h, a, y)
+        ctx.save_for_forward(v, h, a, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        v, h, a, y = ctx.saved_tensors
+        batch_sizes, phi, reverse, kernel = ctx.options
+        walk = Walk(a.dim() - 2, reverse, batch_sizes)
+        dh = da = None
+        zero, bend = walk.zero_start(y), PHI[phi].bend
+        m = linear_recurrence(c, h, a.mT, batch_sizes, phi, not reverse, kernel)
+        if ctx.needs_input_grad[1] and bend is not None:
+            after = times(walk.back().previous(m, zero), a.mT)
+            dh = bend(h) * (c + after) * (v + times(walk.previous(y, zero), a))
+        if ctx.needs_input_grad[2]:
+            da = sum_of_products(m, y, zero, walk).mT
+        return m, dh, da, None, None, None, None
+
+    @staticmethod
+    @dispatch.nestable
+    def jvp(ctx: Any, dv: Tensor, dh: Tensor, da: Tensor, *_: None) -> Tensor:
+        v, h, a, y = ctx.saved_tensors
+        batch_sizes, phi, reverse, kernel = ctx.options
+        walk = Walk(a.dim() - 2, reverse, batch_sizes)
+        zero, bend = walk.zero_start(y), PHI[phi].bend
+        y_before = walk.previous(y, zero)
+        dv = dv + times(y_before, da)
+        if bend is None:
+            return linear_recurrence(dv, h, a, batch_sizes, phi, reverse, kernel)
+        q = bend(h) * dh * (v + times(y_before, a))
+        dv = dv + times(walk.previous(q, zero), a)
+        return q + linear_recurrence(dv, h, a, batch_sizes, phi, reverse, kernel)
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+    kernel: str,
+) -> tuple[Tensor, Tensor]:
+    r"""$h_t = \phi(x_t W_{ih}^T + b_{ih} + b_{hh} + h_{t-1} W_{hh}^T)$, and the last state of each sequence."""
+    way = dispatch.way(Layer, kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+    return way(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernel)
+
+
+class Layer(Rule):
+    """`layer` and its derivatives."""
+
+    @staticmethod
+    def compute(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        phi: str,
+        reverse: bool,
+        kernel: str,
+    ) -> tuple[Tensor, Tensor]:
+        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+        if hasattr(able, "layer"):
+            found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
+            if found is not None:
+                return found
+        z = project(x, w_ih, bias_ih, bias_hh)
+        states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
+        return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
+
+    @staticmethod
+    def run(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """`compute` for whoever calls the operator."""
+        operators.check_layer(x, h0, (w_ih, w_hh, bias_ih, bias_hh), batch_sizes)
+        return Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+
+    @staticmethod
+    def composed(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The same, from the rung below."""
+        states = elman(project(x, w_ih, bias_ih, bias_hh), h0, w_hh, batch_sizes, *options)
+        return states, Walk(0, options[1], batch_sizes).last(states, h0.size(0)).clone()
+
+    @staticmethod
+    def by_reference(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        phi: str,
+        reverse: bool,
+        kernel: str,
+    ) -> tuple[Tensor, Tensor]:
+        return reference.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
+
+    @staticmethod
+    def node(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Any,
+        bias_hh: Any,
+        batch_sizes: Any,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        x, h0, w_ih, w_hh = _safe_to_keep(x, h0, w_ih, w_hh, batch_sizes)
+        states, last, _ = Layer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        return states, last
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, ...]:
+        tensors = x, h0, w_ih, w_hh, bias_ih, bias_hh
+        run = dispatch.without_derivative(Layer, *tensors)
+        states, last = run(*tensors, batch_sizes, *options)
+        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
+        ctx.set_materialize_grads(False)
+        if run is not Layer.compute:  # a trace or a transform sees no edit in place; tangents need all
+            ctx.save_for_backward(states, x, h0, w_ih, w_hh)
+            ctx.save_for_forward(states, x, h0, w_ih, w_hh)
+            return states, last
+        kept = dispatch.sibling(states)
+        need = _kept_for(*ctx.needs_input_grad[:4], steps_of(x, batch_sizes))
+        ctx.save_for_backward(kept, *(t if n else None for t, n in zip(tensors, need, strict=False)))
+        return states, last, kept
+
+    @staticmethod
+    def backward(
+        ctx: Any, c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        h, x, h0, w_ih, w_hh = ctx.saved_tensors
+        batch_sizes, phi, reverse, kernel = ctx.options
+        need_x, need_h0, need_ih, need_hh, need_bias_ih, need_bias_hh = ctx.needs_input_grad[:6]
+        walk = Walk(0, reverse, batch_sizes)
+        c = _total_cotangent(c, c_last, c_kept, h, walk)
+        if w_hh is None:  # a single step
+            dz = PHI[phi].times_slope(c, h)
+        else:
+            dz = linear_recurrence(c, h, w_hh, batch_sizes, phi, not reverse, kernel)
+        rows = dz.reshape(-1, dz.size(-1))
+        dh0 = walk.first(dz, ctx.B) @ w_hh if need_h0 else None
+        dw_hh = sum_of_products(dz, h, h0, walk) if need_hh else None
+        dx = dz @ w_ih if need_x else None
+        dw_ih = rows.mT @ x.reshape(-1, x.size(-1)) if need_ih else None
+        dbias_ih = rows.sum(0) if need_bias_ih else None
+        dbias_hh = None
+        if need_bias_hh:  # as memory of its own
+            dbias_hh = rows.sum(0) if dbias_ih is None else dbias_ih.clone()
+        return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh, None, None, None, None
+
+    @staticmethod
+    @dispatch.nestable
+    def jvp(
+        ctx: Any,
+        dx: Tensor | None,
+        dh0: Tensor | None,
+        dw_ih: Tensor | None,
+        dw_hh: Tensor | None,
+        dbias_ih: Tensor | None,
+        dbias_hh: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor, Tensor]:
+        h, x, h0, w_ih, w_hh = ctx.saved_tensors
+        batch_sizes, _, reverse, _ = ctx.options
+        dz = torch.zeros_like(h)
+        if dx is not None:
+            dz = dz + F.linear(dx, w_ih)
+        if dw_ih is not None:
+            dz = dz + F.linear(x, dw_ih)
+        for dbias in (dbias_ih, dbias_hh):
+            dz = dz if dbias is None else dz + dbias
+        dh0 = torch.zeros_like(h0) if dh0 is None else dh0
+        dw_hh = torch.zeros_like(w_hh) if dw_hh is None else dw_hh
+        tangent = jvp_of_states(dz, dh0, dw_hh, h, h0, w_hh, *ctx.options)
+        return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
+
+
+def steps_of(x: Tensor, batch_sizes: Tensor | None) -> int:
+    """`T`."""
+    return (x if batch_sizes is None else batch_sizes).size(0)
+
+
+def _kept_for(x: bool, h0: bool, w_ih: bool, w_hh: bool, T: int) -> tuple[bool, bool, bool, bool]:
+    """Which of them backward needs, by which of them want a gradient."""
+    return w_ih, w_hh, x, h0 or T > 1
+
+
+def _safe_to_keep(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, batch_sizes: Tensor | None) -> Any:
+    """What backward will keep as a view: of the tensor itself `.data = ...` would change what was kept."""
+    tensors = x, h0, w_ih, w_hh
+    need = _kept_for(*[t.requires_grad for t in tensors], steps_of(x, batch_sizes))
+    return [
+        t if not n else t.view_as(t) if t.requires_grad else t.detach()
+        for t, n in zip(tensors, need, strict=True)
+    ]
+
+
+def _total_cotangent(
+    c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None, h: Tensor, walk: Walk
+) -> Tensor:
+    """Of the states, from that of the output, of the last states, and of the sibling that backward keeps."""
+    if c_kept is not None:
+        c = c_kept if c is None else c + c_kept
+    c = torch.zeros_like(h) if c is None else c
+    return c if c_last is None else walk.add_to_last(c, c_last)
+
+
+def project(x: Tensor, w_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor:
+    r"""$x_t W_{ih}^T + b_{ih} + b_{hh}$, read in the order in which `x` lies in memory."""
+    bias = bias_ih + bias_hh if bias_ih is not None and bias_hh is not None else None
+    if x.dim() == 3 and x.stride(0) < x.stride(1):
+        return F.linear(x.transpose(0, 1), w_ih, bias).transpose(0, 1)
+    return F.linear(x, w_ih, bias)
+
+
+def jvp_of_states(
+    dz: Tensor, dh0: Tensor, dw: Tensor, h: Tensor, h0: Tensor, w: Tensor,
+    batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str,
+) -> Tensor:  # fmt: skip
+    """The tangent of the states from those of `z`, `h0` and `w`."""
+    walk = Walk(w.dim() - 2, reverse, batch_sizes)
+    through_w = times(walk.previous(h, h0), dw.mT)
+    through_h0 = times(walk.previous(torch.zeros_like(h), dh0), w.mT)
+    return linear_recurrence(dz + through_w + through_h0, h, w.mT, batch_sizes, phi, reverse, kernel)
+
+
+def times(x: Tensor, w: Tensor) -> Tensor:
+    """Every row of `x` times `w`; in an ensemble, times the `w` of its member."""
+    return x @ (w.unsqueeze(1) if x.dim() > w.dim() > 2 else w)
+
+
+def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
+    r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`."""
+    if walk.batch_sizes is not None:
+        return m.mT @ walk.previous(x, start)
+    B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
+    m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
+    if (n := m.size(-2) - B) == 0:
+        return m.mT @ start
+    at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
+    at_first = m.narrow(-2, at, B).mT @ start
+    return at_first + m.narrow(-2, later, n).mT @ x.narrow(-2, earlier, n)
+
+
+for rule, name, tensors in (
+    (Elman, "elman", "Tensor z, Tensor h0, Tensor w"),
+    (LinearRecurrence, "linear_recurrence", "Tensor v, Tensor h, Tensor a"),
+):
+    fold = operators.fold_recurrence(rule)
+    operators.define(rule, name, tensors, "Tensor", operators.fake_recurrence, fold)
+operators.define(
+    Layer,
+    "layer",
+    "Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh",
+    "(Tensor, Tensor)",
+    operators.fake_layer,
+    operators.fold_layer(Layer, Layer.composed),
+)

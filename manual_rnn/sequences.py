@@ -1,0 +1,138 @@
+r"""The four forms of a batch of sequences, brought to rows and back.
+
+    unbatched   input (T, I)                    hx (L * D, H)
+    padded      input (T, B, I) or (B, T, I)    hx (L * D, B, H)
+    packed      input PackedSequence            hx (L * D, B, H), in the order before sorting
+    nested      input jagged (B, j, I)          hx (L * D, B, H)
+
+Each becomes a plan: rows in the order of time, the states to begin with, and how to bring results back.
+Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` directions, `N` packed rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .checks import check_ranks
+from .kernels.walk import time_of_rows
+from .parameters import RNNBase
+from .recurrence import plain
+
+__all__ = ["Sequences", "plan"]
+
+
+class Sequences:
+    """A padded batch, `(T, B, I)` or with `batch_first` `(B, T, I)`; the other forms say what they change.
+
+    Attributes:
+        rows: `(T, B, I)`, or `(N, I)` with `batch_sizes`.
+        data: the same as it came, for the checks that `nn.RNN` makes of it.
+        hx: the states to begin with, `(L * D, B, H)` in the order of the rows, or None.
+        batch_sizes: how many rows each step has, `(T,)`; None for a padded batch.
+    """
+
+    batch_sizes: Tensor | None = None
+
+    def __init__(self, rnn: RNNBase, data: Tensor, hx: Tensor | None) -> None:
+        self.rnn, self.data = rnn, data
+        self.rows = data.transpose(0, 1) if rnn.batch_first else data
+        self.hx = hx if hx is None else rnn.permute_hidden(hx, None)
+
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Any, Tensor]:
+        """From `output (T, B, D * H)` or `(N, D * H)` and `h_n (L * D, B, H)` to the form that came in."""
+        if self.rnn.batch_first:
+            output = _transposed(output)
+        return output, self.rnn.permute_hidden(h_n, None)
+
+
+def _transposed(output: Tensor) -> Tensor:
+    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it."""
+    if torch.compiler.is_compiling() or not plain(output):
+        return output.transpose(0, 1)
+    return output.transpose_(0, 1)
+
+
+class _Unbatched(Sequences):
+    """`(T, I)` as a batch of one."""
+
+    def __init__(self, rnn: RNNBase, input: Tensor, hx: Tensor | None) -> None:
+        self.axis = 0 if rnn.batch_first else 1
+        super().__init__(rnn, input.unsqueeze(self.axis), None if hx is None else hx.unsqueeze(1))
+
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+        return output.squeeze(1), self.rnn.permute_hidden(h_n.squeeze(1), None)
+
+
+class _Packed(Sequences):
+    """Rows already, sorted by length."""
+
+    def __init__(self, rnn: RNNBase, input: PackedSequence, hx: Tensor | None) -> None:
+        self.rnn = rnn
+        self.data, self.batch_sizes, self.order, self.inverse = input
+        self.rows = self.data
+        self.hx = None if hx is None else rnn.permute_hidden(hx, self.order)
+
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
+        packed = PackedSequence(output, self.batch_sizes, self.order, self.inverse)
+        return packed, self.rnn.permute_hidden(h_n, self.inverse)
+
+
+class _Nested(_Packed):
+    """A jagged batch is packed by sorting its rows by length; sequences of length 0 have no row."""
+
+    def __init__(self, rnn: RNNBase, input: Any, hx: Tensor | None) -> None:
+        _check_nested(input, hx, rnn.batch_first)
+        self.rnn, self.offsets = rnn, input.offsets()
+        lengths, order = self.offsets.diff().sort(descending=True, stable=True)
+        rows, self.batch_sizes = time_major_rows(self.offsets[order], lengths)
+        alive = int((lengths > 0).sum())
+        self.rows = self.data = input.values().index_select(0, rows)
+        self.place, self.inverse = rows.argsort(), order.argsort()
+        self.unread, self.hx = input.size(0) - alive, None
+        if hx is not None:
+            hx = rnn.permute_hidden(hx, order)
+            self.hx, self.kept = hx[:, :alive], hx[:, alive:]
+
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+        jagged = torch.nested.nested_tensor_from_jagged(output.index_select(0, self.place), self.offsets)
+        if self.hx is None:
+            kept = h_n.new_zeros(h_n.size(0), self.unread, h_n.size(2))
+        else:
+            kept = self.kept
+        return jagged, self.rnn.permute_hidden(torch.cat([h_n, kept], dim=1), self.inverse)
+
+
+def plan(rnn: RNNBase, input: Tensor | PackedSequence, hx: Tensor | None) -> Sequences:
+    """Choose the form by what the input is."""
+    if isinstance(input, PackedSequence):
+        return _Packed(rnn, input, hx)
+    rank = input.dim()
+    if input.is_nested:
+        return _Nested(rnn, input, hx)
+    check_ranks(input, hx)
+    return Sequences(rnn, input, hx) if rank == 3 else _Unbatched(rnn, input, hx)
+
+
+def time_major_rows(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Where the rows of a packed batch stand in a concatenation of its sequences.
+
+    `offsets` and `lengths (B,)`: where each sequence begins and how long it is, longest first. Returns
+    the row numbers in packed order, `(N,)`, and `batch_sizes (T,)`.
+    """
+    place = lengths.device
+    steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device=place)
+    batch_sizes = len(lengths) - torch.searchsorted(lengths.flip(0), steps, right=True)
+    step, sequence = time_of_rows(batch_sizes, int(lengths.sum()))
+    return offsets[sequence] + step, batch_sizes.cpu()
+
+
+def _check_nested(input: Any, hx: Tensor | None, batch_first: bool) -> None:
+    if input.layout is not torch.jagged or input.dim() != 3 or not batch_first:
+        raise ValueError(
+            "RNN: Expected a nested input to be a jagged (B, j, I) tensor with batch_first=True, got "
+            f"a {input.dim()}D tensor of layout {input.layout} with batch_first={batch_first}"
+        )
+    if hx is not None and (hx.dim() != 3 or hx.size(1) != input.size(0)):
+        raise RuntimeError(f"Expected hidden size (L * D, {input.size(0)}, H), got {list(hx.size())}")
