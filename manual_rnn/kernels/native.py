@@ -1,4 +1,4 @@
-r"""The recurrences in C, on the CPU in float32: `scan.c`, compiled when the package is installed.
+r"""The recurrences in C, on the CPU in float32: the folder `c`, compiled when the package is installed.
 
     elman    h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear   y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
