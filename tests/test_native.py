@@ -570,8 +570,9 @@ def test_a_layer_in_c_says_what_is_wrong() -> None:
 
 def test_a_stride_that_is_never_taken_may_be_anything() -> None:
     z, h0, w = torch.randn(1, 1, 1), torch.randn(1, 1), torch.randn(1, 1)
-    odd = [x.as_strided(x.shape, [2**60] * x.dim()) for x in (z, h0, w)]
-    assert torch.equal(native.elman(*odd, "tanh", True, None), native.elman(z, h0, w, "tanh", True, None))
+    expected = native.elman(z, h0, w, "tanh", True, None)
+    z, h0, w = (x.as_strided(x.shape, [2**60] * x.dim()) for x in (z, h0, w))
+    assert torch.equal(native.elman(z, h0, w, "tanh", True, None), expected)
 
 
 def test_batch_sizes_may_change_meanwhile() -> None:
@@ -597,6 +598,13 @@ def test_batch_sizes_may_change_meanwhile() -> None:
         stop.set()
         changing.result()
     assert through
+
+
+def test_the_build_knows_every_file() -> None:
+    """A source that isn't built fails to link; a header that isn't named leaves a stale build."""
+    folder = Path(native.__file__).parent / "c"
+    told = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"manual_rnn/kernels/c/{path.name}"' in told for path in folder.glob("*.[ch]"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
