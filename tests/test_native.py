@@ -4,9 +4,12 @@ import multiprocessing
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from manual_rnn.kernels import native
 
 REASON = native.why_not(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+ROOT = Path(__file__).parent.parent
 VARIANTS = dict(native._scan.variants) if native._scan else {}
 EPS = torch.finfo(torch.float32).eps
 UseVariant = Callable[[str], None]
@@ -364,11 +368,243 @@ def misaligned(floats: int) -> Tensor:
     return torch.frombuffer(bytearray(4 * floats + 1), dtype=torch.float32, offset=1, count=floats)
 
 
-def test_a_failed_allocation_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2**31 - 1)
-    z, w = torch.zeros(1, 128, 1024), torch.zeros(1024, 1024)
+def test_a_failed_allocation_raises() -> None:
+    H = 2**24
+    z, w = torch.zeros(1).expand(1, 1, H), torch.zeros(1).expand(H, H)  # packed, w would be 2^50 bytes
     with pytest.raises(MemoryError):
         native.elman(z, z[0], w, "tanh", False, None)
+
+
+def test_more_threads_than_can_start_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = parallel_run()
+    for threads in (100_000, 2**31 - 1, 2**62):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(parallel_run(), expected)
+
+
+# Straight to C, with arguments that native.py never passes. An address can lie undetected, and so can sizes
+# or strides that leave a tensor's memory but stay within REACH = 2^54: none of these do.
+MEMORY = torch.randn(4096, generator=torch.Generator().manual_seed(0)) if REASON is None else torch.empty(0)
+OUTPUT = torch.zeros(4096)
+INTEGERS = [-1, -(2**31), 2**55, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), -(10**30)]
+UNTYPED = [None, 1.5, float("nan"), "1", b"1", [1], {}, object(), range(2), MEMORY, 1j]
+SIZES = {
+    "good": [3, 3, 2, 1],
+    "overflowing": [2**62] * 4 + [3],
+    "overflowing from the second on": [3, *[2**62] * 4],
+    "growing": [3, 2, 3, 1],
+    "negative": [3, 3, 3, -1, 1],
+    "negative first": [-3, 3, 3, 3, 3],
+    "most negative": [-(2**63)] * 5,
+    "zeros": [0, 0, 0, 0],
+    "too many": [3, 3, 3, 3],
+    "too few": [3, 3, 2],
+}
+SIZE_TENSORS = {name: torch.tensor(sizes) for name, sizes in SIZES.items()}
+
+
+def arguments(choice: random.Random, packed: bool, sizes: str = "good") -> list[Any]:
+    """A valid call of `_scan.scan` from MEMORY to OUTPUT, for 4 steps of at most 3 rows."""
+    width, H, kind = choice.randint(1, 4), choice.randint(1, 4), choice.randrange(4)
+    group = choice.choice([(), (), (2,)])
+    rows = (9,) if packed else (4, 3)
+
+    def tensor(*shape: int) -> list[Any]:
+        strides = tuple(choice.randint(0, 50) for _ in shape)
+        return [MEMORY.data_ptr() + 4 * choice.randint(0, 999), strides, shape]
+
+    z, start, w = tensor(*group, *rows, H), tensor(*group, 3, H), tensor(*group, H, H)
+    other = start if kind < 2 else tensor(*group, *rows, H)
+    y = OUTPUT.new_empty((*group, *rows, H)).stride()
+    length = SIZE_TENSORS[sizes]
+    how = [choice.choice(list(VARIANTS.values())), kind, choice.randint(1, 5), choice.random() < 0.5, packed]
+    where = [length.data_ptr(), len(length)] if packed else [0, 0]
+    call = [*how, *where, *z, *other, *w, OUTPUT.data_ptr(), y]
+    if choice.random() < 0.5 and not group:
+        biases = [*tensor(H), *tensor(H)] if choice.random() < 0.5 else [None] * 6
+        call += [*tensor(*rows, width), *tensor(H, width), *biases]
+    return call
+
+
+def spoil(call: list[Any], choice: random.Random) -> None:
+    """Make one argument, or a number in one, wrong or merely different."""
+    i = choice.randrange(len(call))
+    old = call[i]
+    if isinstance(old, tuple) and old and choice.random() < 0.7:
+        new = list(old)
+        j = choice.randrange(len(new))
+        small = choice.randint(0, 5)
+        new[j] = choice.choice([small, small, choice.choice(INTEGERS), choice.choice(UNTYPED)])
+        call[i] = tuple(choice.choice([new, new, new, new[:-1], [*new, 1], new[::-1]]))
+    elif choice.random() < 0.1:
+        call[i:] = choice.choice([[], call[i:-1], [*call[i:], None]])
+    else:
+        mine = [old - 2**63, old + 1] if isinstance(old, int) and old > 2**20 else []
+        call[i] = choice.choice(
+            [*mine, 0, choice.choice(INTEGERS[:1] + INTEGERS[5:]), choice.choice(UNTYPED), ()]
+        )
+
+
+def hostile_calls(count: int) -> tuple[int, int]:
+    """How many calls went through and how many raised TypeError or ValueError; nothing else may happen."""
+    choice, through, refused = random.Random(0), 0, 0
+    before = MEMORY.clone()
+    for _ in range(count):
+        packed = choice.random() < 0.5
+        call = arguments(choice, packed, choice.choice(["good", "good", *SIZES]))
+        for _ in range(choice.choice([0, 1, 1, 2, 3])):
+            if call:
+                spoil(call, choice)
+        try:
+            native._scan.scan(*call)
+            through += 1
+        except (TypeError, ValueError):
+            refused += 1
+    assert torch.equal(MEMORY, before)
+    assert not OUTPUT[2048:].any()
+    return through, refused
+
+
+def test_hostile_arguments_raise_and_never_crash() -> None:
+    """In a process of its own, which a crash would end."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_native; print(*test_native.hostile_calls(2000))"
+    )
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    through, refused = map(int, done.stdout.split())
+    assert through > 200
+    assert refused > 1000
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_batch_sizes_are_judged_in_c(sizes: str) -> None:
+    for seed in range(20):
+        call = arguments(random.Random(seed), True, sizes)
+        if sizes == "good":
+            native._scan.scan(*call)
+            continue
+        with pytest.raises(ValueError, match="expected batch_sizes that "):
+            native._scan.scan(*call)
+
+
+def call_with(*changes: tuple[int, Any], layer: bool = False) -> None:
+    """A valid call, z (4, 3, 2), h0 (3, 2), w (2, 2) and, of a layer, x (4, 3, 5), but for some arguments."""
+    at = MEMORY.data_ptr()
+    call: list[Any] = [max(VARIANTS.values()), 0, 1, False, False, 0, 0]
+    call += [
+        at,
+        (6, 2, 1),
+        (4, 3, 2),
+        at,
+        (2, 1),
+        (3, 2),
+        at,
+        (2, 1),
+        (2, 2),
+        OUTPUT.data_ptr(),
+        (6, 2, 1),
+    ]
+    if layer:
+        call += [at, (15, 5, 1), (4, 3, 5), at, (5, 1), (2, 5), at, (1,), (2,), at, (1,), (2,)]
+    for i, value in changes:
+        call[i] = value
+    native._scan.scan(*call)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ([(0, len(VARIANTS))], ValueError, "expected variant from 0 to"),
+        ([(1, 4)], ValueError, "expected kind from 0 to 3"),
+        ([(2, 0)], ValueError, "expected threads from 1 to"),
+        ([(2, 2**64)], ValueError, "expected threads from 1 to"),
+        ([(3, 2)], ValueError, "expected reverse from 0 to 1"),
+        ([(4, None)], TypeError, "expected an int for packed"),
+        ([(7, 0)], ValueError, "the input has no memory"),
+        ([(7, -4)], ValueError, "expected the input from 0 to"),
+        ([(7, 2**63)], ValueError, "expected the input from 0 to"),
+        ([(7, 1.5)], TypeError, "expected an int for the input"),
+        ([(8, [6, 2, 1])], TypeError, "expected a tuple of ints for the input"),
+        ([(8, (6, 2))], ValueError, "the input has 2 strides for 3 sizes"),
+        ([(8, (2**62, 2, 1))], ValueError, "the input spans more memory than there can be"),
+        ([(8, (2**53, 2**53, 2**53))], ValueError, "the input spans more memory than there can be"),
+        ([(8, (-6, 2, 1))], ValueError, "expected the input from 0 to"),
+        ([(9, (4, 3, "2"))], TypeError, "expected an int for the input"),
+        ([(9, (2**62, 2**62, 2))], ValueError, "expected the input from 0 to"),
+        ([(9, (1, 1, 4, 3, 2))], ValueError, "the input has too many dimensions"),
+        ([(10, 0)], ValueError, "h0 has no memory"),
+        ([(12, (3, 2, 1)), (11, (1, 1, 1))], ValueError, "h0 has shape"),
+        ([(13, 2)], ValueError, "expected w aligned to 4 bytes"),
+        ([(15, (2, 3))], ValueError, "w has shape"),
+        ([(16, 0)], ValueError, "the output has no memory"),
+        ([(17, (6, 2))], ValueError, "the output has 2 strides for 3 sizes"),
+        ([(4, 1), (5, 0), (6, 4)], ValueError, "batch_sizes has no memory"),
+        ([(4, 1), (5, MEMORY.data_ptr() + 4), (6, 4)], ValueError, "expected batch_sizes aligned to 8 bytes"),
+        ([(4, 1), (6, -1)], ValueError, "expected batch_sizes from 0 to"),
+        ([(4, 1), (6, 2**62)], ValueError, "expected batch_sizes from 0 to"),
+    ],
+)
+def test_c_says_what_is_wrong(changes: list[tuple[int, Any]], error: Any, match: str) -> None:
+    call_with()
+    with pytest.raises(error, match=match):
+        call_with(*changes)
+
+
+def test_a_layer_in_c_says_what_is_wrong() -> None:
+    call_with(layer=True)
+    call_with(*[(i, None) for i in range(24, 30)], layer=True)
+    for i in (24, 27):
+        with pytest.raises(TypeError, match="expected two biases or none"):
+            call_with((i, None), layer=True)
+    with pytest.raises(ValueError, match="a bias has no memory"):
+        call_with((27, 0), layer=True)
+    with pytest.raises(ValueError, match="expected an input of at least one feature"):
+        call_with((20, (4, 3, 0)), layer=True)
+    with pytest.raises(ValueError, match="expected an input of at least one feature"):
+        call_with((19, ()), (20, ()), layer=True)
+    with pytest.raises(ValueError, match="w_ih has shape"):
+        call_with((23, (2, 4)), layer=True)
+
+
+def test_a_stride_that_is_never_taken_may_be_anything() -> None:
+    z, h0, w = torch.randn(1, 1, 1), torch.randn(1, 1), torch.randn(1, 1)
+    expected = native.elman(z, h0, w, "tanh", True, None)
+    z, h0, w = (x.as_strided(x.shape, [2**60] * x.dim()) for x in (z, h0, w))
+    assert torch.equal(native.elman(z, h0, w, "tanh", True, None), expected)
+
+
+def test_batch_sizes_may_change_meanwhile() -> None:
+    """They are copied before they're judged: a call is refused, or runs by sizes that passed."""
+    good = torch.full((50,), 8)
+    sizes, stop = good.clone(), threading.Event()
+    z, h0, w = torch.randn(400, 16), torch.randn(8, 16), torch.randn(16, 16) / 4
+    expected = native.elman(z, h0, w, "tanh", False, good)
+
+    def change() -> None:
+        while not stop.is_set():
+            sizes.fill_(2**40)
+            sizes.copy_(good)
+            time.sleep(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        deadline, through = time.monotonic() + 1, 0
+        while time.monotonic() < deadline:
+            with suppress(ValueError):
+                assert torch.equal(native.elman(z, h0, w, "tanh", False, sizes), expected)
+                through += 1
+        stop.set()
+        changing.result()
+    assert through
+
+
+def test_the_build_knows_every_file() -> None:
+    """A source that isn't built fails to link; a header that isn't named leaves a stale build."""
+    folder = Path(native.__file__).parent / "c"
+    told = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"manual_rnn/kernels/c/{path.name}"' in told for path in folder.glob("*.[ch]"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
