@@ -1,0 +1,56 @@
+r"""How the source of training hangs together: who imports whom, and what can be told apart by name."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import training
+
+
+def imports(folder: Path) -> dict[str, set[str]]:
+    """For each module of a package the modules beside it that it imports, be it in a function."""
+    modules = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+    found = {}
+    for own, tree in modules.items():
+        names = {name for node in ast.walk(tree) for name in imported(node, folder.name)}
+        found[own] = {name.split(".")[0] for name in names} & modules.keys() - {"__init__"}
+    return found
+
+
+def imported(node: ast.AST, package: str) -> set[str]:
+    """The names that a statement imports from ``package``, without it."""
+    names: list[str] = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        module = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
+        names = [f"{module}.{alias.name}" for alias in node.names]
+    return {name.removeprefix(f"{package}.") for name in names if name.startswith(f"{package}.")}
+
+
+def test_imports_go_in_no_circle() -> None:
+    found = imports(Path(training.__path__[0]))
+    assert {"history", "curves"} <= found["report"]
+    TopologicalSorter(found).prepare()
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "def f():\n    from house.report import f",
+        "if TYPE_CHECKING:\n    from house.report import f",
+        "from . import report",
+        "from .report import f",
+        "from house import report",
+        "import house.report as other",
+    ],
+)
+def test_a_circle_would_be_found(tmp_path: Path, back: str) -> None:
+    folder = tmp_path / "house"
+    folder.mkdir()
+    (folder / "report.py").write_text("from house.curves import draw")
+    (folder / "curves.py").write_text(back)
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(folder)).prepare()
