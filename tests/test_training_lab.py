@@ -335,6 +335,33 @@ def test_a_task_keeps_its_own_defaults(train: Train, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "task", "length"),
+    [
+        ("data: SinePrediction", "SinePrediction", 50),
+        ("{data: {class_path: CopyMemory, init_args: {symbols: 3}}}", "CopyMemory", 10),
+        ('{"data": {"class_path": "CopyMemory"}}', "CopyMemory", 10),
+        ("data:\n  init_args:\n    length: 12", "Adding", 12),
+        ("model:\n  nonlinearity: relu", "Adding", 20),
+    ],
+)
+def test_a_config_names_the_task_or_leaves_it(
+    train: Train, tmp_path: Path, config: str, task: str, length: int
+) -> None:
+    """However it is written: in blocks, in braces, as JSON; whole or in part."""
+    Path("config.yaml").write_text(config)
+    train("--config=config.yaml")
+    assert last(tmp_path / "runs" / task / "version_0")["datamodule_hyper_parameters"]["length"] == length
+
+
+def test_a_config_that_is_no_yaml_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text("data: [1,")
+    with pytest.raises(SystemExit) as exit:
+        train("--config=config.yaml")
+    assert exit.value.code == 2
+    assert "Problems parsing config" in capsys.readouterr().err
+
+
 def test_logs_can_be_turned_off(train: Train, tmp_path: Path) -> None:
     out = train("--trainer.logger=false", "--trainer.enable_checkpointing=false")
     assert "equal to round-off" in out

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -137,19 +136,15 @@ def defaults(options: list[str]) -> list[str]:
     """What comes before the options: those of a checkpoint's run where one is given; else the task's name.
 
     The task is named first, and not as the parser's default, because its parameters are handed on to a
-    task that is named after it.
+    task that is named after it. A config comes later still, and names another task or only parameters.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", type=Path)
-    parser.add_argument("--data")
-    parser.add_argument("-c", "--config", type=Path, action="append", default=[])
+    parser.add_argument("--data", default="Adding")
     given = parser.parse_known_args(options)[0]
     if given.ckpt_path and given.ckpt_path.is_file():
         return ["--config", json.dumps(read_settings(given.ckpt_path))]
-    configs = [path.read_text() for path in given.config if path.is_file()]
-    if any(re.search(r'^\s*"?data"?\s*:', config, re.MULTILINE) for config in configs):
-        return []
-    return ["--data", given.data or "Adding"]
+    return ["--data", given.data]
 
 
 def quieten() -> None:

@@ -82,11 +82,11 @@ class SideBySide(LightningModule):
         tolerance: float = 16.0,
     ) -> None:
         super().__init__()
-        at_least("compare_every", compare_every, 1)
+        at_least(1, compare_every=compare_every)
         if not tolerance >= 0:
             raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
         if tbptt_steps is not None:
-            at_least("tbptt_steps", tbptt_steps, 1)
+            at_least(1, tbptt_steps=tbptt_steps)
         if tbptt_steps is not None and bidirectional:
             raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
         self.save_hyperparameters()
