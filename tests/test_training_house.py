@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import manual_rnn
 import training
+
+FOLDERS = [Path(package.__path__[0]) for package in (manual_rnn, training)]
+FILES = [path for folder in FOLDERS for path in folder.glob("*.py") if not path.stem.startswith("__")]
 
 
 def imports(folder: Path) -> dict[str, set[str]]:
@@ -54,3 +58,14 @@ def test_a_circle_would_be_found(tmp_path: Path, back: str) -> None:
     (folder / "curves.py").write_text(back)
     with pytest.raises(CycleError):
         TopologicalSorter(imports(folder)).prepare()
+
+
+def test_no_two_files_have_nearly_one_name() -> None:
+    names = [path.stem.removesuffix("s") for path in FILES]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+@pytest.mark.parametrize("path", sorted(FOLDERS[1].glob("*.py")), ids=lambda path: path.name)
+def test_no_function_has_the_name_of_another_file(path: Path) -> None:
+    own = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert own & {other.stem for other in FILES if other != path} == set()

@@ -15,12 +15,12 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from training.callbacks import StopWhenSolved, checkpoints
+from training.callbacks import StopWhenSolved, best_and_last
 from training.checkpoints import read_settings
 from training.commands import COMMANDS
+from training.datamodule import Task
 from training.report import Report
 from training.side_by_side import SideBySide, from_every_process
-from training.task import Task
 
 DESCRIPTION = """Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the
 end a table of how far their gradients parted. `fit` is the default: `python -m training` runs the adding
@@ -100,7 +100,7 @@ class Laboratory(LightningCLI):
         if self._get(self.config, "stop_when_solved"):
             callbacks.append(StopWhenSolved())
         if config["enable_checkpointing"] is not False:
-            callbacks += checkpoints(task, self._get(self.config, "save_every"))
+            callbacks += best_and_last(task, self._get(self.config, "save_every"))
         return super().instantiate_trainer(callbacks=[*(config["callbacks"] or []), *callbacks], **kwargs)
 
     def after_fit(self) -> None:

@@ -12,14 +12,14 @@ from torch import nn
 
 from manual_rnn.pictures import write_pictures
 from training.checkpoints import read_settings
+from training.datamodule import Task
 from training.side_by_side import Network, SideBySide
-from training.task import Task
 from training.tasks import TASKS
 
 Twin = Literal["manual", "builtin"]
 
 
-def tasks() -> None:
+def list_tasks() -> None:
     """List the tasks."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("--data", "metric", "chance", "solved", "task and source"):
@@ -68,7 +68,7 @@ def export_onnx(network: Network, path: Path) -> None:
     )
 
 
-def inspect(ckpt_path: Path, folder: Path | None = None) -> None:
+def draw_inside(ckpt_path: Path, folder: Path | None = None) -> None:
     """Write pictures of a trained ManualRNN at its task: states, gradients in time, eigenvalues.
 
     Args:
@@ -97,4 +97,4 @@ def load_task(ckpt_path: Path) -> Task:
     return TASKS[settings["class_path"].rpartition(".")[2]](**settings["init_args"])
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"tasks": tasks, "export": export, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {"tasks": list_tasks, "export": export, "inspect": draw_inside}

@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 
 import manual_rnn
 from training.checkpoints import load_rnn
+from training.datamodule import Batch, Task, at_least
 from training.gradients import Comparison, compare, relative_differences
-from training.task import Batch, Task, at_least
 
 Kernel = Literal["default", "reference", "torch", "native"]
 

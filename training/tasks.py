@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from training.task import Batch, Task, at_least, one_hot, seeded_by
+from training.datamodule import Batch, Task, at_least, one_hot, seeded_by
 
 
 class Adding(Task):
