@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 import training
-from training.side_by_side import Network, SideBySide
+from training.networks import Network
+from training.side_by_side import SideBySide
 from training.tasks import TASKS, Parity
 
 pytestmark = WARNINGS

@@ -13,7 +13,8 @@ from torch import nn
 from manual_rnn.pictures import write_pictures
 from training.checkpoints import read_settings
 from training.datamodule import Task
-from training.side_by_side import Network, SideBySide
+from training.networks import Network
+from training.side_by_side import SideBySide
 from training.tasks import TASKS
 
 Twin = Literal["manual", "builtin"]
