@@ -1,6 +1,8 @@
-r"""How the source of training hangs together: who imports whom, and what can be told apart by name."""
+r"""How the source of training hangs together: who imports whom, and what its README lists."""
 
 import ast
+import inspect
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -8,9 +10,12 @@ import pytest
 
 import manual_rnn
 import training
+from training.side_by_side import SideBySide
+from training.tasks import TASKS
 
 FOLDERS = [Path(package.__path__[0]) for package in (manual_rnn, training)]
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py") if not path.stem.startswith("__")]
+README = (FOLDERS[1] / "README.md").read_text()
 
 
 def imports(folder: Path) -> dict[str, set[str]]:
@@ -69,3 +74,33 @@ def test_no_two_files_have_nearly_one_name() -> None:
 def test_no_function_has_the_name_of_another_file(path: Path) -> None:
     own = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
     assert own & {other.stem for other in FILES if other != path} == set()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells, without backticks, of the first table of a section of the README, its header left out."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert rows is not None
+    return [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in rows[0].splitlines()[2:]]
+
+
+def test_the_readme_lists_every_option_of_the_twins_with_its_default() -> None:
+    parameters = list(inspect.signature(SideBySide).parameters.values())
+    set_by_the_task = ("input_size", "output_size")
+    expected = [[p.name, str(p.default)] for p in parameters if p.name not in set_by_the_task]
+    assert [row[:2] for row in table("Options")] == expected
+
+
+def test_the_readme_lists_every_task_with_its_length() -> None:
+    rows = {name: options for name, _, options in table("Tasks")}
+    assert list(rows) == list(TASKS)
+    for name, options in rows.items():
+        length = inspect.signature(TASKS[name]).parameters.get("length")
+        assert (f"`length` {length.default}" in f"`{options}") if length else "length" not in options
+
+
+def test_the_readme_lists_every_config_and_every_file() -> None:
+    configs = {row[0].split()[0] for row in table("Configs")}
+    assert configs == {path.stem for path in (FOLDERS[1] / "configs").glob("*.yaml")}
+    files = set(re.findall(r"\]\((\w+\.py)\)", str(table("The files"))))
+    assert files == {path.name for path in FOLDERS[1].glob("*.py")} - {"__init__.py"}

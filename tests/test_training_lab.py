@@ -325,6 +325,14 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(train: Train, tmp_path: Path,
         train(command, "--ckpt_path=other.pt", small=[])
 
 
+def test_inspect_knows_the_tasks_of_this_package_alone(train: Train, trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["datamodule_hyper_parameters"]["_class_path"] = "echo.Parity"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit, match=r"expected a checkpoint of a task in .*, got echo\.Parity"):
+        train("inspect", "--ckpt_path=other.ckpt", small=[])
+
+
 def test_a_task_keeps_its_own_defaults(train: Train, tmp_path: Path) -> None:
     """jsonargparse would hand a default task's parameters on to the task that is asked for."""
     for options in (["--data=CopyMemory"], ["--data=SinePrediction", "--data.batch_size=4"]):

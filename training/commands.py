@@ -94,8 +94,14 @@ def load_model(ckpt_path: Path) -> SideBySide:
 
 
 def load_task(ckpt_path: Path) -> Task:
+    """The task of a checkpoint, with its settings. Raises ValueError for one that isn't of this package."""
     settings = read_settings(ckpt_path)["data"]
-    return TASKS[settings["class_path"].rpartition(".")[2]](**settings["init_args"])
+    known = {f"{kind.__module__}.{name}": kind for name, kind in TASKS.items()}
+    if settings["class_path"] not in known:
+        raise ValueError(
+            f"expected a checkpoint of one of the tasks {list(TASKS)}, got {settings['class_path']}"
+        )
+    return known[settings["class_path"]](**settings["init_args"])
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"tasks": list_tasks, "export": export, "inspect": draw_inside}
