@@ -329,7 +329,7 @@ def test_inspect_knows_the_tasks_of_this_package_alone(train: Train, trained: Pa
     checkpoint = torch.load(trained, weights_only=True)
     checkpoint["datamodule_hyper_parameters"]["_class_path"] = "echo.Parity"
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(SystemExit, match=r"expected a checkpoint of a task in .*, got echo\.Parity"):
+    with pytest.raises(SystemExit, match=r"expected a checkpoint of one of the tasks .*, got echo\.Parity"):
         train("inspect", "--ckpt_path=other.ckpt", small=[])
 
 
