@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.task import Batch, Task, cut, pieces
+from training.datamodule import Batch, Task, cut, pieces
 from training.tasks import (
     TASKS,
     Adding,

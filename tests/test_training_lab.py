@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 import training
-from training.side_by_side import Network, SideBySide
+from training.networks import Network
+from training.side_by_side import SideBySide
 from training.tasks import TASKS, Parity
 
 pytestmark = WARNINGS
@@ -324,6 +325,14 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(train: Train, tmp_path: Path,
         train(command, "--ckpt_path=other.pt", small=[])
 
 
+def test_inspect_knows_the_tasks_of_this_package_alone(train: Train, trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["datamodule_hyper_parameters"]["_class_path"] = "echo.Parity"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit, match=r"expected a checkpoint of one of the tasks .*, got echo\.Parity"):
+        train("inspect", "--ckpt_path=other.ckpt", small=[])
+
+
 def test_a_task_keeps_its_own_defaults(train: Train, tmp_path: Path) -> None:
     """jsonargparse would hand a default task's parameters on to the task that is asked for."""
     for options in (["--data=CopyMemory"], ["--data=SinePrediction", "--data.batch_size=4"]):
@@ -333,6 +342,33 @@ def test_a_task_keeps_its_own_defaults(train: Train, tmp_path: Path) -> None:
         last(tmp_path / "runs" / "SinePrediction" / "version_0")["datamodule_hyper_parameters"]["length"]
         == 50
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "length"),
+    [
+        ("data: SinePrediction", "SinePrediction", 50),
+        ("{data: {class_path: CopyMemory, init_args: {symbols: 3}}}", "CopyMemory", 10),
+        ('{"data": {"class_path": "CopyMemory"}}', "CopyMemory", 10),
+        ("data:\n  init_args:\n    length: 12", "Adding", 12),
+        ("model:\n  nonlinearity: relu", "Adding", 20),
+    ],
+)
+def test_a_config_names_the_task_or_leaves_it(
+    train: Train, tmp_path: Path, config: str, task: str, length: int
+) -> None:
+    """However it is written: in blocks, in braces, as JSON; whole or in part."""
+    Path("config.yaml").write_text(config)
+    train("--config=config.yaml")
+    assert last(tmp_path / "runs" / task / "version_0")["datamodule_hyper_parameters"]["length"] == length
+
+
+def test_a_config_that_is_no_yaml_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text("data: [1,")
+    with pytest.raises(SystemExit) as exit:
+        train("--config=config.yaml")
+    assert exit.value.code == 2
+    assert "Problems parsing config" in capsys.readouterr().err
 
 
 def test_logs_can_be_turned_off(train: Train, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +15,12 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from training.callbacks import StopWhenSolved, checkpoints
+from training.callbacks import StopWhenSolved, best_and_last
 from training.checkpoints import read_settings
 from training.commands import COMMANDS
+from training.datamodule import Task
 from training.report import Report
 from training.side_by_side import SideBySide, from_every_process
-from training.task import Task
 
 DESCRIPTION = """Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the
 end a table of how far their gradients parted. `fit` is the default: `python -m training` runs the adding
@@ -101,7 +100,7 @@ class Laboratory(LightningCLI):
         if self._get(self.config, "stop_when_solved"):
             callbacks.append(StopWhenSolved())
         if config["enable_checkpointing"] is not False:
-            callbacks += checkpoints(task, self._get(self.config, "save_every"))
+            callbacks += best_and_last(task, self._get(self.config, "save_every"))
         return super().instantiate_trainer(callbacks=[*(config["callbacks"] or []), *callbacks], **kwargs)
 
     def after_fit(self) -> None:
@@ -137,19 +136,15 @@ def defaults(options: list[str]) -> list[str]:
     """What comes before the options: those of a checkpoint's run where one is given; else the task's name.
 
     The task is named first, and not as the parser's default, because its parameters are handed on to a
-    task that is named after it.
+    task that is named after it. A config comes later still, and names another task or only parameters.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", type=Path)
-    parser.add_argument("--data")
-    parser.add_argument("-c", "--config", type=Path, action="append", default=[])
+    parser.add_argument("--data", default="Adding")
     given = parser.parse_known_args(options)[0]
     if given.ckpt_path and given.ckpt_path.is_file():
         return ["--config", json.dumps(read_settings(given.ckpt_path))]
-    configs = [path.read_text() for path in given.config if path.is_file()]
-    if any(re.search(r'^\s*"?data"?\s*:', config, re.MULTILINE) for config in configs):
-        return []
-    return ["--data", given.data or "Adding"]
+    return ["--data", given.data]
 
 
 def quieten() -> None:

@@ -3,8 +3,8 @@
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from training.datamodule import Task
 from training.side_by_side import SideBySide
-from training.task import Task
 
 
 class StopWhenSolved(Callback):
@@ -23,7 +23,7 @@ def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
     return {twin: found[name].item() for twin, name in names.items() if name in found}
 
 
-def checkpoints(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
+def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
     """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` each ``save_every`` steps or validation."""
     best = ModelCheckpoint(
         filename="best",

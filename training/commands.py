@@ -12,14 +12,15 @@ from torch import nn
 
 from manual_rnn.pictures import write_pictures
 from training.checkpoints import read_settings
-from training.side_by_side import Network, SideBySide
-from training.task import Task
+from training.datamodule import Task
+from training.networks import Network
+from training.side_by_side import SideBySide
 from training.tasks import TASKS
 
 Twin = Literal["manual", "builtin"]
 
 
-def tasks() -> None:
+def list_tasks() -> None:
     """List the tasks."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("--data", "metric", "chance", "solved", "task and source"):
@@ -68,7 +69,7 @@ def export_onnx(network: Network, path: Path) -> None:
     )
 
 
-def inspect(ckpt_path: Path, folder: Path | None = None) -> None:
+def draw_inside(ckpt_path: Path, folder: Path | None = None) -> None:
     """Write pictures of a trained ManualRNN at its task: states, gradients in time, eigenvalues.
 
     Args:
@@ -93,8 +94,14 @@ def load_model(ckpt_path: Path) -> SideBySide:
 
 
 def load_task(ckpt_path: Path) -> Task:
+    """The task of a checkpoint, with its settings. Raises ValueError for one that isn't of this package."""
     settings = read_settings(ckpt_path)["data"]
-    return TASKS[settings["class_path"].rpartition(".")[2]](**settings["init_args"])
+    known = {f"{kind.__module__}.{name}": kind for name, kind in TASKS.items()}
+    if settings["class_path"] not in known:
+        raise ValueError(
+            f"expected a checkpoint of one of the tasks {list(TASKS)}, got {settings['class_path']}"
+        )
+    return known[settings["class_path"]](**settings["init_args"])
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"tasks": tasks, "export": export, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {"tasks": list_tasks, "export": export, "inspect": draw_inside}

@@ -1,18 +1,18 @@
 """What a run showed: a table at the end, a picture, and the verdict that becomes the exit code."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from training.callbacks import scores
+from training.curves import LOOKS, draw_run
 from training.gradients import Comparison
-from training.pictures import LOOKS, draw_run
+from training.history import Extremes, History, pack, unpack, worse
 from training.side_by_side import SideBySide
 
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
@@ -21,27 +21,6 @@ times round-off: in units of how far sound computations of this gradient
   differ (training/gradients.py); the tolerance is {tolerance:g}.
 own paths: relative, between the gradients the twins trained with. Training
   amplifies round-off, so this grows even where every gradient is right."""
-
-
-@dataclass
-class Extremes:
-    """The largest differences seen of one parameter, and the first step at which it passed the tolerance."""
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    parting: float = 0.0
-    drift: float = 0.0
-    first_step_past: int | None = None
-
-
-@dataclass
-class History:
-    """What the picture shows: losses at every step, gradient differences at every compared step."""
-
-    steps: list[int] = field(default_factory=list)
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    compared: list[int] = field(default_factory=list)
-    differences: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Report(Callback):
@@ -163,23 +142,5 @@ def standing(trainer: Any) -> str:
     return f"{type(task).__name__}: {state}, {reached}; {goal}"
 
 
-def worse(a: float, b: float) -> float:
-    """The larger, where NaN is larger than anything."""
-    return b if b != b or b > a else a
-
-
 def number(x: float) -> str:
     return "0.0" if x == 0 else f"{x:.1e}"
-
-
-def pack(value: Any) -> Any:
-    """Lists as tensors, which a checkpoint holds in a tenth of the room."""
-    if isinstance(value, dict):
-        return {name: pack(v) for name, v in value.items()}
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def unpack(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: unpack(v) for name, v in value.items()}
-    return value.tolist()

@@ -24,23 +24,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import manual_rnn
-from training.checkpoints import load_rnn
+from training.datamodule import Batch, Task, at_least
 from training.gradients import Comparison, compare, relative_differences
-from training.task import Batch, Task, at_least
+from training.networks import Network, Recurrent, set_weights, trained_gradients
 
 Kernel = Literal["default", "reference", "torch", "native"]
-
-
-class Network(nn.Module):
-    """A recurrent network and a linear readout of every step."""
-
-    def __init__(self, rnn: nn.Module, readout: nn.Linear) -> None:
-        super().__init__()
-        self.rnn, self.readout = rnn, readout
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, h_n = self.rnn(input, hx)
-        return self.readout(output), h_n
 
 
 class SideBySide(LightningModule):
@@ -62,6 +50,10 @@ class SideBySide(LightningModule):
         tbptt_steps: steps after which backpropagation is cut, the weights move and the state goes on.
         compare_every: steps between two comparisons of gradients.
         tolerance: how far a gradient may part, in units of round-off, before the run has failed.
+
+    Raises:
+        ValueError: for an option out of range, or weights in ``init_from`` of other shapes.
+        FileNotFoundError: where ``init_from`` is no file.
     """
 
     def __init__(
@@ -76,19 +68,13 @@ class SideBySide(LightningModule):
         bidirectional: bool = False,
         kernel: Kernel = "default",
         init_from: Path | None = None,
-        recurrent: Literal["identity", "orthogonal"] | None = None,
+        recurrent: Recurrent | None = None,
         tbptt_steps: int | None = None,
         compare_every: int = 1,
         tolerance: float = 16.0,
     ) -> None:
         super().__init__()
-        at_least("compare_every", compare_every, 1)
-        if not tolerance >= 0:
-            raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
-        if tbptt_steps is not None:
-            at_least("tbptt_steps", tbptt_steps, 1)
-        if tbptt_steps is not None and bidirectional:
-            raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
+        check_options(compare_every, tolerance, tbptt_steps, bidirectional)
         self.save_hyperparameters()
         rnn = nn.RNN(
             input_size,
@@ -100,11 +86,7 @@ class SideBySide(LightningModule):
             dropout=dropout,
             bidirectional=bidirectional,
         )
-        if recurrent is not None:
-            same_weights = manual_rnn.ManualRNN.from_builtin(rnn)
-            same_weights.reset_parameters(recurrent=recurrent)
-        if init_from is not None:
-            load_rnn(rnn, init_from)
+        set_weights(rnn, recurrent, init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
         self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
         self.kernel, self.compare_every, self.tolerance = kernel, compare_every, tolerance
@@ -239,8 +221,15 @@ class SideBySide(LightningModule):
             yield
 
 
-def trained_gradients(network: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+def check_options(compare_every: int, tolerance: float, tbptt_steps: int | None, bidirectional: bool) -> None:
+    """Raises ValueError for options of :class:`SideBySide` that no run can have."""
+    at_least(1, compare_every=compare_every)
+    if not tolerance >= 0:
+        raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
+    if tbptt_steps is not None:
+        at_least(1, tbptt_steps=tbptt_steps)
+        if bidirectional:
+            raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
 
 
 def exact_target(target: Tensor) -> Tensor:

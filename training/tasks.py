@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from training.task import Batch, Task, at_least, one_hot, seeded_by
+from training.datamodule import Batch, Task, at_least, one_hot, seeded_by
 
 
 class Adding(Task):
@@ -25,7 +25,7 @@ class Adding(Task):
 
     def __init__(self, length: int = 20, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least("length", length, 2)
+        at_least(2, length=length)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         T = self.length
@@ -49,8 +49,8 @@ class CopyMemory(Task):
 
     def __init__(self, length: int = 10, symbols: int = 5, alphabet: int = 8, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least("symbols", symbols, 1)
-        at_least("alphabet", alphabet, 2)
+        at_least(1, symbols=symbols)
+        at_least(2, alphabet=alphabet)
         self.symbols, self.alphabet = symbols, alphabet
         self.input_size, self.output_size, self.chance = alphabet + 2, alphabet + 1, 1 / alphabet
 
@@ -80,7 +80,7 @@ class TemporalOrder(Task):
 
     def __init__(self, length: int = 40, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least("length", length, 10)
+        at_least(10, length=length)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         tenth, rows = self.length // 10, torch.arange(count)
@@ -125,7 +125,7 @@ class SinePrediction(Task):
 
     def __init__(self, length: int = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least("length", length, self.warm_up + 1)
+        at_least(self.warm_up + 1, length=length)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         period = 10 + 30 * torch.rand(count, 1, generator=generator)
@@ -156,7 +156,7 @@ class SequentialDigits(Task):
     def __init__(
         self, by: Literal["row", "pixel"] = "row", batch_size: int = 64, num_workers: int = 0, seed: int = 0
     ) -> None:
-        at_least("batch_size", batch_size, 1)
+        at_least(1, batch_size=batch_size)
         digits = load_digits()
         images, labels = torch.tensor(digits.images) / 16, torch.tensor(digits.target)
         self.input_size = {"row": 8, "pixel": 1}[by]

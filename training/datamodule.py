@@ -65,16 +65,10 @@ class Task(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        smallest = {
-            "length": 1,
-            "batch_size": 1,
-            "train_batches": 1,
-            "val_batches": 1,
-            "num_workers": 0,
-            "seed": 0,
-        }
-        for name, least in smallest.items():
-            at_least(name, locals()[name], least)
+        at_least(
+            1, length=length, batch_size=batch_size, train_batches=train_batches, val_batches=val_batches
+        )
+        at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
 
@@ -202,9 +196,11 @@ def seeded_by(*numbers: int) -> Generator:
     return Generator().manual_seed(int(state[0]) >> 1)
 
 
-def at_least(name: str, value: int, smallest: int) -> None:
-    if value < smallest:
-        raise ValueError(f"expected {name} of at least {smallest}, got {value}")
+def at_least(smallest: int, **values: int) -> None:
+    """Raises ValueError for the first of the named ``values`` that is below ``smallest``."""
+    for name, value in values.items():
+        if value < smallest:
+            raise ValueError(f"expected {name} of at least {smallest}, got {value}")
 
 
 def one_hot(classes: Tensor, count: int) -> Tensor:

@@ -1,18 +1,14 @@
-"""The picture of a run."""
-
-from __future__ import annotations
+r"""The picture of a run: the twins' losses and, below, how far the gradients of each parameter differ."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from training.report import History
+from training.history import History
 
 POINTS = 120
 LOOKS = {"builtin": ("nn.RNN", "tab:blue", "-", 2.5), "manual": ("ManualRNN", "tab:orange", "--", 1.2)}
