@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import torch
 from helpers import assert_same, gradients, twins
+from internals import elman
 from loop import NETWORKS, Loop, build, case_id, sample
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -17,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN
-from manual_rnn.recurrence import elman
 
 TWO = [NETWORKS[0], NETWORKS[-2]]
 

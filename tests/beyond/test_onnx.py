@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from examples import LeakyRNN
 from helpers import assert_same, packed, twins
 from torch import Tensor, nn
 from torch.export import Dim
@@ -148,13 +149,8 @@ def test_builtin_rnn_has_no_node_and_one_length() -> None:
         exported(builtin, args)
 
 
-class Leaky(ManualRNN):
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        return (hidden + super().step(gates, hidden, weight_hh)) / 2
-
-
 @pytest.mark.parametrize(
-    "rnn", [Leaky(3, 4), ManualRNN(3, 4, nonlinearity=torch.sin)], ids=["step", "callable"]
+    "rnn", [LeakyRNN(3, 4), ManualRNN(3, 4, nonlinearity=torch.sin)], ids=["step", "callable"]
 )
 def test_no_node_for_a_recurrence_of_your_own(rnn: ManualRNN) -> None:
     """Nor does the exporter's second attempt unroll it unasked."""

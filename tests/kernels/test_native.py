@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from internals import native
+from loop import recurrence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-from manual_rnn.kernels import native
 
 REASON = native.why_not(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -39,29 +39,6 @@ def _keep_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def loop(
-    z: Tensor,
-    start: Tensor,
-    a: Tensor,
-    phi: str,
-    reverse: bool,
-    batch_sizes: Tensor | None,
-    h: Tensor | None = None,
-) -> Tensor:
-    """The equation, one step at a time, in the dtype of `z`: elman, or linear where `h` is given."""
-    sizes = [len(start)] * len(z) if batch_sizes is None else batch_sizes.tolist()
-    y, carry = torch.empty_like(z), start.clone()
-    steps = [x.unbind(0) if batch_sizes is None else x.split(sizes) for x in (z, y, z if h is None else h)]
-    for z_t, y_t, h_t, size in list(zip(*steps, sizes, strict=True))[:: -1 if reverse else 1]:
-        x = z_t + carry[:size] @ a
-        if h is None:
-            y_t.copy_(torch.tanh(x) if phi == "tanh" else torch.relu(x))
-        else:
-            y_t.copy_((1 - h_t * h_t if phi == "tanh" else torch.where(h_t <= 0, 0.0, 1.0)) * x)
-        carry[:size] = y_t
-    return y
-
-
 def judge(
     z: Tensor,
     h0: Tensor,
@@ -72,15 +49,10 @@ def judge(
     h: Tensor,
     dtype: torch.dtype = torch.float64,
 ) -> Pair:
-    """elman and linear by the loop, one weight matrix after the other."""
-    if w.dim() == 2:
-        e, y = judge(z[None], h0[None], w[None], phi, reverse, batch_sizes, h[None], dtype)
-        return e[0], y[0]
+    """elman and linear by the judge, in this dtype."""
     z, h0, w, h = (x.to(dtype) for x in (z, h0, w, h))
-    how, zero = (phi, reverse, batch_sizes), torch.zeros_like(h0)
-    elman = [loop(z[g], h0[g], w[g].T, *how) for g in range(len(w))]
-    linear = [loop(z[g], zero[g], w[g], *how, h[g]) for g in range(len(w))]
-    return torch.stack(elman), torch.stack(linear)
+    elman = recurrence("elman", z, h0, w, batch_sizes, phi, reverse)
+    return elman, recurrence("linear", z, h, w, batch_sizes, phi, reverse)
 
 
 def run(

@@ -12,7 +12,7 @@ import manual_rnn
 from manual_rnn import inspect, pictures
 
 PUBLIC = (inspect, pictures)  # and what `manual_rnn` itself exports
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "manual_rnn"
 
 # A module imports those before it only; a folder counts as one module.

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from internals import kernels
 
-from manual_rnn import ManualRNN, explain_kernel, kernels, use_kernel
+from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
 
 def line(text: str, name: str) -> str:

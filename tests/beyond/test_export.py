@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, packed, twins
+from internals import OPS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
@@ -58,7 +59,7 @@ def ops(program: ExportedProgram) -> list[Any]:
 def test_length_and_batch_stay_open(dims: str, strict: bool, given: bool) -> None:
     builtin, manual = twins(3, 4, dtype=torch.float64, batch_first=given)
     program = exported(manual, dims, given, strict)
-    assert ops(program) == [torch.ops.manual_rnn.elman.default]
+    assert ops(program) == [OPS.elman.default]
     assert_runs_as(program.module(), builtin, given)
 
 
@@ -182,5 +183,5 @@ def samples() -> list[tuple[Any, ...]]:
 def test_opcheck(name: str, number: int) -> None:
     (x, h0, w), sizes, phi, reverse = samples()[number]
     second = h0 if name == "elman" else torch.tanh(x.detach()).requires_grad_()
-    op = getattr(torch.ops.manual_rnn, name).default
+    op = getattr(OPS, name).default
     torch.library.opcheck(op, (x, second, w, sizes, phi, reverse, "default"))

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import ULPS, assert_as_accurate, assert_same, error, gradients, kernels_for, packed, twins
+from internals import kernels
 from torch import Tensor, nn
-
-from manual_rnn import kernels
 
 Run = dict[str, Tensor]
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import assert_same
+from internals import OPS
 from loop import CASES, LAYOUTS, NETWORKS, Loop, build, case_id, outputs, sample
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
@@ -172,7 +173,7 @@ def test_dropout_between_layers(randomness):
 
 def test_vmap_over_batch_sizes_raises():
     z, sizes = torch.zeros(4, 2), torch.tensor([[2, 1, 1], [2, 1, 1]])
-    run = lambda sizes: torch.ops.manual_rnn.elman(  # noqa: E731
+    run = lambda sizes: OPS.elman(  # noqa: E731
         z, torch.zeros(2, 2), torch.eye(2), sizes, "tanh", False, "default"
     )
     with pytest.raises(ValueError, match="expected one packing for all, got one for each"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same, gradients
+from loop import Loop
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -15,22 +16,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from manual_rnn import ManualRNN, use_kernel
 
 SIZE = 4
-
-
-class Loop(ManualRNN):
-    """The judge: the definition as a loop, every weight read by its name."""
-
-    def forward(self, input: Any, hx: Any = None) -> tuple[Tensor, Tensor]:
-        last = []
-        for names in self._all_weights:
-            w_ih, w_hh, b_ih, b_hh = (getattr(self, name) for name in names)
-            h, states = torch.zeros_like(input[0]), []
-            for x in input:
-                h = torch.tanh(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh)
-                states.append(h)
-            input = torch.stack(states)
-            last.append(h)
-        return input, torch.stack(last)
 
 
 def build(kind: type, seed: int = 0) -> Any:

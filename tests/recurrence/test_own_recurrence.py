@@ -1,4 +1,4 @@
-r"""A recurrence of one's own: five classic ones, each against a loop over one sequence at a time."""
+r"""A recurrence of one's own: five classic ones, each against its equation by hand."""
 
 import copy
 import pickle
@@ -8,91 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from examples import BY_HAND, LAYOUTS, ByHand, LayerNormRNN, LeakyRNN, NoisyRNN, VariationalRNN, ZoneoutRNN
 from helpers import assert_same, gradients, twins
+from internals import FUSED
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.overrides import TorchFunctionMode
 
-import manual_rnn
 from manual_rnn import ManualRNN, use_kernel
 
-
-class LeakyRNN(ManualRNN):
-    r"""$\tau \dot h = -h + \tanh(W x + U h + b)$ in Euler steps, `alpha` = step / $\tau$."""
-
-    alpha = 0.2
-
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        return torch.lerp(hidden, super().step(gates, hidden, weight_hh), self.alpha)
-
-
-class ZoneoutRNN(ManualRNN):
-    """Krueger et al. 2016: in training a unit keeps its last value with probability `rate`."""
-
-    rate = 0.15
-
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        new = super().step(gates, hidden, weight_hh)
-        if self.training:
-            return torch.where(torch.rand_like(new) < self.rate, hidden, new)
-        return torch.lerp(new, hidden, self.rate)
-
-
-class VariationalRNN(ManualRNN):
-    """Gal and Ghahramani 2016: for each sequence one dropout mask of the state, the same at every step."""
-
-    rate = 0.25
-
-    def begin(self, h0: Tensor) -> Callable[..., Tensor]:
-        mask = F.dropout(torch.ones_like(h0), self.rate, self.training)
-        return lambda gates, hidden, weight_hh: self.step(gates, hidden * mask[: len(hidden)], weight_hh)
-
-
-class LayerNormRNN(ManualRNN):
-    """Ba, Kiros and Hinton 2016, without gain and bias, so that checkpoints fit."""
-
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        summed = gates + F.linear(hidden, weight_hh)
-        return torch.tanh(F.layer_norm(summed, summed.shape[-1:]))
-
-
-class NoisyRNN(ManualRNN):
-    """Lim et al. 2021: noise enters every state in training."""
-
-    sigma = 0.1
-
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        noise = self.sigma * torch.randn_like(gates) if self.training else 0.0
-        return super().step(gates + noise, hidden, weight_hh)
-
-
-def normalised(a: Tensor) -> Tensor:
-    return (a - a.mean()) / (((a - a.mean()) ** 2).mean() + 1e-5).sqrt()
-
-
-BY_HAND: dict[type[ManualRNN], Callable[..., Tensor]] = {  # gates, state, W_hh and what chance drew
-    LeakyRNN: lambda g, h, w, _: 0.8 * h + 0.2 * torch.tanh(g + w @ h),
-    ZoneoutRNN: lambda g, h, w, drawn: torch.where(drawn < 0.15, h, torch.tanh(g + w @ h)),
-    VariationalRNN: lambda g, h, w, drawn: torch.tanh(g + w @ (h * drawn)),
-    LayerNormRNN: lambda g, h, w, _: torch.tanh(normalised(g + w @ h)),
-    NoisyRNN: lambda g, h, w, drawn: torch.tanh(g + w @ h + 0.1 * drawn),
-}
 EXAMPLES = pytest.mark.parametrize("kind", BY_HAND, ids=lambda kind: kind.__name__)
 RANDOM = pytest.mark.parametrize("kind", [ZoneoutRNN, VariationalRNN, NoisyRNN], ids=lambda k: k.__name__)
-
-LAYOUTS: dict[str, tuple[list[int], Callable[[list[Tensor]], Any], Callable[[Any], Any]]] = {
-    "padded": ([4, 4, 4], lambda xs: torch.stack(xs, 1), lambda output: output.unbind(1)),
-    "batch_first": ([4, 4, 4], torch.stack, lambda output: output.unbind(0)),
-    "unbatched": ([4], lambda xs: xs[0], lambda output: [output]),
-    "sorted": ([5, 3, 1], pack_sequence, unpack_sequence),
-    "unsorted": ([2, 5, 3], lambda xs: pack_sequence(xs, enforce_sorted=False), unpack_sequence),
-    "nested": (
-        [2, 5, 3],
-        lambda xs: torch.nested.as_nested_tensor(xs, layout=torch.jagged),
-        lambda output: output.unbind(),
-    ),
-}
 
 
 class Chance(TorchFunctionMode):
@@ -134,51 +61,9 @@ def fixed_draws() -> Iterator[None]:
         yield
 
 
-def one_sequence_at_a_time(
-    rnn: ManualRNN, sequences: list[Tensor], hx: Tensor, drawn: list[Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """The outputs of every sequence and `h_n (L * D, B, H)`; a draw has a row for the k-th longest."""
-    T, last = max(map(len, sequences)), []
-    longest_first = sorted(range(len(sequences)), key=lambda b: -len(sequences[b]))
-    for layer in range(rnn.num_layers):
-        halves = []
-        for index in (2 * layer, 2 * layer + 1):
-            reverse, weights = index % 2 == 1, rnn.all_weights[index]
-            outputs = []
-            for b, x in enumerate(sequences):
-                row, block = longest_first.index(b), drawn[index * T : (index + 1) * T]
-                if isinstance(rnn, VariationalRNN):
-                    block = [drawn[index]] * T
-                chances = [drawn_t[row] if row < len(drawn_t) else None for drawn_t in block] or [None] * T
-                outputs.append(one_sequence(type(rnn), x, hx[index, b], weights, chances, reverse))
-            last += [h[0] if reverse else h[-1] for h in outputs]
-            halves.append(outputs)
-        sequences = [torch.cat(pair, 1) for pair in zip(*halves, strict=True)]
-    return sequences, torch.stack(last).unflatten(0, (len(rnn.all_weights), -1))
-
-
-def one_sequence(
-    kind: type[ManualRNN],
-    x: Tensor,
-    h: Tensor,
-    weights: list[Tensor],
-    chances: list[Tensor | None],
-    reverse: bool,
-) -> Tensor:
-    """The states `(T, H)` of `x (T, I)`; `chances` are in the order of the steps taken by the longest."""
-    w_ih, w_hh, b_ih, b_hh = weights
-    states, inputs = [], list(x)
-    if reverse:
-        inputs, chances = inputs[::-1], chances[len(chances) - len(x) :]
-    for x_t, chance in zip(inputs, chances, strict=False):
-        h = BY_HAND[kind](w_ih @ x_t + b_ih + b_hh, h, w_hh, chance)
-        states.append(h)
-    return torch.stack(states[::-1] if reverse else states)
-
-
 @EXAMPLES
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_equals_a_loop_over_single_sequences(
+def test_every_layout_equals_the_equation_by_hand(
     kind: type[ManualRNN], layout: str, drawn: list[Tensor]
 ) -> None:
     lengths, pack, unpack = LAYOUTS[layout]
@@ -186,14 +71,15 @@ def test_every_layout_equals_a_loop_over_single_sequences(
     batch_first = layout in ("batch_first", "nested")
     rnn = kind(2, 3, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
     sequences = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in lengths]
-    hx = torch.randn(4, len(lengths), 3, dtype=torch.float64, requires_grad=True)
+    given = torch.randn(4, len(lengths), 3, dtype=torch.float64, requires_grad=True)
+    hx = given[:, 0] if layout == "unbatched" else given
 
-    output, h_n = rnn(pack(sequences), hx[:, 0] if layout == "unbatched" else hx)
-    found = [*unpack(output), h_n.reshape(hx.shape)]
-    outputs, last = one_sequence_at_a_time(rnn, sequences, hx, drawn)
-    expected = [*outputs, last]
+    output, h_n = rnn(pack(sequences), hx)
+    found = [*unpack(output), h_n]
+    output, h_n = ByHand(kind, rnn, drawn)(pack(sequences), hx)
+    expected = [*unpack(output), h_n]
 
-    leaves = {**dict(rnn.named_parameters()), "hx": hx, **{f"x{b}": x for b, x in enumerate(sequences)}}
+    leaves = {**dict(rnn.named_parameters()), "hx": given, **{f"x{b}": x for b, x in enumerate(sequences)}}
     cotangents = [torch.randn_like(x) for x in expected]
 
     def named(results: list[Tensor]) -> dict[str, Tensor]:
@@ -317,7 +203,7 @@ def assert_never_fused(rnn: ManualRNN, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 2, 2)
     with use_kernel("torch"), pytest.raises(RuntimeError, match="this recurrence is your own"):
         rnn(x)
-    monkeypatch.setattr(manual_rnn.fused, "states", lambda *_: pytest.fail("a fused kernel ran"))
+    monkeypatch.setattr(*FUSED, lambda *_: pytest.fail("a fused kernel ran"))
     output, _ = rnn(x)
     with use_kernel("reference"):
         assert torch.equal(rnn(x)[0], output)

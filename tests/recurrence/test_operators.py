@@ -1,4 +1,4 @@
-r"""The two recurrences themselves, against autograd through the equations written as a loop."""
+r"""The two recurrences themselves, against autograd through the judge's loop."""
 
 import threading
 from itertools import product
@@ -6,14 +6,12 @@ from itertools import product
 import pytest
 import torch
 from helpers import assert_same
+from internals import OPS, elman, linear
+from loop import recurrence
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import jvp
 
-from manual_rnn.recurrence import elman, linear
-
-PHI = {"tanh": torch.tanh, "relu": torch.relu}
-SLOPE = {"tanh": lambda h: 1 - h * h, "relu": lambda h: (h > 0).to(h.dtype)}
 SIZES = torch.tensor([3, 2, 2, 1])
 FORMS = {
     "padded": (False, None),
@@ -21,33 +19,8 @@ FORMS = {
     "ensemble": (False, 2),
     "packed ensemble": (True, 2),
 }
-CASES = list(product(FORMS, (False, True), PHI))
+CASES = list(product(FORMS, (False, True), ("tanh", "relu")))
 FUNCTIONS = {"elman": elman, "linear": linear}
-
-
-def alone(x: Tensor, packed: bool) -> list[list]:
-    """For each sequence where its rows are: an index into the first axes of one member."""
-    if not packed:
-        return [[(t, b) for t in range(x.size(0))] for b in range(x.size(1))]
-    starts = (SIZES.cumsum(0) - SIZES).tolist()
-    return [[(start + b,) for start, size in zip(starts, SIZES, strict=True) if b < size] for b in range(3)]
-
-
-def loop(name: str, x: Tensor, y: Tensor, w: Tensor, packed: bool, phi: str, reverse: bool) -> Tensor:
-    """Member by member, sequence by sequence, step by step."""
-    if w.dim() == 3:
-        members = zip(x, y, w, strict=True)
-        return torch.stack([loop(name, *member, packed, phi, reverse) for member in members])
-    rows: dict[tuple, Tensor] = {}
-    for b, places in enumerate(alone(x, packed)):
-        before = y[b] if name == "elman" else torch.zeros_like(x[places[0]])
-        for place in reversed(places) if reverse else places:
-            if name == "elman":
-                before = PHI[phi](x[place] + w @ before)
-            else:
-                before = SLOPE[phi](y[place]) * (x[place] + before @ w)
-            rows[place] = before
-    return torch.stack([rows[place] for place in sorted(rows)]).view(x.shape)
 
 
 def draw(name: str, form: str, phi: str, H: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +36,7 @@ def draw(name: str, form: str, phi: str, H: int = 2) -> tuple[Tensor, Tensor, Te
 def both(name: str, form: str, reverse: bool, phi: str):
     packed = FORMS[form][0]
     ours = lambda x, y, w: FUNCTIONS[name](x, y, w, SIZES if packed else None, phi, reverse, "default")  # noqa: E731
-    return ours, lambda x, y, w: loop(name, x, y, w, packed, phi, reverse)
+    return ours, lambda x, y, w: recurrence(name, x, y, w, SIZES if packed else None, phi, reverse)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -124,7 +97,7 @@ def test_the_op_alone_keeps_tangents(name, grad_mode):
     """`torch.ops.manual_rnn.*`, what a compiled graph calls: a tangent is never dropped."""
     args = draw(name, "padded", "tanh")
     tangents = tuple(torch.randn_like(x) for x in args)
-    op = getattr(torch.ops.manual_rnn, name)
+    op = getattr(OPS, name)
     run = lambda *args: op(*args, None, "tanh", False, "default")  # noqa: E731
     expected = jvp(both(name, "padded", False, "tanh")[1], args, tangents)[1]
     with grad_mode():
@@ -156,7 +129,7 @@ BAD = {
 @pytest.mark.parametrize("through_op", [False, True])
 def test_nothing_broadcasts(case, through_op):
     name, *shapes, sizes = BAD[case]
-    function = getattr(torch.ops.manual_rnn, name) if through_op else FUNCTIONS[name]
+    function = getattr(OPS, name) if through_op else FUNCTIONS[name]
     with pytest.raises(ValueError, match=f"{name}: expected .*, got "):
         function(*map(torch.zeros, shapes), sizes, "tanh", False, "default")
 
