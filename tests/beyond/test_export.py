@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, packed, twins
+from helpers import assert_same, twins
 from internals import OPS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
@@ -161,27 +161,3 @@ def test_another_process(tmp_path: Path) -> None:
     without = read_elsewhere("", program, output)
     assert without.returncode != 0
     assert "manual_rnn" in without.stderr
-
-
-def samples() -> list[tuple[Any, ...]]:
-    """Padded and packed, one weight matrix and three, both directions and nonlinearities."""
-    sizes = packed(torch.randn(4, 3, 1), [4, 2, 1]).batch_sizes
-
-    def tensor(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    return [
-        ((tensor(4, 3, 2), tensor(3, 2), tensor(2, 2)), None, "tanh", False),
-        ((tensor(4, 3, 2), tensor(3, 2), tensor(2, 2)), None, "relu", True),
-        ((tensor(7, 2), tensor(3, 2), tensor(2, 2)), sizes, "tanh", True),
-        ((tensor(3, 4, 3, 2), tensor(3, 3, 2), tensor(3, 2, 2)), None, "tanh", True),
-    ]
-
-
-@pytest.mark.parametrize("name", ["elman", "linear"])
-@pytest.mark.parametrize("number", range(4))
-def test_opcheck(name: str, number: int) -> None:
-    (x, h0, w), sizes, phi, reverse = samples()[number]
-    second = h0 if name == "elman" else torch.tanh(x.detach()).requires_grad_()
-    op = getattr(OPS, name).default
-    torch.library.opcheck(op, (x, second, w, sizes, phi, reverse, "default"))

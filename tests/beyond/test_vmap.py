@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from helpers import assert_same
-from internals import OPS
 from loop import CASES, LAYOUTS, NETWORKS, Loop, build, case_id, outputs, sample
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
@@ -169,15 +168,6 @@ def test_dropout_between_layers(randomness):
     found, expected = results
     assert_same(found, expected)
     assert torch.equal(found["outputs"][0], found["outputs"][1]) == (randomness == "same")
-
-
-def test_vmap_over_batch_sizes_raises():
-    z, sizes = torch.zeros(4, 2), torch.tensor([[2, 1, 1], [2, 1, 1]])
-    run = lambda sizes: OPS.elman(  # noqa: E731
-        z, torch.zeros(2, 2), torch.eye(2), sizes, "tanh", False, "default"
-    )
-    with pytest.raises(ValueError, match="expected one packing for all, got one for each"):
-        vmap(run)(sizes)
 
 
 def test_ensemble_of_models():

@@ -1,8 +1,7 @@
-r"""Checkpoints go both ways between `nn.RNN` and `ManualRNN`, in models as people write and save them."""
+r"""Checkpoints go both ways between `nn.RNN` and `ManualRNN`: state dicts, optimizers, Lightning's."""
 
 import io
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,115 +9,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
-import torch.nn.functional as F
-from helpers import assert_same, gradients, packed, twins
+from helpers import assert_same, gradients
+from models import OPTIMIZERS, VOCABULARY, made, train
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.nn.utils.rnn import PackedSequence
 
 from manual_rnn import ManualRNN, swap_rnn
 
-VOCABULARY = 11
 KINDS = {"nn.RNN": nn.RNN, "ManualRNN": ManualRNN}
-
-
-class WordModel(nn.Module):
-    """Predicts the next word from all before; decoder and embedding share their weight."""
-
-    def __init__(self, kind: str = "RNN", H: int = 6, **kwargs: Any) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, H)
-        self.drop = nn.Dropout(0.1)
-        self.rnn = getattr(nn, kind)(H, H, num_layers=2, dropout=0.2, **kwargs)
-        self.decoder = nn.Linear(H, VOCABULARY)
-        self.decoder.weight = self.embedding.weight
-
-    def forward(self, words: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.rnn.flatten_parameters()
-        output, hidden = self.rnn(self.drop(self.embedding(words)), hidden)
-        return F.log_softmax(self.decoder(self.drop(output)), dim=-1), hidden
-
-
-class CharacterClassifier(nn.Module):
-    """Says to which of three languages a word of any length belongs, from its one-hot letters."""
-
-    def __init__(self, kind: str = "RNN", H: int = 5, **kwargs: Any) -> None:
-        super().__init__()
-        self.rnn = getattr(nn, kind)(VOCABULARY, H, bidirectional=True, **kwargs)
-        self.head = nn.Sequential(nn.Linear(2 * H, 3), nn.LogSoftmax(dim=-1))
-
-    def forward(self, letters: PackedSequence) -> Tensor:
-        _, h_n = self.rnn(letters)
-        return self.head(torch.cat(h_n.unbind(0), dim=-1))
-
-
-def word_losses(model: nn.Module) -> Iterator[Tensor]:
-    """Truncated backpropagation over one long text, the state carried on and detached."""
-    text = torch.arange(4 * 7 * 40).remainder(VOCABULARY).square().remainder(VOCABULARY).view(-1, 4)
-    hidden = None
-    for chunk in text.split(7):
-        output, hidden = model(chunk[:-1], hidden)
-        hidden = hidden.detach()
-        yield F.nll_loss(output.flatten(0, 1), chunk[1:].flatten())
-
-
-def character_losses(model: nn.Module) -> Iterator[Tensor]:
-    while True:
-        lengths = torch.randint(1, 8, (6,)).tolist()
-        letters = torch.randint(VOCABULARY, (max(lengths), 6))
-        one_hot = F.one_hot(letters, VOCABULARY).double()
-        yield F.nll_loss(model(packed(one_hot, lengths)), letters[0] % 3)
-
-
-MODELS: dict[str, Any] = {
-    "word model": (WordModel, word_losses),
-    "character classifier": (CharacterClassifier, character_losses),
-}
-OPTIMIZERS: dict[str, Any] = {
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.03),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-}
-
-
-def made(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return MODELS[name][0]().double()
-
-
-def train(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, swap_at: int | None) -> list[float]:
-    torch.manual_seed(1)
-    losses = []
-    for step, loss in zip(range(40), MODELS[name][1](model), strict=False):
-        optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(model.parameters(), 0.25)
-        optimizer.step()
-        losses.append(loss.item())
-        if step + 1 == swap_at:
-            swap_rnn(model)
-    return losses
-
-
-# Models in training
-
-
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-def test_twenty_steps_before_the_swap_and_twenty_after(model_name: str, optimizer_name: str) -> None:
-    model, never = made(model_name), made(model_name)
-    optimizer, other = (OPTIMIZERS[optimizer_name](m.parameters()) for m in (model, never))
-    losses = train(model_name, model, optimizer, swap_at=20)
-    expected = train(model_name, never, other, swap_at=None)
-    assert isinstance(model.rnn, ManualRNN)
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert losses == pytest.approx(expected, rel=1e-10, abs=0)
-    assert_same(dict(model.state_dict()), dict(never.state_dict()), bound=1e-10)
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_same_model_with_other_recurrent_modules_is_left_alone(kind: str) -> None:
-    model = WordModel(kind)
-    assert type(swap_rnn(model).rnn) is getattr(nn, kind)
 
 
 def test_a_model_that_looks_its_rnn_up_by_name_builds_the_hand_written_one(
@@ -136,24 +33,14 @@ def test_an_optimizer_checkpoint_of_one_continues_in_the_other() -> None:
     name = "character classifier"
     trained, never = made(name), made(name)
     optimizer, other = (OPTIMIZERS["adam"](m.parameters()) for m in (trained, never))
-    train(name, trained, optimizer, None)
-    train(name, never, other, None)
+    train(name, trained, optimizer, {})
+    train(name, never, other, {})
     resumed = swap_rnn(made(name))
     resumed.load_state_dict(trained.state_dict())
     again = OPTIMIZERS["adam"](resumed.parameters())
     again.load_state_dict(optimizer.state_dict())
-    found, expected = train(name, resumed, again, None), train(name, never, other, None)
+    found, expected = train(name, resumed, again, {}), train(name, never, other, {})
     assert found == pytest.approx(expected, rel=1e-10, abs=0)
-
-
-def test_a_whole_model_on_disk_is_loaded_and_swapped(tmp_path: Path) -> None:
-    model = made("word model").eval()
-    torch.save(model, tmp_path / "model.pt")
-    loaded = swap_rnn(torch.load(tmp_path / "model.pt", weights_only=False))
-    assert type(loaded.rnn) is ManualRNN
-    assert loaded.decoder.weight is loaded.embedding.weight
-    words = torch.arange(12).remainder(VOCABULARY).view(6, 2)
-    assert_same({"output": loaded(words)[0]}, {"output": model(words)[0]})
 
 
 # State dicts, both ways
@@ -219,28 +106,6 @@ def test_a_state_dict_loads_in_the_other(kinds: tuple[str, str], way: Any) -> No
     assert not torch.equal(before, expected["output"])
     way(source, target)
     assert_same(gradients(target, input), expected)
-
-
-def test_keys_order_versions_and_values_are_those_of_nn_rnn() -> None:
-    builtin, manual = (m.state_dict() for m in twins(3, 4, 2, bidirectional=True))
-    assert list(manual) == list(builtin)
-    assert vars(manual)["_metadata"] == vars(builtin)["_metadata"]
-    assert_same(dict(manual), dict(builtin), bound=0)
-
-
-def test_swapped_parameters_on_conversion() -> None:
-    """`nn.RNN` itself fails here: its weak references keep `swap_tensors` from exchanging the weights."""
-    source, target = filled(nn.RNN), filled(ManualRNN)
-    with torch.no_grad():
-        source.weight_hh_l0.zero_()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        target.load_state_dict(source.state_dict())
-        target.float()
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
-    input = torch.randn(5, 2, 3)
-    assert_same(gradients(target, input), gradients(source.float(), input), bound=1e-6)
 
 
 def missing(state: dict[str, Any]) -> None:

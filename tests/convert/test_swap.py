@@ -1,14 +1,15 @@
 r"""`swap_rnn`, `from_builtin` and `to_builtin`: the same parameters, hooks and ties in another class."""
 
-import io
 import pickle
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from examples import ByHand, LeakyRNN
 from helpers import assert_same, gradients, packed
+from models import MODELS, OPTIMIZERS, VOCABULARY, WordModel, made, train
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -30,31 +31,6 @@ def builtin(seed: int = 0, **kwargs: Any) -> Any:
 def inputs(seed: int = 2) -> Tensor:
     torch.manual_seed(seed)
     return torch.randn(5, 2, 3, dtype=torch.float64)
-
-
-class Mixed(nn.Module):
-    """Recurrent modules at several depths, one of them under two names, and strangers among them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.RNN(3, 4, dtype=torch.float64)
-        relu = nn.RNN(4, 4, nonlinearity="relu", dtype=torch.float64)
-        self.rest = nn.ModuleDict({"deep": nn.Sequential(nn.Identity(), relu)})
-        self.again = self.first
-        self.lstm = nn.LSTM(4, 4, dtype=torch.float64)
-        self.gru = nn.GRU(4, 4, dtype=torch.float64)
-        self.cell = nn.RNNCell(4, 4, dtype=torch.float64)
-
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.rest["deep"](self.first(input)[0])[0]
-        output = self.again(output[..., :3])[0]
-        output = self.gru(self.lstm(output)[0])[0]
-        return output, self.cell(output[-1]).unsqueeze(0)
-
-
-def mixed() -> Any:
-    torch.manual_seed(0)
-    return Mixed()
 
 
 # The same answers
@@ -97,7 +73,7 @@ def test_packed_input_after_the_swap() -> None:
 
 
 def test_every_rnn_at_any_depth_and_no_other_module() -> None:
-    model, input = mixed(), inputs()
+    model, input = made("mixed"), inputs()
     expected, names = gradients(model, input), list(dict(model.named_parameters()))
     strangers = model.lstm, model.gru, model.cell
     assert swap_rnn(model) is model
@@ -111,20 +87,24 @@ def test_every_rnn_at_any_depth_and_no_other_module() -> None:
     assert_same(gradients(model, input), expected, bound=0)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_model_without_an_rnn_is_returned_as_it_is(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), kind(2, 2))
+    assert [type(m) for m in swap_rnn(model)] == [nn.Linear, kind]
+    words = WordModel(kind.__name__)
+    assert swap_rnn(words) is words
+    assert type(words.rnn) is kind
+
+
 def test_swapping_twice_changes_nothing() -> None:
-    model = swap_rnn(mixed())
+    model = swap_rnn(made("mixed"))
     before = model.first
     assert swap_rnn(model).first is before
     assert type(before) is ManualRNN
 
 
-def test_a_model_without_an_rnn_is_returned_as_it_is() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
-    assert [type(m) for m in swap_rnn(model)] == [nn.Linear, nn.LSTM]
-
-
 def test_tied_modules_stay_tied() -> None:
-    model = swap_rnn(mixed())
+    model = swap_rnn(made("mixed"))
     assert model.again is model.first
     assert isinstance(model.again, ManualRNN)
 
@@ -139,7 +119,7 @@ def test_tied_parameters_stay_tied() -> None:
 
 
 def test_no_random_number_is_drawn() -> None:
-    model = mixed()
+    model = made("mixed")
     before = torch.get_rng_state()
     swap_rnn(swap_rnn(model), to=nn.RNN)
     ManualRNN.from_builtin(model.first).to_builtin()
@@ -312,34 +292,19 @@ def test_pickle_and_deepcopy_after_the_swap(to: Any) -> None:
 # An optimizer made before
 
 
-OPTIMIZERS = {
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-}
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        loss = (model(inputs(step))[0] - 0.3).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_twenty_steps_before_and_after_equal_a_model_never_swapped(name: str) -> None:
-    model, never = mixed(), mixed()
-    optimizer, other = (OPTIMIZERS[name](m.parameters()) for m in (model, never))
-    losses = train(model, optimizer, range(20))
-    swap_rnn(model)
-    losses += train(model, optimizer, range(20, 40))
-    swap_rnn(model, to=nn.RNN)
-    losses += train(model, optimizer, range(40, 60))
-    expected = train(never, other, range(60))
-    assert losses[-1] < 0.5 * losses[0]
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_twenty_steps_before_between_and_after_equal_a_model_never_swapped(
+    model_name: str, optimizer_name: str
+) -> None:
+    model, never = made(model_name), made(model_name)
+    optimizer, other = (OPTIMIZERS[optimizer_name](m.parameters()) for m in (model, never))
+    losses = train(model_name, model, optimizer, {20: ManualRNN, 40: nn.RNN, 60: ManualRNN})
+    expected = train(model_name, never, other, {})
+    assert len(losses) == 60
+    assert any(isinstance(m, ManualRNN) for m in model.modules())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert model_name != "mixed" or losses[-1] < 0.5 * losses[0]
     assert losses == pytest.approx(expected, rel=1e-10, abs=0)
     assert_same(model.state_dict(), never.state_dict(), bound=1e-10)
 
@@ -513,15 +478,23 @@ def test_a_module_without_the_attributes_of_later_versions() -> None:
     assert_same(gradients(swap_rnn(rnn, to=nn.RNN), input), expected, bound=0)
 
 
-def test_a_whole_model_saved_with_torch_save_is_loaded_and_swapped() -> None:
-    model, file = mixed(), io.BytesIO()
-    expected = gradients(model, inputs())
-    torch.save(model, file)
-    file.seek(0)
-    loaded = swap_rnn(torch.load(file, weights_only=False))
-    assert loaded.again is loaded.first
-    assert_same(gradients(loaded, inputs()), expected)
-    assert type(loaded.first) is ManualRNN
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        ("mixed", lambda model: (model.again, model.first)),
+        ("word model", lambda model: (model.decoder.weight, model.embedding.weight)),
+    ],
+    ids=["mixed", "word model"],
+)
+def test_a_whole_model_on_disk_is_loaded_and_swapped(name: str, tied: Any, tmp_path: Path) -> None:
+    model = made(name).eval()
+    torch.save(model, tmp_path / "model.pt")
+    loaded = swap_rnn(torch.load(tmp_path / "model.pt", weights_only=False))
+    assert {type(m) for m in loaded.modules()} & {nn.RNN, ManualRNN} == {ManualRNN}
+    one, other = tied(loaded)
+    assert one is other
+    input = inputs() if name == "mixed" else torch.arange(12).remainder(VOCABULARY).view(6, 2)
+    assert_same(gradients(loaded, input), gradients(model, input))
 
 
 def test_an_old_pickle_is_loaded_and_swapped() -> None:

@@ -1,23 +1,21 @@
-r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode, edits in place."""
+r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode, batched cotangents."""
 
 import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
-from helpers import assert_same, gradients, twins
-from internals import elman
+from helpers import KERNELS, PHI, assert_same, assert_same_results, gradients, kernels_for, twins
 from loop import NETWORKS, Loop, build, case_id, sample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import grad, vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from manual_rnn import ManualRNN
+from manual_rnn import ManualRNN, use_kernel
 
 TWO = [NETWORKS[0], NETWORKS[-2]]
 
@@ -118,17 +116,6 @@ def test_hooks_on_saved_tensors(network):
     assert_same(found, expected)
 
 
-def test_the_graph_serves_twice_and_is_freed():
-    rnn = build(ManualRNN, TWO[1])
-    input, hx, named = leaves(rnn, TWO[1])
-    value = loss(*rnn(input, hx))
-    once, twice = (torch.autograd.grad(value, list(named.values()), retain_graph=True) for _ in range(2))
-    assert all(map(torch.equal, once, twice))
-    torch.autograd.grad(value, list(named.values()))
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        torch.autograd.grad(value, list(named.values()))
-
-
 def _states_alive(step: Callable) -> list[bool]:
     """Which of the tensors that autograd saved in `step` live on after it."""
     saved: list[weakref.ref] = []
@@ -208,86 +195,6 @@ def test_a_frozen_network_builds_no_graph():
     assert calls.counts["linear"] == 2  # the second layer's two directions, nothing of the first
 
 
-def test_frozen_by_set_grad_enabled():
-    rnn = build(ManualRNN, NETWORKS[-2])
-    with torch.set_grad_enabled(False):
-        assert not any(x.requires_grad for x in rnn(*sample(NETWORKS[-2], "batched")))
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_an_edit_in_place_is_noticed_or_survived(batch_first, bidirectional):
-    """Torch's own error where the output is what is saved (`nn.RNN` saves a copy); else the right numbers."""
-    rnns = twins(2, 3, batch_first=batch_first, bidirectional=bidirectional)
-    for rnn in rnns:
-        output, _ = rnn(torch.linspace(0, 1, 12).view(3, 2, 2))
-        output.mul_(2)
-        if rnn is rnns[1] and not bidirectional:
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                output.sum().backward()
-            return
-        output.sum().backward()
-    found, expected = (slopes(dict(rnn.named_parameters())) for rnn in rnns[::-1])
-    assert_same(found, expected, 1e-6)
-
-
-@pytest.mark.parametrize("edited", ["weight_hh_l0", "hx", "output", "cotangent", "first gradient"])
-def test_edits_between_the_orders_are_noticed(edited):
-    """What the graph of a gradient saves: weights, h0, states, the cotangent, the result of `linear`."""
-    torch.manual_seed(0)
-    z, h0, w, c = torch.randn(3, 2, 3), torch.randn(2, 3), torch.randn(3, 3), torch.randn(3, 2, 3)
-    args = [x.requires_grad_() for x in (z, h0, w, c)]
-    own_h0, own_w, own_c = h0.clone(), w.clone(), c.clone()
-    h = elman(z, own_h0, own_w, None, "tanh", False, "torch")
-    first = torch.autograd.grad(h, args[:3], own_c, create_graph=True)
-    value = total(first)
-    victim = {
-        "weight_hh_l0": own_w,
-        "hx": own_h0,
-        "output": h,
-        "cotangent": own_c,
-        "first gradient": first[0],
-    }
-    with torch.no_grad():
-        victim[edited].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(value, args)
-
-
-@pytest.mark.parametrize("transform", ["grad", "vjp"])
-def test_an_edit_in_place_under_a_transform(transform):
-    """The error, or the numbers of the edited program: whatever plain tensors give."""
-
-    def edited(rnn):
-        def value(x: Tensor) -> Tensor:
-            output, _ = rnn(x)
-            output.mul_(2)
-            return output.sin().sum()
-
-        return value
-
-    x = sample(NETWORKS[0], "batched")[0]
-    for f in (edited(build(ManualRNN, NETWORKS[0])), lambda x: torch.tanh(x).mul_(2).sin().sum()):
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            grad(f)(x) if transform == "grad" else vjp(f, x)[1](torch.ones((), dtype=x.dtype))
-
-
-def test_batched_gradients():
-    """`is_grads_batched`, PyTorch's older `vmap`."""
-    results = []
-    for kind in (ManualRNN, Loop):
-        rnn = build(kind, NETWORKS[-2])
-        input, hx, named = leaves(rnn, NETWORKS[-2])
-        output, _ = rnn(input, hx)
-        cotangents = torch.randn(
-            4, *output.shape, generator=torch.Generator().manual_seed(0), dtype=output.dtype
-        )
-        grads = torch.autograd.grad(output, list(named.values()), cotangents, is_grads_batched=True)
-        results.append(dict(zip(named, grads, strict=True)))
-    found, expected = results
-    assert_same(found, expected)
-
-
 def test_gradients_accumulate_and_reach_hooks():
     builtin, rnn = twins(2, 3, dtype=torch.float64)
     seen: list[Tensor] = []
@@ -299,3 +206,64 @@ def test_gradients_accumulate_and_reach_hooks():
     assert len(seen) == 2
     assert_same(slopes(dict(rnn.named_parameters())), slopes(dict(builtin.named_parameters())))
     assert_same(gradients(rnn, x), gradients(builtin, x))
+
+
+@KERNELS
+def test_backward_twice(kernel: str) -> None:
+    """With `retain_graph` the same gradients again; without, torch's own error."""
+    rnn = build(ManualRNN, TWO[1], dtype=torch.float32)
+    named = {"input": torch.randn(3, 2, 2), "hx": torch.randn(4, 2, 3)}
+    input, hx = (x.requires_grad_() for x in named.values())
+    leaves = [input, hx, *rnn.parameters()]
+    with use_kernel(kernel):
+        value = loss(*rnn(input, hx))
+    once, twice = (torch.autograd.grad(value, leaves, retain_graph=True) for _ in range(2))
+    last = torch.autograd.grad(value, leaves)
+    for again in (twice, last):
+        assert all(map(torch.equal, once, again))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(value, leaves)
+
+
+BATCHED = [("default", torch.float64, 1e-12), *((k, torch.float32, 2e-6) for k in kernels_for(torch.float32))]
+
+
+@pytest.mark.parametrize(("kernel", "dtype", "bound"), BATCHED, ids=str)
+@PHI
+def test_is_grads_batched(nonlinearity: str, kernel: str, dtype: torch.dtype, bound: float) -> None:
+    """PyTorch's older `vmap`, against the judge and `nn.RNN`."""
+    network = NETWORKS[-2] | {"nonlinearity": nonlinearity}
+    generator = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(7, 3, 2, 6, generator=generator, dtype=dtype)
+    results = []
+    for kind in (ManualRNN, Loop, nn.RNN):
+        rnn = build(kind, network, dtype=dtype)
+        input, hx = (x.to(dtype).requires_grad_() for x in sample(network, "batched"))
+        named = {"input": input, "hx": hx, **dict(rnn.named_parameters())}
+        with use_kernel(kernel):
+            output, _ = rnn(input, hx)
+        grads = torch.autograd.grad(output, list(named.values()), cotangents, is_grads_batched=True)
+        results.append(dict(zip(named, grads, strict=True)))
+    found, *others = results
+    for expected in others:
+        assert_same(found, expected, bound)
+
+
+MODES: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "set_grad_enabled(False)": lambda: torch.set_grad_enabled(False),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@KERNELS
+def test_without_gradients(mode: str, kernel: str) -> None:
+    builtin, manual = twins(4, 6, 2, bidirectional=True)
+    input, hx = torch.randn(5, 3, 4), torch.randn(4, 3, 6)
+    for given in ((input,), (input, hx)):
+        with MODES[mode](), use_kernel(kernel):
+            found, expected = manual(*given), builtin(*given)
+        assert_same_results(found, expected)
+        assert [x.requires_grad for x in found] == [x.requires_grad for x in expected] == [False, False]
+        assert [x.is_inference() for x in found] == [x.is_inference() for x in expected]

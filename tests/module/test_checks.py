@@ -283,6 +283,13 @@ def test_the_same_type_and_words_as_builtin(name: str) -> None:
     assert outcome(SAME[name], ManualRNN) == outcome(SAME[name], nn.RNN)
 
 
+@pytest.mark.parametrize("name", [name for name in SAME if name.startswith("nonlinearity ")])
+def test_a_nonlinearity_is_a_known_name_or_a_function(name: str) -> None:
+    kind, words = outcome(SAME[name], ManualRNN)
+    assert kind is ValueError
+    assert words.startswith("Unknown nonlinearity")
+
+
 @pytest.mark.parametrize("name", CLEARER)
 def test_the_same_type_and_clearer_words(name: str) -> None:
     attempt, words = CLEARER[name]

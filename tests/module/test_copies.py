@@ -1,4 +1,4 @@
-r"""Copies and moves: deepcopy, pickle, dtypes, meta, shared memory, replicas, swapped parameters."""
+r"""Copies and moves: deepcopy, pickle, meta, shared memory, replicas, swapped parameters."""
 
 import copy
 import io
@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers import EVERY_OPTION, assert_same, assert_same_results, gradients, twins
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from manual_rnn import ManualRNN
 
@@ -61,17 +60,6 @@ def test_copies_are_apart(name: str) -> None:
     twin.bias_ih_l0 = nn.Parameter(torch.ones(6))
     assert torch.equal(rnn(input)[0], before)
     assert not torch.equal(twin(input)[0], before)
-
-
-def test_conversion_between_dtypes() -> None:
-    builtin, manual = twins(4, 6, 2, bidirectional=True)
-    for dtype in (torch.float64, torch.bfloat16, torch.float32):
-        input = torch.randn(5, 3, 4, dtype=dtype)
-        builtin.to(dtype)
-        manual.to(dtype)
-        found, expected = manual(input), builtin(input)
-        assert found[0].dtype == expected[0].dtype == dtype
-        assert_same_results(found, expected, 4 * torch.finfo(dtype).eps)
 
 
 def test_meta() -> None:
@@ -127,30 +115,20 @@ def swapped_parameters() -> Iterator[None]:
 
 def test_loading_and_converting_with_swapped_parameters() -> None:
     """`nn.RNN` itself can't: its weak references to the weights stand in the way."""
-    source, rnn = ManualRNN(4, 6), ManualRNN(4, 6)
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
+    builtin, rnn = nn.RNN(4, 6, **options), ManualRNN(4, 6, **options)
+    with torch.no_grad():
+        builtin.weight_hh_l0.zero_()
     input = torch.randn(5, 3, 4)
-    rnn(input)
+    rnn(input.double())
     weights = list(rnn.parameters())
     with swapped_parameters():
-        rnn.load_state_dict(source.state_dict())
-        assert_same_results(rnn(input), source(input), 0)
-        rnn.double()
-        assert_same_results(rnn(input.double()), source.double()(input.double()), 0)
+        rnn.load_state_dict(builtin.state_dict())
+        assert_same(rnn.state_dict(), builtin.state_dict(), bound=0)
+        assert_same(gradients(rnn, input.double()), gradients(builtin, input.double()))
+        rnn.float()
         with pytest.raises(RuntimeError, match="weakref"):
-            nn.RNN(4, 6).load_state_dict(source.float().state_dict())
+            nn.RNN(4, 6, **options).load_state_dict(builtin.state_dict())
+    assert_same(rnn.state_dict(), builtin.float().state_dict(), bound=0)
+    assert_same(gradients(rnn, input), gradients(builtin, input), bound=1e-6)
     assert [id(weight) for weight in rnn.parameters()] == [id(weight) for weight in weights]
-
-
-@pytest.mark.parametrize("parametrize", [parametrizations.weight_norm, parametrizations.orthogonal])
-def test_deepcopy_of_a_parametrized_module_after_a_forward(parametrize: Callable[..., Any]) -> None:
-    """`nn.RNN` itself can't: it holds on to the weight computed, which isn't a leaf."""
-    rnn, input = ManualRNN(4, 6), torch.randn(5, 3, 4, requires_grad=True)
-    parametrize(rnn, "weight_hh_l0")
-    rnn(input)
-    twin = copy.deepcopy(rnn)
-    assert_same(gradients(twin, input), gradients(rnn, input), bound=0)
-    builtin = nn.RNN(4, 6)
-    parametrize(builtin, "weight_hh_l0")
-    builtin(input)
-    with pytest.raises(RuntimeError, match="deepcopy protocol"):
-        copy.deepcopy(builtin)

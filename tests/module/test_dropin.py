@@ -1,13 +1,12 @@
 r"""What code around an `nn.RNN` relies on besides its numbers: arguments, names, attributes, methods."""
 
-import copy
 import inspect
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_OPTION, KERNELS, assert_same, assert_same_results, gradients, twins
+from helpers import EVERY_OPTION, KERNELS, assert_same, gradients, twins
 from torch import nn
 
 from manual_rnn import ManualRNN, use_kernel
@@ -58,35 +57,9 @@ def test_repr() -> None:
         options: dict[str, Any] = dict(zip(values, choice, strict=True))
         if options["dropout"] and options["num_layers"] == 1:
             continue
-        assert repr(ManualRNN(4, 6, **options)) == f"Manual{nn.RNN(4, 6, **options)!r}"
-
-
-@EVERY_OPTION
-def test_parameters_have_the_same_names_order_and_initial_values(options: dict[str, Any]) -> None:
-    builtin, manual = twins(4, 6, **options)
-    assert list(manual.state_dict()) == list(builtin.state_dict())
-    assert [name for name, _ in manual.named_parameters()] == [name for name, _ in builtin.named_parameters()]
-    assert_same(manual.state_dict(), builtin.state_dict(), bound=0)
-
-
-def test_construction_leaves_the_generator_in_the_same_state() -> None:
-    drawn = []
-    for kind in (nn.RNN, ManualRNN):
-        torch.manual_seed(0)
-        kind(4, 6, 2, bidirectional=True)
-        drawn.append(torch.rand(3))
-    assert torch.equal(*drawn)
-
-
-@EVERY_OPTION
-def test_reset_parameters_draws_the_same_values(options: dict[str, Any]) -> None:
-    builtin, manual = twins(4, 6, **options)
-    before = copy.deepcopy(manual.state_dict())
-    for rnn in (builtin, manual):
-        torch.manual_seed(7)
-        assert rnn.reset_parameters() is None
-    assert_same(manual.state_dict(), builtin.state_dict(), bound=0)
-    assert not torch.equal(before["weight_ih_l0"], manual.state_dict()["weight_ih_l0"])
+        expected = f"Manual{nn.RNN(4, 6, **options)!r}"
+        assert repr(ManualRNN(4, 6, **options)) == expected
+        assert repr(ManualRNN(4, 6, **options, device="cpu", dtype=torch.float64).eval()) == expected
 
 
 @EVERY_OPTION
@@ -178,21 +151,3 @@ def test_dropout_takes_as_many_random_numbers() -> None:
         rnn(torch.randn(3, 5, 4))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
-
-
-@KERNELS
-def test_weights_are_read_at_every_call(kernel: str) -> None:
-    """However they were changed, `.data` included."""
-    builtin, manual = twins(4, 6)
-    input = torch.randn(5, 3, 4)
-    with use_kernel(kernel):
-        before = manual(input)[0]
-        for rnn in (builtin, manual):
-            weight: Any = rnn.weight_hh_l0
-            weight.data.mul_(2)
-        assert_same_results(manual(input), builtin(input))
-        assert not torch.equal(manual(input)[0], before)
-        for rnn in (builtin, manual):
-            rnn.weight_hh_l0.data = torch.eye(6)
-            rnn.bias_ih_l0 = nn.Parameter(torch.ones(6))
-        assert_same_results(manual(input), builtin(input))

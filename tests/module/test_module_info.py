@@ -123,23 +123,15 @@ def test_factory_arguments(number: int, training: bool) -> None:
 
 @MODES
 @THIRD
-def test_repr(number: int, training: bool) -> None:
-    given = sample(number, torch.float32, training)
-    texts = [repr(build(given, torch.float32, training, kind)) for kind in (nn.RNN, ManualRNN)]
-    assert texts[1] == texts[0].replace("RNN(", "ManualRNN(")
-
-
-@MODES
-@THIRD
-def test_pickle(number: int, training: bool) -> None:
+def test_pickle_and_deepcopy(number: int, training: bool) -> None:
     given = sample(number, torch.float32, training)
     module = build(given, torch.float32, training)
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert loaded.training == training
-    assert_same(run(loaded, given), run(module, given), bound=0)
+    for twin in (torch.load(file, weights_only=False), copy.deepcopy(module)):
+        assert twin.training == training
+        assert_same(run(twin, given), run(module, given), bound=0)
 
 
 @MODES
@@ -164,13 +156,6 @@ def test_train_and_eval_differ_where_there_is_dropout(training: bool) -> None:
     assert INFO.train_and_eval_differ
     module, input = ManualRNN(2, 3, 2, dropout=0.5).train(training), torch.randn(5, 2, 2)
     assert torch.equal(module(input)[0], module(input)[0]) is not training
-
-
-@MODES
-def test_deepcopy_and_state(training: bool) -> None:
-    given = sample(1, torch.float32, training)
-    module = build(given, torch.float32, training)
-    assert_same(run(copy.deepcopy(module), given), run(module, given), bound=0)
 
 
 def errors() -> list[Any]:

@@ -1,8 +1,10 @@
-"""Initial values: those of `nn.RNN` from the same seed, or recurrent ones of choice."""
+"""Parameters and their initial values: those of `nn.RNN` from the same seed, or recurrent ones of choice."""
+
+from typing import Any
 
 import pytest
 import torch
-from helpers import twins
+from helpers import EVERY_OPTION, assert_same, twins
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -17,23 +19,37 @@ def recurrent(rnn: ManualRNN) -> list[Tensor]:
     return [weights[1] for weights in rnn.all_weights]
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}])
-def test_default_draws_the_numbers_of_the_builtin(options: dict) -> None:
-    builtin, rnn = twins(3, 5, **options)
+@EVERY_OPTION
+def test_names_order_versions_and_values_are_those_of_the_builtin(options: dict[str, Any]) -> None:
+    """From the same seed, which leaves the generator in the same state too."""
+    torch.manual_seed(0)
+    builtin, drawn = nn.RNN(4, 6, **options), torch.rand(3)
+    torch.manual_seed(0)
+    rnn, drawn_next = ManualRNN(4, 6, **options), torch.rand(3)
+    assert torch.equal(drawn_next, drawn)
+    assert list(values(rnn)) == list(values(builtin))
     assert_equal(values(rnn), values(builtin))
-    for module in (builtin, rnn):
+    found, expected = rnn.state_dict(), builtin.state_dict()
+    assert list(found) == list(expected)
+    assert vars(found)["_metadata"] == vars(expected)["_metadata"]
+    assert_equal(found, expected)
+
+
+@EVERY_OPTION
+def test_default_draws_the_numbers_of_the_builtin(options: dict[str, Any]) -> None:
+    both = twins(4, 6, **options)
+    before, drawn = values(both[1]), []
+    for module in both:
         torch.manual_seed(7)
-        module.reset_parameters()
-    assert_equal(values(rnn), values(builtin))
-    drawn_next = torch.rand(1)
-    torch.manual_seed(7)
-    builtin.reset_parameters()
-    assert torch.equal(torch.rand(1), drawn_next)
+        assert module.reset_parameters() is None
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert_equal(values(both[1]), values(both[0]))
+    assert all(not torch.equal(before[name], weight) for name, weight in values(both[1]).items())
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same(found, expected, bound=0)
 
 
 def test_default_redraws_what_lies_under_a_parametrization_and_nothing_else() -> None:

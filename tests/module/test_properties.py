@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import assert_same, kernels_for, packed
+from helpers import assert_same, kernels_for
 from torch import Tensor
-from torch.nn.utils.rnn import pad_packed_sequence
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -60,20 +59,6 @@ def test_reversing_time_swaps_the_directions() -> None:
     assert_close(mirrored_h_n.flip(0), h_n)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 4, 2, 5], [2, 2, 2, 2]])
-def test_a_packed_batch_equals_each_sequence_alone(lengths: list[int], bidirectional: bool) -> None:
-    rnn = small_rnn(bidirectional=bidirectional)
-    input, hx = torch.randn(max(lengths), 4, 4), torch.randn(4 if bidirectional else 2, 4, 6)
-    output, h_n = rnn(packed(input, lengths), hx)
-    padded, _ = pad_packed_sequence(output)
-    for b, length in enumerate(lengths):
-        alone, alone_h_n = rnn(input[:length, b], hx[:, b])
-        assert_close(padded[:length, b], alone)
-        assert_close(h_n[:, b], alone_h_n)
-        assert not padded[length:, b].any()
-
-
 def test_a_future_input_changes_no_earlier_output() -> None:
     rnn, input = small_rnn(), torch.randn(5, 3, 4)
     output, _ = rnn(input)
@@ -90,14 +75,6 @@ def test_sequences_of_a_batch_do_not_mix() -> None:
     (dinput,) = torch.autograd.grad(output[:, 1].sum(), input)
     assert not dinput[:, [0, 2]].any()
     assert dinput[:, 1].all()
-
-
-def test_no_steps_give_an_empty_output_and_the_state_back() -> None:
-    for bidirectional in (False, True):
-        rnn, hx = small_rnn(bidirectional=bidirectional), torch.randn(4 if bidirectional else 2, 3, 6)
-        output, h_n = rnn(torch.randn(0, 3, 4), hx)
-        assert output.shape == (0, 3, 12 if bidirectional else 6)
-        assert torch.equal(h_n, hx)
 
 
 def test_the_same_call_gives_the_same_bits_and_changes_nothing() -> None:

@@ -2,15 +2,16 @@ r"""The two recurrences themselves, against autograd through the judge's loop.""
 
 import threading
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, packed
 from internals import OPS, elman, linear
 from loop import recurrence
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import jvp
+from torch.func import jvp, vmap
 
 SIZES = torch.tensor([3, 2, 2, 1])
 FORMS = {
@@ -178,3 +179,36 @@ def test_threads():
         leaves = [x.clone().requires_grad_() for x in own]
         expected = torch.autograd.grad(judge(*leaves).sin().sum(), leaves)[2]
         assert_same({"dw": found[number]}, {"dw": expected})
+
+
+def samples() -> list[tuple[Any, ...]]:
+    """Padded and packed, one weight matrix and three, both directions and nonlinearities."""
+    sizes = packed(torch.randn(4, 3, 1), [4, 2, 1]).batch_sizes
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    return [
+        ((tensor(4, 3, 2), tensor(3, 2), tensor(2, 2)), None, "tanh", False),
+        ((tensor(4, 3, 2), tensor(3, 2), tensor(2, 2)), None, "relu", True),
+        ((tensor(7, 2), tensor(3, 2), tensor(2, 2)), sizes, "tanh", True),
+        ((tensor(3, 4, 3, 2), tensor(3, 3, 2), tensor(3, 2, 2)), None, "tanh", True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["elman", "linear"])
+@pytest.mark.parametrize("number", range(4))
+def test_opcheck(name: str, number: int) -> None:
+    (x, h0, w), sizes, phi, reverse = samples()[number]
+    second = h0 if name == "elman" else torch.tanh(x.detach()).requires_grad_()
+    op = getattr(OPS, name).default
+    torch.library.opcheck(op, (x, second, w, sizes, phi, reverse, "default"))
+
+
+def test_vmap_over_batch_sizes_raises():
+    z, sizes = torch.zeros(4, 2), torch.tensor([[2, 1, 1], [2, 1, 1]])
+    run = lambda sizes: OPS.elman(  # noqa: E731
+        z, torch.zeros(2, 2), torch.eye(2), sizes, "tanh", False, "default"
+    )
+    with pytest.raises(ValueError, match="expected one packing for all, got one for each"):
+        vmap(run)(sizes)

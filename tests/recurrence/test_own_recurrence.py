@@ -288,9 +288,3 @@ def test_function_as_nonlinearity_is_shown_pickled_and_copied() -> None:
     assert list(rnn.state_dict()) == list(nn.RNN(2, 3).state_dict())
     for other in (pickle.loads(pickle.dumps(rnn)), copy.deepcopy(rnn)):
         assert torch.equal(other(x)[0], rnn(x)[0])
-
-
-@pytest.mark.parametrize("wrong", ["sine", None, 3, ["tanh"]])
-def test_nonlinearity_is_a_known_name_or_a_function(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="Unknown nonlinearity"):
-        ManualRNN(2, 3, nonlinearity=wrong)

@@ -87,24 +87,6 @@ def test_nothing_but_empty_sequences(lengths):
     assert torch.equal(h_n, hx)
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 2), (0, 2)])
-@pytest.mark.parametrize("network", NETWORKS, ids=case_id)
-def test_no_steps(network, shape):
-    """T=0: an empty output, `h_n = hx`, and the gradient of `h_n` arrives at `hx`."""
-    rnn, directions = build(ManualRNN, network), 1 + network["bidirectional"]
-    input = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    hx = torch.randn(
-        network["num_layers"] * directions, *shape[1:-1], 3, dtype=torch.float64, requires_grad=True
-    )
-    output, h_n = rnn(input, hx)
-    assert output.shape == (*shape[:-1], 3 * directions)
-    assert torch.equal(h_n, hx)
-    (output.sum() + (2 * h_n).sum()).backward()
-    assert hx.grad is not None
-    assert (hx.grad == 2).all()
-    assert rnn(torch.zeros(shape, dtype=torch.float64))[1].abs().max() == 0
-
-
 @pytest.mark.parametrize(
     "make",
     [
