@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from manual_rnn import swap_rnn
 
-__all__ = ["MODELS", "OPTIMIZERS", "VOCABULARY", "WordModel", "made", "train"]
+__all__ = ["MODELS", "OPTIMIZERS", "VOCABULARY", "Tagger", "WordModel", "made", "train"]
 
 
 VOCABULARY = 11
@@ -64,6 +64,22 @@ def character_losses(model: nn.Module) -> Iterator[Tensor]:
         letters = torch.randint(VOCABULARY, (max(lengths), 6))
         one_hot = F.one_hot(letters, VOCABULARY).double()
         yield F.nll_loss(model(packed(one_hot, lengths)), letters[0] % 3)
+
+
+class Tagger(nn.Module):
+    """Embedding, the recurrence given, linear layer."""
+
+    def __init__(self, rnn: Any) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        dtype = rnn.weight_ih_l0.dtype
+        self.embedding = nn.Embedding(7, rnn.input_size, dtype=dtype)
+        self.rnn = rnn
+        self.head = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), 2, dtype=dtype)
+
+    def forward(self, tokens: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(self.embedding(tokens), hx)
+        return self.head(output), h_n
 
 
 class Mixed(nn.Module):

@@ -240,14 +240,21 @@ def tensors(result: Any) -> dict[str, Tensor]:
     return {str(number): leaf.detach() for number, leaf in enumerate(leaves)}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+SLOW = [row.name for row in ROWS if row.name.startswith(("compiled", "RNN nodes in ONNX"))]
+EACH_ROW = pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] if row.name in SLOW else [], id=row.name) for row in ROWS],
+)
+
+
+@EACH_ROW
 def test_manual_rnn_does_it(row):
     found, expected = (tensors(row.exercise(kind)) for kind in (ManualRNN, Loop))
     assert any(value.abs().max() > 1e-6 for value in expected.values() if value.numel())
     assert_same(found, expected, row.bound)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+@EACH_ROW
 def test_nn_rnn_still_does_what_the_table_says(row):
     if isinstance(row.builtin, Exception):
         with pytest.raises(type(row.builtin), match=re.escape(str(row.builtin))):

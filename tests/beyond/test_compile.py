@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, packed, twins
+from models import Tagger
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import Unsupported
@@ -50,21 +51,6 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-class Tagger(nn.Module):
-    """Embedding, recurrence, linear layer."""
-
-    def __init__(self, rnn: Any) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.embedding = nn.Embedding(7, rnn.input_size, dtype=torch.float64)
-        self.rnn = rnn
-        self.head = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), 2, dtype=torch.float64)
-
-    def forward(self, tokens: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, h_n = self.rnn(self.embedding(tokens), hx)
-        return self.head(output), h_n
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     "options",
@@ -89,6 +75,7 @@ def test_builtin_rnn_does_not_compile() -> None:
         compiled(Tagger(nn.RNN(3, 4)))(torch.randint(7, (5, 2)))
 
 
+@pytest.mark.slow
 def test_ten_lengths_are_two_graphs() -> None:
     builtin, manual = twins64(3, 4, **BOTH_WAYS)
     rnn = compiled(manual, dynamic=True)
@@ -113,6 +100,7 @@ def traced_nodes(model: nn.Module, T: int) -> int:
     return sum(traced)
 
 
+@pytest.mark.slow
 def test_the_graph_does_not_grow_with_the_length() -> None:
     builtin, manual = (Tagger(rnn) for rnn in twins64(3, 4))
     assert traced_nodes(manual, 20) == traced_nodes(manual, 1000)
@@ -141,6 +129,7 @@ def test_weights_are_read_anew() -> None:
     assert graphs() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_vmap(nonlinearity: str) -> None:
     builtin, manual = twins64(3, 4, **BOTH_WAYS, nonlinearity=nonlinearity)
@@ -155,6 +144,7 @@ def test_vmap(nonlinearity: str) -> None:
         compiled(torch.func.vmap(builtin))(xs)
 
 
+@pytest.mark.slow
 def test_per_sample_gradients() -> None:
     builtin, manual = twins64(3, 4, bidirectional=True)
     xs, weights = random(6, 5, 3).detach(), dict(manual.named_parameters())
@@ -229,6 +219,7 @@ def test_a_packed_input(lengths: list[int], given: bool) -> None:
     assert graphs() == 1
 
 
+@pytest.mark.slow
 @PACKED
 def test_packed_inputs_of_many_shapes_are_two_graphs() -> None:
     builtin, manual = twins64(3, 4)
@@ -262,6 +253,7 @@ def test_packing_inside_breaks_the_graph() -> None:
     assert_same({"output": found}, {"output": run(builtin, x, lengths)})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++, and there is no g++")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # inductor's own
 def test_inductor() -> None:

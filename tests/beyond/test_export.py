@@ -150,6 +150,7 @@ def read_elsewhere(preamble: str, program: Path, output: Path) -> subprocess.Com
     return subprocess.run([sys.executable, "-c", code, program, output], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_another_process(tmp_path: Path) -> None:
     """It has to import manual_rnn, which brings the op; one that doesn't is told which op is missing."""
     builtin, manual = twins(3, 4, dtype=torch.float64)

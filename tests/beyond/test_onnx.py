@@ -8,6 +8,7 @@ import pytest
 import torch
 from examples import LeakyRNN
 from helpers import assert_same, packed, twins
+from models import Tagger
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
@@ -19,24 +20,10 @@ UNSEEN = [(7, 2), (1, 1), (30, 5)]
 
 # What the exporter says of itself, whatever the model.
 pytestmark = [
+    pytest.mark.slow,  # each export takes seconds
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning"),  # nn.RNN's
 ]
-
-
-class Tagger(nn.Module):
-    """Embedding, recurrence, linear layer."""
-
-    def __init__(self, rnn: Any) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.embedding = nn.Embedding(7, rnn.input_size)
-        self.rnn = rnn
-        self.head = nn.Linear(rnn.hidden_size * (1 + rnn.bidirectional), 2)
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        output, h_n = self.rnn(self.embedding(tokens))
-        return self.head(output), h_n
 
 
 def arguments(rnn: Any, T: int, B: int, given: bool) -> tuple[Tensor, ...]:

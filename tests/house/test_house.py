@@ -132,11 +132,13 @@ assert losses[-1] < losses[0] / 2, losses
 """
 
 
+@pytest.mark.slow
 def test_without_optional_packages_it_imports_and_trains() -> None:
     done = fresh(TRAIN)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_importing_it_loads_nothing_optional() -> None:
     """Beyond what `import torch` has loaded."""
     done = fresh(

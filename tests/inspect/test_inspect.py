@@ -281,6 +281,7 @@ def test_lyapunov_exponents_need_a_step(warm_up: int) -> None:
         lyapunov_exponents(torch.zeros(4, 2, 2), warm_up)
 
 
+@pytest.mark.slow
 def test_importing_loads_no_matplotlib_and_hides_no_standard_module() -> None:
     code = """
 import manual_rnn.inspect, manual_rnn.pictures, inspect, sys

@@ -75,6 +75,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", range(WORLD))
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_two_processes_give_the_gradients_of_one(folder, wrap, rank):
