@@ -102,7 +102,7 @@ class ByHand(Loop):
         if self.drawn:
             T = len(self.drawn) // (self.num_layers * (1 + self.bidirectional))
             taken = T - 1 - place.t if place.reverse else place.t  # steps of the longest, before this one
-            chance = self.drawn[place.index * T + taken % T][place.rows]
+            chance = self.drawn[place.number * T + taken % T][place.rows]
         return self.equation(gates, h, w_hh.mT, chance)
 
 

@@ -5,9 +5,9 @@ r"""The judges: one for modules and one for recurrences, simple and never clever
     linear        y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
 
 Loops over plain tensors: no batching trick, no kernel, nothing of the package; PyTorch differentiates and
-transforms each step. Packed and nested sequences run one at a time, members of an ensemble too. Below them
-are the networks and inputs on which the transforms are judged, all in float64, and networks as functions of
-one vector.
+transforms each step. Packed and nested sequences run through a module one at a time; in a recurrence a
+sequence that isn't alive at a step keeps its state. Below them are the networks and inputs on which the
+transforms are judged, all in float64, and networks as functions of one vector.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ SLOPE: dict[str, Callable[[Tensor], Tensor]] = {  # through the state; ReLU has 
 
 
 class Place(NamedTuple):
-    """Where a step stands: its layer and direction, its time, and which sequences, longest first."""
+    """Where a step stands: number of its layer and direction, time, and which sequences, longest first."""
 
-    index: int
+    number: int
     reverse: bool
     t: int
     rows: slice
@@ -124,21 +124,21 @@ def recurrence(
     if w.dim() == 3:
         members = zip(x, y, w, strict=True)
         return torch.stack([recurrence(name, *member, batch_sizes, phi, reverse) for member in members])
-    if batch_sizes is not None:
-        rows = rows_of_each(batch_sizes)
-        others = [y[b : b + 1] if name == "elman" else y[own].unsqueeze(1) for b, own in enumerate(rows)]
-        pairs = [(x[own].unsqueeze(1), other) for own, other in zip(rows, others, strict=True)]
-        alone = [recurrence(name, *pair, w, None, phi, reverse).squeeze(1) for pair in pairs]
-        return packed_again(alone, rows)
-    before: Any = y if name == "elman" else None
+    steps = (lambda rows: [*rows]) if batch_sizes is None else (lambda rows: rows.split(batch_sizes.tolist()))
+    zs, hs = steps(x), [] if name == "elman" else steps(y)
+    if not len(zs):
+        return torch.empty_like(x)
+    state = y if name == "elman" else torch.zeros_like(zs[0])
     states: dict[int, Tensor] = {}
-    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
+    for t in reversed(range(len(zs))) if reverse else range(len(zs)):
+        alive = len(zs[t])
         if name == "elman":
-            before = PHI[phi](x[t] + before @ w.mT)
+            states[t] = PHI[phi](zs[t] + state[:alive] @ w.mT)
         else:
-            before = SLOPE[phi](y[t]) * (x[t] if before is None else x[t] + before @ w)
-        states[t] = before
-    return torch.stack([states[t] for t in range(x.size(0))]) if states else torch.empty_like(x)
+            states[t] = SLOPE[phi](hs[t]) * (zs[t] + state[:alive] @ w)
+        state = torch.cat([states[t], state[alive:]])
+    join = torch.stack if batch_sizes is None else torch.cat
+    return join([states[t] for t in range(len(zs))])
 
 
 def rows_of_each(batch_sizes: Tensor) -> list[list[int]]:

@@ -116,7 +116,8 @@ def swapped_parameters() -> Iterator[None]:
 def test_loading_and_converting_with_swapped_parameters() -> None:
     """`nn.RNN` itself can't: its weak references to the weights stand in the way."""
     options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
-    builtin, rnn = nn.RNN(4, 6, **options), ManualRNN(4, 6, **options)
+    builtin: Any = nn.RNN(4, 6, **options)
+    rnn = ManualRNN(4, 6, **options)
     with torch.no_grad():
         builtin.weight_hh_l0.zero_()
     input = torch.randn(5, 3, 4)

@@ -1,4 +1,4 @@
-r"""The memory of what goes in and comes out: strides, order, edits in place, a graph used twice."""
+r"""The memory of what comes out: strides, and no storage shared."""
 
 from collections.abc import Callable
 from typing import Any
