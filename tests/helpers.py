@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from internals import kernels
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from manual_rnn import ManualRNN, kernels
+from manual_rnn import ManualRNN
 
 __all__ = [
     "EVERY_OPTION",

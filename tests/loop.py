@@ -1,35 +1,66 @@
-r"""The judge: an Elman network as a loop over plain tensors, simple and never clever.
+r"""The judges: one for modules and one for recurrences, simple and never clever.
 
-    h_t = phi(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)
+    module        h_t = phi(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)
+    elman         h_t = phi(z_t + h_{t-1} w^T)              h before the first step = h0
+    linear        y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
 
-No batching trick, no kernel, nothing of the package: PyTorch differentiates and transforms each step. Packed
-and nested sequences run one at a time. Below it are the networks and inputs on which the transforms are
-judged, all in float64, and networks as functions of one vector.
+Loops over plain tensors: no batching trick, no kernel, nothing of the package; PyTorch differentiates and
+transforms each step. Packed and nested sequences run through a module one at a time; in a recurrence a
+sequence that isn't alive at a step keeps its state. Below them are the networks and inputs on which the
+transforms are judged, all in float64, and networks as functions of one vector.
 """
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-__all__ = ["CASES", "LAYOUTS", "NETWORKS", "Loop", "as_function", "build", "case_id", "outputs", "sample"]
+__all__ = [
+    "CASES",
+    "LAYOUTS",
+    "NETWORKS",
+    "Loop",
+    "Place",
+    "as_function",
+    "build",
+    "case_id",
+    "outputs",
+    "recurrence",
+    "sample",
+]
 
-PHI = {"tanh": torch.tanh, "relu": torch.relu}
+PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+SLOPE: dict[str, Callable[[Tensor], Tensor]] = {  # through the state; ReLU has none at zero, and one at NaN
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h <= 0).logical_not().to(h.dtype),
+}
+
+
+class Place(NamedTuple):
+    """Where a step stands: number of its layer and direction, time, and which sequences, longest first."""
+
+    number: int
+    reverse: bool
+    t: int
+    rows: slice
 
 
 class Loop(nn.RNN):
-    """Parameters and arguments of `nn.RNN`, computed step by step."""
+    """Parameters and arguments of `nn.RNN`, computed step by step; each weight is read once, by its name."""
+
+    def step(self, gates: Tensor, h: Tensor, w_hh: Tensor, place: Place) -> Tensor:
+        """The state after one step; the judge of another recurrence overrides it."""
+        return PHI[self.nonlinearity](gates + h @ w_hh.mT)
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         if input.is_nested:
-            outputs, states = self._one_by_one(list(input.unbind()), hx)
-            return outputs, states
+            return self._one_by_one(list(input.unbind()), hx)
         if input.dim() == 2:
             output, h_n = self._padded(input.unsqueeze(1), None if hx is None else hx.unsqueeze(1))
             return output.squeeze(1), h_n.squeeze(1)
@@ -40,24 +71,24 @@ class Loop(nn.RNN):
 
     def _packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         data, sizes, order, inverse = input
-        starts, B = sizes.cumsum(0) - sizes, int(sizes[0])
-        rows = [[int(s) + k for s, size in zip(starts, sizes, strict=True) if k < size] for k in range(B)]
+        rows = rows_of_each(sizes)
         hx = hx if hx is None or order is None else hx[:, order]
         outputs, h_n = self._one_by_one([data[own] for own in rows], hx)
-        places = torch.tensor([row for own in rows for row in own]).argsort()
         h_n = h_n if inverse is None else h_n[:, inverse]
-        return input._replace(data=torch.cat(outputs)[places]), h_n
+        return input._replace(data=packed_again(outputs, rows)), h_n
 
     def _one_by_one(self, sequences: list[Tensor], hx: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        longest_first = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
         outputs, states = [], []
         for number, sequence in enumerate(sequences):
             own = None if hx is None else hx[:, number : number + 1]
-            output, h_n = self._padded(sequence.unsqueeze(1), own)
+            rank = longest_first.index(number)
+            output, h_n = self._padded(sequence.unsqueeze(1), own, slice(rank, rank + 1))
             outputs.append(output.squeeze(1))
             states.append(h_n)
         return outputs, torch.cat(states, dim=1)
 
-    def _padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _padded(self, input: Tensor, hx: Tensor | None, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
         if hx is None:
             number = self.num_layers * len(suffixes)
@@ -68,21 +99,59 @@ class Loop(nn.RNN):
                 input = torch.dropout(input, self.dropout, True)
             directions = []
             for suffix in suffixes:
-                states, h = self._direction(input, hx[len(last)], f"_l{layer}{suffix}")
+                place = Place(len(last), bool(suffix), 0, rows)
+                states, h = self._direction(input, hx[len(last)], f"_l{layer}{suffix}", place)
                 directions.append(states)
                 last.append(h)
             input = torch.cat(directions, dim=-1)
         return input, torch.stack(last)
 
-    def _direction(self, input: Tensor, h: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+    def _direction(self, input: Tensor, h: Tensor, suffix: str, place: Place) -> tuple[Tensor, Tensor]:
         w_ih, w_hh = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
         bias = getattr(self, f"bias_ih{suffix}") + getattr(self, f"bias_hh{suffix}") if self.bias else 0
         states: dict[int, Tensor] = {}
         T = input.size(0)
-        for t in reversed(range(T)) if suffix.endswith("_reverse") else range(T):
-            h = PHI[self.nonlinearity](input[t] @ w_ih.mT + h @ w_hh.mT + bias)
+        for t in reversed(range(T)) if place.reverse else range(T):
+            h = self.step(input[t] @ w_ih.mT + bias, h, w_hh, place._replace(t=t))
             states[t] = h
         return torch.stack([states[t] for t in range(T)]) if T else input.new_empty(0, *h.shape), h
+
+
+def recurrence(
+    name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
+) -> Tensor:
+    """ "elman" of `(z, h0, w)` or "linear" of `(v, h, a)`; a leading `G` on all or none."""
+    if w.dim() == 3:
+        members = zip(x, y, w, strict=True)
+        return torch.stack([recurrence(name, *member, batch_sizes, phi, reverse) for member in members])
+    steps = (lambda rows: [*rows]) if batch_sizes is None else (lambda rows: rows.split(batch_sizes.tolist()))
+    zs, hs = steps(x), [] if name == "elman" else steps(y)
+    if not len(zs):
+        return torch.empty_like(x)
+    state = y if name == "elman" else torch.zeros_like(zs[0])
+    states: dict[int, Tensor] = {}
+    for t in reversed(range(len(zs))) if reverse else range(len(zs)):
+        alive = len(zs[t])
+        if name == "elman":
+            states[t] = PHI[phi](zs[t] + state[:alive] @ w.mT)
+        else:
+            states[t] = SLOPE[phi](hs[t]) * (zs[t] + state[:alive] @ w)
+        state = torch.cat([states[t], state[alive:]])
+    join = torch.stack if batch_sizes is None else torch.cat
+    return join([states[t] for t in range(len(zs))])
+
+
+def rows_of_each(batch_sizes: Tensor) -> list[list[int]]:
+    """For each sequence of a packed batch, longest first, the numbers of its rows."""
+    starts, B = (batch_sizes.cumsum(0) - batch_sizes).tolist(), int(batch_sizes[0])
+    sizes = batch_sizes.tolist()
+    return [[start + b for start, size in zip(starts, sizes, strict=True) if b < size] for b in range(B)]
+
+
+def packed_again(sequences: list[Tensor], rows: list[list[int]]) -> Tensor:
+    """The rows of all sequences in packed order."""
+    places = torch.tensor([row for own in rows for row in own]).argsort()
+    return torch.cat(sequences)[places]
 
 
 NETWORKS: list[dict[str, Any]] = [

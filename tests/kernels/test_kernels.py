@@ -1,0 +1,79 @@
+r"""Asking for a kernel, and being told which one runs."""
+
+from typing import Any
+
+import pytest
+import torch
+from internals import kernels
+
+from manual_rnn import ManualRNN, explain_kernel, use_kernel
+
+
+def line(text: str, name: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(name))
+
+
+def test_names_are_checked() -> None:
+    with (
+        pytest.raises(ValueError, match=r"expected a kernel among default, reference, .*, got 'cudnn'"),
+        use_kernel("cudnn"),
+    ):
+        pass
+
+
+def test_what_was_asked_for_ends_with_the_block() -> None:
+    with use_kernel("reference"):
+        with use_kernel("torch"):
+            assert kernels.asked() == "torch"
+        assert kernels.asked() == "reference"
+    assert kernels.asked() == "default"
+
+
+def test_a_kernel_that_cannot_run_raises_with_the_reason() -> None:
+    rnn = ManualRNN(3, 4, dtype=torch.float64)
+    with use_kernel("native"), pytest.raises(RuntimeError, match="kernel 'native' can't run here: "):
+        rnn(torch.randn(5, 2, 3, dtype=torch.float64))
+
+
+def test_double_precision_runs_in_torch() -> None:
+    rnn = ManualRNN(3, 4, dtype=torch.float64)
+    told = explain_kernel(rnn, torch.randn(5, 2, 3, dtype=torch.float64))
+    assert line(told, "torch") == "torch     runs: the fastest that can"
+    assert "can't run here: " in line(told, "native")
+    assert line(told, "reference") == "reference could run too, but torch was chosen"
+
+
+def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, input, ran = ManualRNN(3, 4), torch.randn(5, 2, 3), []
+
+    def watched(name: str, entrance: Any) -> Any:
+        def watch(*args: Any) -> Any:
+            ran.append(name)
+            return entrance(*args)
+
+        return watch
+
+    for name, kernel in kernels.FASTEST_FIRST.items():
+        for entrance in {"elman", "layer"} & set(vars(kernel)):
+            monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
+    rnn(input)
+    assert len(ran) == 1
+    assert line(explain_kernel(rnn, input), ran[0]).endswith("runs: the fastest that can")
+
+
+def test_autocast_lowers_what_is_judged() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        told = explain_kernel(ManualRNN(3, 4), torch.randn(5, 2, 3))
+    assert "can't run here: " in line(told, "native")
+
+
+def test_your_own_recurrence_runs_in_the_reference() -> None:
+    told = explain_kernel(ManualRNN(3, 4, nonlinearity=torch.sin), torch.randn(5, 2, 3))
+    assert line(told, "reference") == "reference runs: the fastest that can"
+    assert "this recurrence is your own" in line(told, "torch")
+
+
+def test_asked_for_and_unable() -> None:
+    with use_kernel("torch"):
+        told = explain_kernel(ManualRNN(3, 4, nonlinearity=torch.sin), torch.randn(5, 2, 3))
+    assert line(told, "torch").startswith("torch     was asked for and would raise: ")

@@ -1,0 +1,120 @@
+r"""Edits in place, of what came out and of what went in: noticed, or without consequence."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from helpers import KERNELS, PHI, error, twins
+from internals import elman
+from loop import NETWORKS, build, sample
+from torch import Tensor, nn
+from torch.func import grad, vjp
+
+from manual_rnn import ManualRNN, use_kernel
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_output_can_be_detached_in_place(options: dict[str, Any]) -> None:
+    output, h_n = ManualRNN(4, 6, **options)(torch.randn(5, 3, 4))
+    output.detach_()
+    h_n.sum().backward()
+
+
+@KERNELS
+@PHI
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_first": True},
+        {"bidirectional": True},
+        {"bidirectional": True, "batch_first": True},
+        {"num_layers": 2, "bidirectional": True},
+    ],
+    ids=str,
+)
+def test_editing_the_output_in_place_is_noticed_or_survives(
+    options: dict[str, Any], nonlinearity: str, kernel: str
+) -> None:
+    """A fused kernel differentiates by its output, and so must notice; `nn.RNN` on a GPU does."""
+    builtin, manual = twins(4, 6, nonlinearity=nonlinearity, **options)
+    input = torch.randn(5, 3, 4, requires_grad=True)
+
+    def run(rnn: nn.Module) -> list[Tensor]:
+        output, h_n = rnn(input)
+        output.mul_(2)
+        return list(torch.autograd.grad(output.sum() + h_n.square().sum(), [input, *rnn.parameters()]))
+
+    expected = run(builtin)
+    fused_to_the_end = kernel != "reference" and not options.get("bidirectional")
+    notices = pytest.raises(RuntimeError, match="modified by an inplace operation")
+    with use_kernel(kernel), notices if fused_to_the_end else nullcontext():
+        assert max(map(error, run(manual), expected)) < 1e-6
+
+
+@KERNELS
+def test_editing_h_n_in_place_survives(kernel: str) -> None:
+    builtin, manual = twins(4, 6)
+    input = torch.randn(5, 3, 4, requires_grad=True)
+    found = []
+    for rnn in (builtin, manual):
+        with use_kernel(kernel):
+            output, h_n = rnn(input)
+        h_n.mul_(3)
+        found.append(torch.autograd.grad(output.sum() + h_n.sum(), [input, *rnn.parameters()]))
+    assert max(map(error, *found)) < 2e-6
+
+
+@KERNELS
+@pytest.mark.parametrize("edited", ["input", "hx", "weight_hh_l0", "weight_ih_l1"])
+def test_editing_an_argument_before_backward_raises(edited: str, kernel: str) -> None:
+    for rnn in twins(4, 6, 2):
+        arguments = {"input": torch.randn(5, 3, 4), "hx": torch.randn(2, 3, 6)}
+        with use_kernel(kernel):
+            output, _ = rnn(**arguments)
+        with torch.no_grad():
+            (arguments | dict(rnn.named_parameters()))[edited].zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+@pytest.mark.parametrize("edited", ["weight_hh_l0", "hx", "output", "cotangent", "first gradient"])
+def test_edits_between_the_orders_are_noticed(edited):
+    """What the graph of a gradient saves: weights, h0, states, the cotangent, the result of `linear`."""
+    torch.manual_seed(0)
+    z, h0, w, c = torch.randn(3, 2, 3), torch.randn(2, 3), torch.randn(3, 3), torch.randn(3, 2, 3)
+    args = [x.requires_grad_() for x in (z, h0, w, c)]
+    own_h0, own_w, own_c = h0.clone(), w.clone(), c.clone()
+    h = elman(z, own_h0, own_w, None, "tanh", False, "torch")
+    first = torch.autograd.grad(h, args[:3], own_c, create_graph=True)
+    value = torch.stack([g.sin().sum() for g in first]).sum()
+    victim = {
+        "weight_hh_l0": own_w,
+        "hx": own_h0,
+        "output": h,
+        "cotangent": own_c,
+        "first gradient": first[0],
+    }
+    with torch.no_grad():
+        victim[edited].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, args)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp"])
+def test_an_edit_in_place_under_a_transform(transform):
+    """The error, or the numbers of the edited program: whatever plain tensors give."""
+
+    def edited(rnn):
+        def value(x: Tensor) -> Tensor:
+            output, _ = rnn(x)
+            output.mul_(2)
+            return output.sin().sum()
+
+        return value
+
+    x = sample(NETWORKS[0], "batched")[0]
+    for f in (edited(build(ManualRNN, NETWORKS[0])), lambda x: torch.tanh(x).mul_(2).sin().sum()):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            grad(f)(x) if transform == "grad" else vjp(f, x)[1](torch.ones((), dtype=x.dtype))

@@ -1,0 +1,36 @@
+r"""Packed sequences: their order, and each of them as if alone."""
+
+import pytest
+import torch
+from helpers import KERNELS, assert_same_results, packed, twins
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from manual_rnn import ManualRNN, use_kernel
+
+
+def test_a_packed_output_keeps_the_order() -> None:
+    """Of the rows in the packed output, and of the sequences in `h_n`."""
+    builtin, manual = twins(4, 6, 2, bidirectional=True)
+    input = packed(torch.randn(5, 3, 4), [2, 5, 3])
+    (found, h_n), (expected, expected_h_n) = manual(input), builtin(input)
+    assert isinstance(found, PackedSequence)
+    assert_same_results((found.data, h_n), (expected.data, expected_h_n))
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@KERNELS
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 4, 2, 5], [2, 2, 2, 2]])
+def test_a_packed_batch_equals_each_sequence_alone(
+    lengths: list[int], bidirectional: bool, kernel: str
+) -> None:
+    rnn = ManualRNN(4, 6, num_layers=2, bidirectional=bidirectional)
+    input, hx = torch.randn(max(lengths), 4, 4), torch.randn(4 if bidirectional else 2, 4, 6)
+    with use_kernel(kernel):
+        output, h_n = rnn(packed(input, lengths), hx)
+        padded, _ = pad_packed_sequence(output)
+        for b, length in enumerate(lengths):
+            alone, alone_h_n = rnn(input[:length, b], hx[:, b])
+            assert_same_results((padded[:length, b], h_n[:, b]), (alone, alone_h_n), 2e-6)
+            assert not padded[length:, b].any()
