@@ -3,7 +3,7 @@ r"""Every check a user can meet, with the exception types and the words of `torc
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -189,7 +189,7 @@ def check_counts(rnn: Any, found: list[list[str]]) -> None:
         raise RuntimeError(f"Expected {word} weights in stacked_rnn")
 
 
-def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[tuple[Any, ...]]) -> None:
+def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: Sequence[Sequence[Any]]) -> None:
     """State and weights fit the input in device and dtype, and the weights are `(H, I)`, `(H, H)`, `(H,)`.
 
     `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does. Autocast has
@@ -206,7 +206,7 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: list[tuple[Any, 
                 _say_mismatch(rnn._all_weights[index], group, shapes, input)
 
 
-def _say_mismatch(names: list[str], group: tuple[Tensor, ...], shapes: Any, input: Tensor) -> None:
+def _say_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
     for name, weight, shape in zip(names, group, shapes, strict=False):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")

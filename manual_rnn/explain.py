@@ -12,7 +12,7 @@ __all__ = ["explain_kernel"]
 
 
 def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
-    r"""Say, a line for each kernel, which one `rnn(input, hx)` would run here and now, and why not the others.
+    r"""Say, a line for each kernel, which one `rnn(input, hx)` would run now, and why not the others.
 
     Nothing runs. Under `use_kernel` it tells what was asked for, and whether that would raise. Where the
     layers differ, since the weights of one are of a kind of their own, each has its lines.
@@ -31,7 +31,7 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 def _verdicts(rnn: ManualRNN, tensors: tuple[Tensor | None, ...]) -> str:
     reasons = kernels.reasons(*tensors)
     if rnn._builtin_phi() is None:
-        reasons = {name: OWN_RECURRENCE for name in reasons} | {kernels.REFERENCE: None}
+        reasons = dict.fromkeys(reasons, OWN_RECURRENCE) | {kernels.REFERENCE: None}
     asked = kernels.asked()
     able = [name for name, reason in reasons.items() if reason is None]
     chosen = able[0] if asked == kernels.DEFAULT else asked

@@ -168,9 +168,9 @@ class ManualRNN(RNNBase):
         """The weights of every layer and direction, read anew, so that no change goes unseen."""
         checks.check_counts(self, self._all_weights)
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow
-        weights = []
+        weights: list[Weights] = []
         for names in self._all_weights:
-            group = []
+            group: list[Any] = []
             for name in names:
                 weight = known[name] if name in known else getattr(self, name)
                 if not isinstance(weight, Tensor):

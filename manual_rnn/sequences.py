@@ -74,7 +74,7 @@ class _Packed(Sequences):
         self.rows = self.data
         self.hx = None if hx is None else rnn.permute_hidden(hx, self.order)
 
-    def restore(self, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Any, Tensor]:
         packed = PackedSequence(output, self.batch_sizes, self.order, self.inverse)
         return packed, self.rnn.permute_hidden(h_n, self.inverse)
 
@@ -95,12 +95,9 @@ class _Nested(_Packed):
             hx = rnn.permute_hidden(hx, order)
             self.hx, self.kept = hx[:, :alive], hx[:, alive:]
 
-    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+    def restore(self, output: Tensor, h_n: Tensor) -> tuple[Any, Tensor]:
         jagged = torch.nested.nested_tensor_from_jagged(output.index_select(0, self.place), self.offsets)
-        if self.hx is None:
-            kept = h_n.new_zeros(h_n.size(0), self.unread, h_n.size(2))
-        else:
-            kept = self.kept
+        kept = h_n.new_zeros(len(h_n), self.unread, h_n.size(2)) if self.hx is None else self.kept
         return jagged, self.rnn.permute_hidden(torch.cat([h_n, kept], dim=1), self.inverse)
 
 

@@ -1,9 +1,10 @@
 r"""What tests know of the package's inside, named in one place: whoever moves it, changes it here.
 
-kernels            the choice of kernel: `FASTEST_FIRST`, `REFERENCE`, `asked`, `why_not` of each
+kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `load`, `reasons`
 native             the kernel in C
-elman, linear      the two recurrences, as functions with derivatives to any order
-OPS                the same two as operators of torch
+elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
+Walk               the order of steps over rows
+OPS                the same two, and the layer, as operators of torch
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
 """
 
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
-import manual_rnn.fused
 from manual_rnn import kernels
 from manual_rnn.kernels import native
-from manual_rnn.recurrence import elman, linear
+from manual_rnn.kernels.walk import Walk
+from manual_rnn.recurrence import rules
+from manual_rnn.recurrence.rules import elman, linear_recurrence
 
-__all__ = ["FUSED", "OPS", "elman", "kernels", "linear", "native"]
+__all__ = ["FUSED", "OPS", "Walk", "elman", "kernels", "linear_recurrence", "native"]
 
 OPS: Any = torch.ops.manual_rnn
-FUSED: tuple[Any, str] = (manual_rnn.fused, "states")
+FUSED: tuple[Any, str] = (rules, "layer")

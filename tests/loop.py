@@ -120,7 +120,7 @@ class Loop(nn.RNN):
 def recurrence(
     name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
 ) -> Tensor:
-    """ "elman" of `(z, h0, w)` or "linear" of `(v, h, a)`; a leading `G` on all or none."""
+    """ "elman" of `(z, h0, w)` or "linear_recurrence" of `(v, h, a)`; a leading `G` on all or none."""
     if w.dim() == 3:
         members = zip(x, y, w, strict=True)
         return torch.stack([recurrence(name, *member, batch_sizes, phi, reverse) for member in members])

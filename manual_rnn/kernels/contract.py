@@ -8,10 +8,10 @@ What a kernel doesn't offer is composed from the rung below, once, in `manual_rn
 kernel computes; it knows nothing of autograd, of traces or of transforms.
 
 Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `N` rows of a packed batch, `G` independent
-weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, I)`, `(N, H)` with
-`batch_sizes (T,)`, which never grow; `h0 (B, H)`; `w`, `a` `(H, H)`; for `elman` and `linear_recurrence` one more
-axis `G` in front of all or of none. `phi` is a key of `phi.PHI`; `reverse` runs time from its end. What comes
-back is new, contiguous memory.
+weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, I)`, `(N, H)`
+with `batch_sizes (T,)`, which never grow; `h0 (B, H)`; `w`, `a` `(H, H)`; for `elman` and `linear_recurrence`
+one more axis `G` in front of all or of none. `phi` is a key of `phi.PHI`; `reverse` runs time from its end.
+What comes back is new, contiguous memory.
 """
 
 from typing import Any, Protocol

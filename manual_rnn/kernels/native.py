@@ -77,7 +77,7 @@ def layer(
     phi: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    r"""`x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`, `w_ih (H, I)`, `w_hh (H, H)`, both biases `(H,)` or neither.
+    r"""`x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`, `w_ih (H, I)`, `w_hh (H, H)`, biases `(H,)` or None.
 
     Returns the states and the last of each sequence; None where a matrix product over all steps comes first
     at less cost.

@@ -45,7 +45,9 @@ def layer(
 def scan(step: Step, gates: Tensor, h0: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
     r"""`gates (T, B, H)` or packed `(N, H)`, `h0 (B, H)`; returns the states, shaped as `gates`, and the
     last one of each sequence, `(B, H)`."""
-    hidden, states, ended = h0, [], []
+    hidden = h0
+    states: list[Tensor] = []
+    ended: list[Tensor] = []
     for gates_t in walk.steps(gates):
         rows, alive = gates_t.size(-2), hidden.size(-2)
         if rows < alive and states:

@@ -55,8 +55,13 @@ class Walk(NamedTuple):
     def add_to_last(self, x: Tensor, last: Tensor) -> Tensor:
         """A new tensor like `x`, plus `last (B, H)` at the rows at which the walk ends."""
         if self.batch_sizes is None:
-            at = 0 if self.reverse else -1
-            return x.select_scatter(x.select(self.dim, at) + last, self.dim, at)
+            last, n = last.unsqueeze(self.dim), x.size(self.dim) - 1
+            end, others = (
+                x.narrow(self.dim, 0 if self.reverse else n, 1),
+                x.narrow(self.dim, int(self.reverse), n),
+            )
+            parts = (end + last, others) if self.reverse else (others, end + last)
+            return torch.cat(parts, dim=self.dim)
         B = last.size(-2)
         if self.reverse:
             rows = torch.arange(B, device=x.device)
@@ -103,7 +108,7 @@ def _starts(batch_sizes: Tensor) -> Tensor:
 
 
 def _last_rows(batch_sizes: Tensor, B: int) -> Tensor:
-    """The row of the last step of each sequence. Sizes never grow, so a sequence's length is found by search."""
+    """The row of the last step of each sequence. Sizes never grow, so search finds how long each is."""
     sequence = torch.arange(B, device=batch_sizes.device)
     ended = torch.searchsorted(batch_sizes.flip(0), sequence, right=True)  # steps that it didn't live to see
     return _starts(batch_sizes)[batch_sizes.size(0) - ended - 1] + sequence

@@ -13,7 +13,8 @@ can't), with the versions it was tried on. Where one is missing, `plain` is Fals
 operators then, which is slower and as right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,9 +30,9 @@ from ..kernels.contract import PLAIN_TYPES, why_foreign
 
 __all__ = ["Rule", "nestable", "plain", "sibling", "single_level", "way", "without_derivative"]
 
-# The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these rules
-# are always at one level, below the operator whose Autograd key they are. `Function` itself raises there since
-# 2.14, and its Python `apply` binds a signature at every call, for 40 us.
+# The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these
+# rules are always at one level, below the operator whose Autograd key they are. `Function` itself raises
+# there since 2.14, and its Python `apply` binds a signature at every call, for 40 us.
 Function: Any = _SingleLevelFunction
 # Of the one transform that the dispatcher is at (torch 2.11 to 2.15).
 single_level = enable_single_level_autograd_function
@@ -55,7 +56,7 @@ class Rule(Function):
 def way(rule: type[Rule], kernel: str, *tensors: Tensor | None) -> Way:
     """How `rule` is to be called on these tensors."""
     if torch.compiler.is_compiling() or not plain(*tensors):
-        foreign = kernel == REFERENCE or any([x is not None and why_foreign(x) for x in tensors])
+        foreign = kernel == REFERENCE or any(x is not None and why_foreign(x) for x in tensors)
         return rule.by_reference if foreign else rule.op
     if kernel == REFERENCE or (tensors[0] is not None and tensors[0].is_complex()):
         return rule.by_reference
@@ -74,8 +75,8 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether eager numbers are all there is to these tensors (gradients may still be wanted).
 
     No transform, mode, tracer or forward-mode level is in force (torch 2.11 to 2.15). Modes of
-    `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only the default
-    device, which is one, doesn't.
+    `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only the
+    default device, which is one, doesn't.
     """
     if (
         torch._C._are_functorch_transforms_active()
@@ -109,22 +110,23 @@ def _learn_keys(kind: str) -> frozenset[int]:
 
 
 def without_derivative(rule: type[Rule], *tensors: Tensor | None) -> Way:
-    """How the forward of a rule is to call it.
-
-    `apply` turns off all differentiation, but a transform around the present one still wants its own.
-    """
+    """How the forward of a rule is to call it."""
     if plain(*tensors):
         return rule.compute
 
     def below_autograd(*args: Any) -> Any:
-        with (
-            torch.enable_grad(),
-            forward_ad._set_fwd_grad_enabled(True),
-            torch._C._AutoDispatchBelowAutograd(),
-        ):
+        with below_this_level():
             return rule.op(*args)
 
     return below_autograd
+
+
+@contextmanager
+def below_this_level() -> Iterator[None]:
+    """For the forward of a rule: `apply` turns off all differentiation, but a transform around the present
+    one still wants its own."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        yield
 
 
 def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,6 +144,16 @@ def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return differentiable
 
 
-def sibling(x: Tensor) -> Tensor:
-    """`x` for backward to keep: a copy that is made only when either is written (torch 2.11 to 2.15)."""
-    return torch._lazy_clone(x)
+def sibling(x: Tensor) -> Tensor | None:
+    """`x` for backward to keep while the user may write to `x`: copied only when either is written
+    (torch 2.11 to 2.15), or at once under a transform, which knows no such copy.
+
+    None where nobody can write in between: in a trace, which turns edits into operations, and in forward
+    mode.
+    """
+    if type(x) not in PLAIN_TYPES or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+        return None
+    if not torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return torch._lazy_clone(x)
+    with below_this_level():
+        return x.clone()

@@ -33,7 +33,8 @@ def run_layer(
     `phi` names a nonlinearity, or is a function from the first state `(B, H)` to a step of the user's own.
 
     Returns:
-        The state after every step, `(T, B, D * H)` or `(N, D * H)`, and the last of each sequence, `(D, B, H)`.
+        The state after every step, `(T, B, D * H)` or `(N, D * H)`, and the last of each sequence,
+        `(D, B, H)`.
 
     Raises:
         RuntimeError: if a kernel was asked for that can't run this recurrence.

@@ -17,9 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.walk import Walk
 from .dispatch import Rule, single_level
 
-__all__ = ["check_layer", "check_recurrence", "define", "fake_layer", "fake_recurrence", "fold_recurrence"]
+__all__ = [
+    "check_layer",
+    "check_recurrence",
+    "define",
+    "fake_layer",
+    "fake_recurrence",
+    "fold_layer",
+    "fold_recurrence",
+]
 
 OPTIONS = "Tensor? batch_sizes, str phi, bool reverse, str kernel"
 
@@ -85,22 +94,43 @@ def fold_recurrence(rule: type[Rule]) -> Callable[..., tuple[Tensor, int]]:
     return fold
 
 
-def fold_layer(rule: type[Rule], composed: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule of a layer: the batch takes the new axis, or each part of the layer by its own rule."""
+def fold_layer(rule: type[Rule], recurrence: type[Rule]) -> Callable[..., Any]:
+    """The vmap rule of a layer: the batch takes the new axis where all weights are shared; else the
+    projection of each member comes first, and then the rule of the recurrence."""
 
     def fold(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         x, h0, *weights, batch_sizes, phi, reverse, kernel = args
+        options, size = (batch_sizes, phi, reverse, kernel), info.batch_size
         _one_packing(in_dims[6])
         if any(dim is not None for dim in in_dims[2:6]):
-            return torch.vmap(composed, in_dims)(*args), (0, 0)
-        size = info.batch_size
+            z = _project_members(size, in_dims, x, *weights)
+            states, at = fold_recurrence(recurrence)(
+                info, (0, *in_dims[1:4:2], None), z, h0, weights[1], *options
+            )
+            states = states.movedim(at, 0)
+            last = Walk(1, reverse, batch_sizes).last(states, axis_at(0, h0, in_dims[1], size).size(1))
+            return (states, last.clone()), (0, 0)
         x, h0 = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, h0), in_dims, strict=False))
         rows = None if batch_sizes is None else batch_sizes * size
-        found = rule.op(x, h0, *weights, rows, phi, reverse, kernel)
+        found = rule.op(x, h0, *weights, rows, *options[1:])
         states, last = (each.unflatten(-2, (-1, size)) for each in found)
         return (states, last), (states.dim() - 2, last.dim() - 2)
 
     return fold
+
+
+def _project_members(
+    size: int, in_dims: tuple, x: Tensor, w_ih: Tensor, _: Tensor, *biases: Tensor | None
+) -> Tensor:
+    """`z (size, T, B, H)` or `(size, N, H)`, of each member with its own weights and biases."""
+    x, w_ih = axis_at(0, x, in_dims[0], size), axis_at(0, w_ih, in_dims[2], size)
+    between = (1,) * (x.dim() - 3)
+    w_t = w_ih.mT  # (size, I, H)
+    z = x @ w_t.reshape(size, *between, *w_t.shape[1:])
+    for bias, dim in zip(biases, in_dims[4:6], strict=True):
+        if bias is not None:
+            z = z + axis_at(0, bias, dim, size).reshape(size, *between, 1, -1)
+    return z
 
 
 def _one_packing(dim: int | None) -> None:

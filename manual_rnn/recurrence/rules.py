@@ -23,6 +23,7 @@ Letters and shapes are those of `kernels/contract.py`. Each rule is one op to ev
 (`operators.py`), and `dispatch.way` says how a call of it runs.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ def layer(
     reverse: bool,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    r"""$h_t = \phi(x_t W_{ih}^T + b_{ih} + b_{hh} + h_{t-1} W_{hh}^T)$, and the last state of each sequence."""
+    r"""$h_t = \phi(x_t W_{ih}^T + b_{ih} + b_{hh} + h_{t-1} W_{hh}^T)$, and each sequence's last state."""
     way = dispatch.way(Layer, kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
     return way(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernel)
 
@@ -216,21 +217,6 @@ class Layer(Rule):
         """`compute` for whoever calls the operator."""
         operators.check_layer(x, h0, (w_ih, w_hh, bias_ih, bias_hh), batch_sizes)
         return Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-
-    @staticmethod
-    def composed(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """The same, from the rung below."""
-        states = elman(project(x, w_ih, bias_ih, bias_hh), h0, w_hh, batch_sizes, *options)
-        return states, Walk(0, options[1], batch_sizes).last(states, h0.size(0)).clone()
 
     @staticmethod
     def by_reference(
@@ -279,12 +265,12 @@ class Layer(Rule):
         states, last = run(*tensors, batch_sizes, *options)
         ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
         ctx.set_materialize_grads(False)
-        if run is not Layer.compute:  # a trace or a transform sees no edit in place; tangents need all
+        kept = dispatch.sibling(states)
+        if kept is None:
             ctx.save_for_backward(states, x, h0, w_ih, w_hh)
             ctx.save_for_forward(states, x, h0, w_ih, w_hh)
             return states, last
-        kept = dispatch.sibling(states)
-        need = _kept_for(*ctx.needs_input_grad[:4], steps_of(x, batch_sizes))
+        need = _kept_for(ctx.needs_input_grad, steps_of(x, batch_sizes))
         ctx.save_for_backward(kept, *(t if n else None for t, n in zip(tensors, need, strict=False)))
         return states, last, kept
 
@@ -344,15 +330,16 @@ def steps_of(x: Tensor, batch_sizes: Tensor | None) -> int:
     return (x if batch_sizes is None else batch_sizes).size(0)
 
 
-def _kept_for(x: bool, h0: bool, w_ih: bool, w_hh: bool, T: int) -> tuple[bool, bool, bool, bool]:
-    """Which of them backward needs, by which of them want a gradient."""
+def _kept_for(want: Sequence[bool], T: int) -> tuple[bool, bool, bool, bool]:
+    """Which of `x`, `h0`, `w_ih` and `w_hh` backward needs, by which of them want a gradient."""
+    x, h0, w_ih, w_hh, *_ = want
     return w_ih, w_hh, x, h0 or T > 1
 
 
 def _safe_to_keep(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, batch_sizes: Tensor | None) -> Any:
     """What backward will keep as a view: of the tensor itself `.data = ...` would change what was kept."""
     tensors = x, h0, w_ih, w_hh
-    need = _kept_for(*[t.requires_grad for t in tensors], steps_of(x, batch_sizes))
+    need = _kept_for([t.requires_grad for t in tensors], steps_of(x, batch_sizes))
     return [
         t if not n else t.view_as(t) if t.requires_grad else t.detach()
         for t, n in zip(tensors, need, strict=True)
@@ -418,5 +405,5 @@ operators.define(
     "Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh",
     "(Tensor, Tensor)",
     operators.fake_layer,
-    operators.fold_layer(Layer, Layer.composed),
+    operators.fold_layer(Layer, Elman),
 )

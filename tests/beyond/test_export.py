@@ -59,7 +59,7 @@ def ops(program: ExportedProgram) -> list[Any]:
 def test_length_and_batch_stay_open(dims: str, strict: bool, given: bool) -> None:
     builtin, manual = twins(3, 4, dtype=torch.float64, batch_first=given)
     program = exported(manual, dims, given, strict)
-    assert ops(program) == [OPS.elman.default]
+    assert ops(program) == [OPS.layer.default]
     assert_runs_as(program.module(), builtin, given)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from internals import native
+from internals import Walk, native
 from loop import recurrence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 REASON = native.why_not(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VARIANTS = dict(native._scan.variants) if native._scan else {}
 EPS = torch.finfo(torch.float32).eps
 UseVariant = Callable[[str], None]
@@ -56,7 +56,7 @@ def judge(
     """elman and linear by the judge, in this dtype."""
     z, h0, w, h = (x.to(dtype) for x in (z, h0, w, h))
     elman = recurrence("elman", z, h0, w, batch_sizes, phi, reverse)
-    return elman, recurrence("linear", z, h, w, batch_sizes, phi, reverse)
+    return elman, recurrence("linear_recurrence", z, h, w, batch_sizes, phi, reverse)
 
 
 def run(
@@ -69,8 +69,8 @@ def run(
     h: Tensor,
 ) -> Pair:
     """elman and linear by the kernel."""
-    how = (phi, reverse, batch_sizes)
-    return native.elman(z, h0, w, *how), native.linear(z, h, w, *how)
+    how = (batch_sizes, phi, reverse)
+    return native.elman(z, h0, w, *how), native.linear_recurrence(z, h, w, *how)
 
 
 def scattered(x: Tensor, choice: random.Random) -> Tensor:
@@ -122,11 +122,11 @@ def test_the_judge_notices() -> None:
     """The comparison above fails for a transposed w, a wrong direction and a dropped h0."""
     z, h0, w, h = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5), torch.randn(4, 3, 5)
     exact = judge(z, h0, w, "tanh", False, None, h)[0]
-    right = native.elman(z, h0, w, "tanh", False, None)
+    right = native.elman(z, h0, w, None, "tanh", False)
     wrong = [
-        native.elman(z, h0, w.T, "tanh", False, None),
-        native.elman(z, h0, w, "tanh", True, None),
-        native.elman(z, 0 * h0, w, "tanh", False, None),
+        native.elman(z, h0, w.T, None, "tanh", False),
+        native.elman(z, h0, w, None, "tanh", True),
+        native.elman(z, 0 * h0, w, None, "tanh", False),
     ]
     assert (right - exact).abs().max() < 1e-5
     assert all((h - exact).abs().max() > 1e-2 for h in wrong)
@@ -159,7 +159,7 @@ def test_tanh_is_within_3_ulp_at_every_magnitude(variant: str, use_variant: UseV
     sizes = torch.cat([mantissas, edges.expand(255, -1)], 1) | exponents
     x = sizes.view(torch.float32).flatten()[:, None]
     for x_signed in (x, -x):
-        tanh = native.elman(x_signed[None], torch.zeros_like(x), torch.zeros(1, 1), "tanh", False, None)[0]
+        tanh = native.elman(x_signed[None], torch.zeros_like(x), torch.zeros(1, 1), None, "tanh", False)[0]
         exact = x_signed.double().tanh()
         ulp = torch.frexp(exact.float())[1].double().sub(24).clamp(min=-149).exp2()
         assert ((tanh - exact).abs() / ulp).max() < 3
@@ -173,7 +173,7 @@ def test_special_values(variant: str, phi: str, use_variant: UseVariant) -> None
     inf, nan, tiny = torch.inf, torch.nan, 1e-45
     z = torch.tensor([nan, inf, -inf, 3e38, -3e38, 0.0, -0.0, tiny, -tiny, 1e-40])[:, None].repeat(1, 17)
     zeros = torch.zeros_like(z)
-    ours = native.elman(z[None], zeros, torch.zeros(17, 17), phi, False, None)[0]
+    ours = native.elman(z[None], zeros, torch.zeros(17, 17), None, phi, False)[0]
     expected = torch.tanh(z + zeros) if phi == "tanh" else torch.relu(z + zeros)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(ours.signbit()[1:], expected.signbit()[1:])  # NaN has no sign to keep
@@ -184,16 +184,16 @@ def test_slopes_are_exact_where_relu_is_flat_or_nan(variant: str, use_variant: U
     use_variant(variant)
     h = torch.tensor([2.0, 1e-45, 0.0, -0.0, torch.nan]).expand(1, 1, 5)
     v = torch.tensor([3.0, 3.0, torch.inf, torch.nan, 3.0]).expand(1, 1, 5)
-    y = native.linear(v, h, torch.zeros(5, 5), "relu", False, None)
+    y = native.linear_recurrence(v, h, torch.zeros(5, 5), None, "relu", False)
     assert y.flatten().tolist() == [3, 3, 0, 0, 3]  # as threshold_backward: never inf * 0
 
 
 @both_phis
 def test_nan_stays_in_its_row(phi: str) -> None:
     z, h0, w = torch.randn(6, 5, 40), torch.randn(5, 40), torch.randn(40, 40)
-    clean = native.elman(z, h0, w, phi, False, None)
+    clean = native.elman(z, h0, w, None, phi, False)
     z[2, 3, 7] = torch.nan
-    h = native.elman(z, h0, w, phi, False, None)
+    h = native.elman(z, h0, w, None, phi, False)
     assert h[2, 3].isnan().sum() == 1
     assert h[3:, 3].isnan().all()
     h[:, 3] = clean[:, 3]
@@ -202,8 +202,8 @@ def test_nan_stays_in_its_row(phi: str) -> None:
 
 def test_the_output_is_contiguous_whatever_comes_in() -> None:
     z = torch.randn(5, 7, 40).transpose(0, 1)
-    assert native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), "tanh", False, None).is_contiguous()
-    assert native.linear(z, z, torch.zeros(40, 40), "tanh", False, None).is_contiguous()
+    assert native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), None, "tanh", False).is_contiguous()
+    assert native.linear_recurrence(z, z, torch.zeros(40, 40), None, "tanh", False).is_contiguous()
 
 
 @pytest.mark.parametrize("B", [1, 2, 7, 300])
@@ -211,12 +211,12 @@ def test_the_output_is_contiguous_whatever_comes_in() -> None:
 def test_threads_and_neighbours_do_not_change_a_bit(B: int, H: int) -> None:
     z, h0, w = torch.randn(9, B, H), torch.randn(B, H), torch.randn(H, H) / H
     torch.set_num_threads(1)
-    alone = native.elman(z, h0, w, "tanh", False, None)
-    last = native.elman(z[:, -1:], h0[-1:], w, "tanh", False, None)
+    alone = native.elman(z, h0, w, None, "tanh", False)
+    last = native.elman(z[:, -1:], h0[-1:], w, None, "tanh", False)
     assert torch.equal(alone[:, -1:], last)
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
-        assert torch.equal(native.elman(z, h0, w, "tanh", False, None), alone)
+        assert torch.equal(native.elman(z, h0, w, None, "tanh", False), alone)
 
 
 def test_several_python_threads_at_once() -> None:
@@ -232,7 +232,7 @@ def parallel_run(seed: int = 0) -> Tensor:
     """Large enough for every thread to take part."""
     generator = torch.Generator().manual_seed(seed)
     z, w = (torch.randn(*shape, generator=generator) for shape in [(20, 16, 64), (64, 64)])
-    return native.elman(z, torch.zeros(16, 64), w / 8, "tanh", False, None)
+    return native.elman(z, torch.zeros(16, 64), w / 8, None, "tanh", False)
 
 
 class Runs(Dataset):
@@ -274,26 +274,33 @@ def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant:
         choice, width, H = random.Random(seed), seed % 37 + 1, len(w)
         x, w_ih = (scattered(torch.randn(*size, width), choice) for size in (z.shape[:-1], (H,)))
         biases = (None, None) if seed % 3 == 0 else tuple(scattered(torch.randn(2, H), choice))
-        found = native.layer(x, h0, (w_ih, w, *biases), phi, reverse, sizes)
+        found = native.layer(x, h0, w_ih, w, *biases, sizes, phi, reverse)
         if found is None:
             assert w_ih.numel() + w.numel() > native.FEW_WEIGHTS
             continue
         z = x.double() @ w_ih.double().T
         z = z if biases[0] is None else z + biases[0].double() + biases[1].double()
         expected, _ = judge(z, h0, w, phi, reverse, sizes, h)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found[1], Walk(0, reverse, sizes).last(found[0], len(h0)))
 
 
-def test_a_layer_leaves_to_others_what_it_cannot_take() -> None:
+def test_says_of_every_tensor_whether_it_can_take_it() -> None:
+    tensors = [torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,), (5,))]
+    assert native.why_not(*tensors) is None
+    for place, x in enumerate(tensors):
+        loose = misaligned(x.numel()).view(x.shape)
+        for wrong in (x.double(), x.to("meta"), torch.complex(x, x).conj().imag, x.to_sparse(), loose):
+            assert native.why_not(*tensors[:place], wrong, *tensors[place + 1 :]) is not None
+
+
+def test_a_layer_refuses_what_does_not_fit() -> None:
     x, h0, w_ih, w, b = (torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,)))
-    for wrong in (b.double(), b.to("meta"), torch.complex(b, b).conj().imag, b.to_sparse()):
-        assert native.layer(x, h0, (w_ih, w, b, wrong), "tanh", False, None) is None
-    assert native.layer(x.double(), h0, (w_ih, w, None, None), "tanh", False, None) is None
     for weights in ((w_ih[:4], w, b, b), (w_ih, w, b, b[:1]), (w_ih[:, :1], w, b, b), (w_ih, w, w, b)):
         with pytest.raises(ValueError, match="does not fit the other tensors"):
-            native.layer(x, h0, weights, "tanh", False, None)
+            native.layer(x, h0, *weights, None, "tanh", False)
     with pytest.raises(ValueError, match="aligned to 4 bytes"):
-        native.layer(x, h0, (w_ih, w, b, misaligned(5)), "tanh", False, None)
+        native.layer(x, h0, w_ih, w, b, misaligned(5), None, "tanh", False)
 
 
 def test_refuses_what_c_cannot_take() -> None:
@@ -309,15 +316,8 @@ def test_refuses_what_c_cannot_take() -> None:
         batch_sizes: Tensor | None = None,
     ) -> None:
         with pytest.raises(error, match=match):
-            native.elman(z, h0, w, "tanh", False, batch_sizes)
+            native.elman(z, h0, w, batch_sizes, "tanh", False)
 
-    for name in ("z", "h0", "w"):
-        for wrong in (torch.double, "meta"):
-            refuse(
-                TypeError, "expected float32 on the CPU", **{name: {"z": z, "h0": h0, "w": w}[name].to(wrong)}
-            )
-    refuse(TypeError, "expected a strided tensor", w=w.to_sparse())
-    refuse(TypeError, "pending negation", w=torch.complex(w, w).conj().imag)
     refuse(ValueError, "w has shape", w=w[:4])
     refuse(ValueError, "h0 has shape", h0=h0[:2])
     refuse(ValueError, r"expected an input of \(T, B, H\)", h0=h0[0])
@@ -325,9 +325,9 @@ def test_refuses_what_c_cannot_take() -> None:
     refuse(ValueError, r"expected an input of \(T, B, H\)", w=w[None])
     refuse(ValueError, "aligned to 4 bytes", w=misaligned(25).view(5, 5))
     with pytest.raises(ValueError, match="h has shape"):
-        native.linear(z, z[:3], w, "tanh", False, None)
+        native.linear_recurrence(z, z[:3], w, None, "tanh", False)
     with pytest.raises(KeyError):
-        native.elman(z, h0, w, "gelu", False, None)
+        native.elman(z, h0, w, None, "gelu", False)
     for sizes in ([3, 4, 5], [3, 3, 3, 2], [3, 3, 3, 3, 1, -1], [2, 2, 2, 2, 2, 2], []):
         refuse(ValueError, "expected batch_sizes", z=z.flatten(0, 1), batch_sizes=torch.tensor(sizes).long())
     refuse(
@@ -344,7 +344,7 @@ def test_a_failed_allocation_raises() -> None:
     H = 2**24
     z, w = torch.zeros(1).expand(1, 1, H), torch.zeros(1).expand(H, H)  # packed, w would be 2^50 bytes
     with pytest.raises(MemoryError):
-        native.elman(z, z[0], w, "tanh", False, None)
+        native.elman(z, z[0], w, None, "tanh", False)
 
 
 def test_more_threads_than_can_start_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +440,8 @@ def hostile_calls(count: int) -> tuple[int, int]:
 def test_hostile_arguments_raise_and_never_crash() -> None:
     """In a process of its own, which a crash would end."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import test_native; print(*test_native.hostile_calls(2000))"
+        "import sys; sys.path[:0] = ['tests', 'tests/kernels']; "
+        "import test_native; print(*test_native.hostile_calls(2000))"
     )
     command = [sys.executable, "-X", "faulthandler", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -542,9 +543,9 @@ def test_a_layer_in_c_says_what_is_wrong() -> None:
 
 def test_a_stride_that_is_never_taken_may_be_anything() -> None:
     z, h0, w = torch.randn(1, 1, 1), torch.randn(1, 1), torch.randn(1, 1)
-    expected = native.elman(z, h0, w, "tanh", True, None)
+    expected = native.elman(z, h0, w, None, "tanh", True)
     z, h0, w = (x.as_strided(x.shape, [2**60] * x.dim()) for x in (z, h0, w))
-    assert torch.equal(native.elman(z, h0, w, "tanh", True, None), expected)
+    assert torch.equal(native.elman(z, h0, w, None, "tanh", True), expected)
 
 
 def test_batch_sizes_may_change_meanwhile() -> None:
@@ -552,7 +553,7 @@ def test_batch_sizes_may_change_meanwhile() -> None:
     good = torch.full((50,), 8)
     sizes, stop = good.clone(), threading.Event()
     z, h0, w = torch.randn(400, 16), torch.randn(8, 16), torch.randn(16, 16) / 4
-    expected = native.elman(z, h0, w, "tanh", False, good)
+    expected = native.elman(z, h0, w, good, "tanh", False)
 
     def change() -> None:
         while not stop.is_set():
@@ -565,7 +566,7 @@ def test_batch_sizes_may_change_meanwhile() -> None:
         deadline, through = time.monotonic() + 1, 0
         while time.monotonic() < deadline:
             with suppress(ValueError):
-                assert torch.equal(native.elman(z, h0, w, "tanh", False, sizes), expected)
+                assert torch.equal(native.elman(z, h0, w, sizes, "tanh", False), expected)
                 through += 1
         stop.set()
         changing.result()
@@ -586,7 +587,7 @@ import re, torch
 before = set(re.findall(r"\\S*(?:gomp|iomp|omp5)\\S*", open("/proc/self/maps").read()))
 from manual_rnn.kernels import native
 z = torch.randn(20, 16, 64)
-native.elman(z, z[0], z[0].new_zeros(64, 64), "tanh", False, None)
+native.elman(z, z[0], z[0].new_zeros(64, 64), None, "tanh", False)
 after = set(re.findall(r"\\S*(?:gomp|iomp|omp5)\\S*", open("/proc/self/maps").read()))
 assert before == after and before, (before, after)
 """

@@ -180,7 +180,7 @@ def test_frozen_weights_cost_nothing():
     assert count("weight_hh") == everything - 2  # one over the steps, one for the step from h0
     assert count("weight_ih") == everything - 1
     assert count("none", input_grad=False) == everything - 1
-    assert _backward_calls("weight", False)["linear"] == 1  # the biases still need the recurrence
+    assert _backward_calls("weight", False)["linear_recurrence"] == 1  # the biases still need the recurrence
 
 
 def test_a_frozen_network_builds_no_graph():
@@ -192,7 +192,7 @@ def test_a_frozen_network_builds_no_graph():
         p.requires_grad_()
     with Calls() as calls:
         torch.autograd.grad(rnn(input, hx)[0].sum(), list(first.values()))
-    assert calls.counts["linear"] == 2  # the second layer's two directions, nothing of the first
+    assert calls.counts["linear_recurrence"] == 2  # the second layer's two directions, nothing of the first
 
 
 def test_gradients_accumulate_and_reach_hooks():

@@ -1,6 +1,5 @@
 r"""Edits in place, of what came out and of what went in: noticed, or without consequence."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -34,10 +33,10 @@ def test_output_can_be_detached_in_place(options: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_editing_the_output_in_place_is_noticed_or_survives(
+def test_editing_the_output_in_place_survives(
     options: dict[str, Any], nonlinearity: str, kernel: str
 ) -> None:
-    """A fused kernel differentiates by its output, and so must notice; `nn.RNN` on a GPU does."""
+    """As with `nn.RNN` on a CPU, though a fused kernel differentiates by its output."""
     builtin, manual = twins(4, 6, nonlinearity=nonlinearity, **options)
     input = torch.randn(5, 3, 4, requires_grad=True)
 
@@ -47,9 +46,7 @@ def test_editing_the_output_in_place_is_noticed_or_survives(
         return list(torch.autograd.grad(output.sum() + h_n.square().sum(), [input, *rnn.parameters()]))
 
     expected = run(builtin)
-    fused_to_the_end = kernel != "reference" and not options.get("bidirectional")
-    notices = pytest.raises(RuntimeError, match="modified by an inplace operation")
-    with use_kernel(kernel), notices if fused_to_the_end else nullcontext():
+    with use_kernel(kernel):
         assert max(map(error, run(manual), expected)) < 1e-6
 
 
@@ -104,7 +101,7 @@ def test_edits_between_the_orders_are_noticed(edited):
 
 @pytest.mark.parametrize("transform", ["grad", "vjp"])
 def test_an_edit_in_place_under_a_transform(transform):
-    """The error, or the numbers of the edited program: whatever plain tensors give."""
+    """The numbers of the edited program, as `nn.RNN` gives them."""
 
     def edited(rnn):
         def value(x: Tensor) -> Tensor:
@@ -114,7 +111,8 @@ def test_an_edit_in_place_under_a_transform(transform):
 
         return value
 
-    x = sample(NETWORKS[0], "batched")[0]
-    for f in (edited(build(ManualRNN, NETWORKS[0])), lambda x: torch.tanh(x).mul_(2).sin().sum()):
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            grad(f)(x) if transform == "grad" else vjp(f, x)[1](torch.ones((), dtype=x.dtype))
+    x, found = sample(NETWORKS[0], "batched")[0], []
+    for f in (edited(build(kind, NETWORKS[0])) for kind in (nn.RNN, ManualRNN)):
+        pull = grad(f) if transform == "grad" else lambda x, f=f: vjp(f, x)[1](x.new_ones(()))[0]
+        found.append(pull(x))
+    assert error(*found) < 1e-12

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, packed
-from internals import OPS, elman, linear
+from internals import OPS, elman, linear_recurrence
 from loop import recurrence
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -21,7 +21,7 @@ FORMS = {
     "packed ensemble": (True, 2),
 }
 CASES = list(product(FORMS, (False, True), ("tanh", "relu")))
-FUNCTIONS = {"elman": elman, "linear": linear}
+FUNCTIONS = {"elman": elman, "linear_recurrence": linear_recurrence}
 
 
 def draw(name: str, form: str, phi: str, H: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +30,7 @@ def draw(name: str, form: str, phi: str, H: int = 2) -> tuple[Tensor, Tensor, Te
     rows = (*group, 8, H) if packed else (*group, 4, 3, H)
     shapes = rows, (*group, 3, H) if name == "elman" else rows, (*group, H, H)
     x, y, w = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
-    y = y.tanh() if name == "linear" and phi == "tanh" else y
+    y = y.tanh() if name == "linear_recurrence" and phi == "tanh" else y
     return x, y, w
 
 
@@ -120,9 +120,9 @@ BAD = {
     "packed h0 too short": ("elman", (8, 2), (2, 2), (2, 2), SIZES),
     "packed z padded": ("elman", (4, 3, 2), (3, 2), (2, 2), SIZES),
     "ensembles of two sizes": ("elman", (2, 4, 3, 2), (2, 3, 2), (1, 2, 2), None),
-    "h of another shape": ("linear", (4, 3, 2), (4, 1, 2), (2, 2), None),
-    "h of fewer steps": ("linear", (4, 3, 2), (3, 3, 2), (2, 2), None),
-    "a of another size": ("linear", (4, 3, 2), (4, 3, 2), (3, 3), None),
+    "h of another shape": ("linear_recurrence", (4, 3, 2), (4, 1, 2), (2, 2), None),
+    "h of fewer steps": ("linear_recurrence", (4, 3, 2), (3, 3, 2), (2, 2), None),
+    "a of another size": ("linear_recurrence", (4, 3, 2), (4, 3, 2), (3, 3), None),
 }
 
 
@@ -196,7 +196,7 @@ def samples() -> list[tuple[Any, ...]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["elman", "linear"])
+@pytest.mark.parametrize("name", ["elman", "linear_recurrence"])
 @pytest.mark.parametrize("number", range(4))
 def test_opcheck(name: str, number: int) -> None:
     (x, h0, w), sizes, phi, reverse = samples()[number]
