@@ -89,7 +89,8 @@ class ManualRNN(RNNBase):
         weights = self._weights()
         data, batch_sizes, hx = batch.data, batch.batch_sizes, batch.hx
         if hx is None:
-            hx = data.new_zeros(self.get_expected_hidden_size(data, batch_sizes))
+            size = self.get_expected_hidden_size(data, batch_sizes)  # a graph may break here
+            hx = data.new_zeros(size)
         self.check_forward_args(data, hx, batch_sizes)
         if batch_sizes is not None:
             checks.check_batch_sizes(batch_sizes, len(data))

@@ -25,10 +25,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._device import DeviceContext
 
-from ..kernels import REFERENCE
+from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
 
-__all__ = ["Rule", "nestable", "plain", "sibling", "single_level", "way", "without_derivative"]
+__all__ = ["RULES", "Rule", "nestable", "op", "plain", "sibling", "single_level", "way", "without_derivative"]
 
 # The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these
 # rules are always at one level, below the operator whose Autograd key they are. `Function` itself raises
@@ -43,7 +43,6 @@ Way = Callable[..., Any]
 class Rule(Function):
     """One operation and its derivative: an autograd node with three more ways to be called."""
 
-    op: Way
     by_reference: Way
     compute: Way
     run: Way  # what the operator does: `compute`, with what it is given checked
@@ -53,18 +52,41 @@ class Rule(Function):
         return cls.apply(*args)
 
 
-def way(rule: type[Rule], kernel: str, *tensors: Tensor | None) -> Way:
-    """How `rule` is to be called on these tensors."""
+RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+
+
+def op(name: str) -> Way:
+    """The operator of a rule. Dynamo follows the name; it would refuse an attribute of a Function."""
+    return getattr(torch.ops.manual_rnn, name).default
+
+
+def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:
+    """How a rule is to be called on these tensors."""
     if torch.compiler.is_compiling() or not plain(*tensors):
-        foreign = kernel == REFERENCE or any(x is not None and why_foreign(x) for x in tensors)
-        return rule.by_reference if foreign else rule.op
-    if kernel == REFERENCE or (tensors[0] is not None and tensors[0].is_complex()):
-        return rule.by_reference
+        return RULES[name].by_reference if _needs_reference(kernel, *tensors) else op(name)
+    if kernel == REFERENCE or (kernel == DEFAULT and tensors[0] is not None and tensors[0].is_complex()):
+        return RULES[name].by_reference
     if torch.is_grad_enabled():
         for x in tensors:
             if x is not None and x.requires_grad:
-                return rule.node
-    return rule.compute
+                return RULES[name].node
+    return RULES[name].compute
+
+
+def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
+    """Whether only PyTorch's own operations will do.
+
+    Raises:
+        RuntimeError: if another kernel was asked for, with its reason.
+    """
+    if kernel == REFERENCE:
+        return True
+    for x in tensors:
+        if x is not None and (reason := why_foreign(x)):
+            if kernel != DEFAULT:
+                raise RuntimeError(f"kernel {kernel!r} can't run here: {reason}")
+            return True
+    return False
 
 
 _keys = torch._C._dispatch_keys  # what a tensor asks the dispatcher for (torch 2.11 to 2.15)
@@ -109,14 +131,14 @@ def _learn_keys(kind: str) -> frozenset[int]:
     return _plain_keys[kind]
 
 
-def without_derivative(rule: type[Rule], *tensors: Tensor | None) -> Way:
+def without_derivative(name: str, *tensors: Tensor | None) -> Way:
     """How the forward of a rule is to call it."""
     if plain(*tensors):
-        return rule.compute
+        return RULES[name].compute
 
     def below_autograd(*args: Any) -> Any:
         with below_this_level():
-            return rule.op(*args)
+            return op(name)(*args)
 
     return below_autograd
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.walk import Walk
-from .dispatch import Rule, single_level
+from .dispatch import RULES, Rule, op, single_level
 
 __all__ = [
     "check_layer",
@@ -60,7 +60,7 @@ def define(
         if (name, step) not in done:
             do()
             done.add((name, step))
-    rule.op = getattr(torch.ops.manual_rnn, name).default
+    RULES[name] = rule
 
 
 def fake_recurrence(x: Tensor, *_: Any) -> Tensor:
@@ -73,50 +73,42 @@ def fake_layer(x: Tensor, h0: Tensor, w_ih: Tensor, *_: Any) -> tuple[Tensor, Te
     return x.new_empty((*x.shape[:-1], w_ih.size(0))), h0.new_empty(h0.shape)
 
 
-def fold_recurrence(rule: type[Rule]) -> Callable[..., tuple[Tensor, int]]:
+def fold_recurrence(name: str, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
     """The vmap rule of a recurrence: fold a new axis into the batch, or into the ensemble where members
     differ in weights."""
-
-    def fold(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-        x, y, w, batch_sizes, *options = args
-        _one_packing(in_dims[3])
-        size = info.batch_size
-        if in_dims[2] is None:
-            x, y = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
-            rows = None if batch_sizes is None else batch_sizes * size
-            out = rule.op(x, y, w, rows, *options).unflatten(-2, (-1, size))
-            return out, out.dim() - 2
-        x, y, w = (axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
-        members = w.shape[:-2]
-        x, y, w = (a.flatten(0, len(members) - 1) for a in (x, y, w))
-        return rule.op(x, y, w, batch_sizes, *options).unflatten(0, members), 0
-
-    return fold
-
-
-def fold_layer(rule: type[Rule], recurrence: type[Rule]) -> Callable[..., Any]:
-    """The vmap rule of a layer: the batch takes the new axis where all weights are shared; else the
-    projection of each member comes first, and then the rule of the recurrence."""
-
-    def fold(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        x, h0, *weights, batch_sizes, phi, reverse, kernel = args
-        options, size = (batch_sizes, phi, reverse, kernel), info.batch_size
-        _one_packing(in_dims[6])
-        if any(dim is not None for dim in in_dims[2:6]):
-            z = _project_members(size, in_dims, x, *weights)
-            states, at = fold_recurrence(recurrence)(
-                info, (0, *in_dims[1:4:2], None), z, h0, weights[1], *options
-            )
-            states = states.movedim(at, 0)
-            last = Walk(1, reverse, batch_sizes).last(states, axis_at(0, h0, in_dims[1], size).size(1))
-            return (states, last.clone()), (0, 0)
-        x, h0 = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, h0), in_dims, strict=False))
+    x, y, w, batch_sizes, *options = args
+    _one_packing(in_dims[3])
+    size = info.batch_size
+    if in_dims[2] is None:
+        x, y = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
         rows = None if batch_sizes is None else batch_sizes * size
-        found = rule.op(x, h0, *weights, rows, *options[1:])
-        states, last = (each.unflatten(-2, (-1, size)) for each in found)
-        return (states, last), (states.dim() - 2, last.dim() - 2)
+        out = op(name)(x, y, w, rows, *options).unflatten(-2, (-1, size))
+        return out, out.dim() - 2
+    x, y, w = (axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
+    members = w.shape[:-2]
+    x, y, w = (a.flatten(0, len(members) - 1) for a in (x, y, w))
+    return op(name)(x, y, w, batch_sizes, *options).unflatten(0, members), 0
 
-    return fold
+
+def fold_layer(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """The vmap rule of a layer: fold a new axis into the batch; where members differ in weights project the
+    input of each, and leave the rest to the rule of `elman`."""
+    x, h0, *weights, batch_sizes, phi, reverse, kernel = args
+    _one_packing(in_dims[6])
+    size = info.batch_size
+    if in_dims[2:6] != (None,) * 4:
+        z = _project_members(size, in_dims, x, *weights)
+        dims = (0, in_dims[1], in_dims[3], None)
+        states, at = fold_recurrence(
+            "elman", info, dims, z, h0, weights[1], batch_sizes, phi, reverse, kernel
+        )
+        states, B = states.movedim(at, 0), axis_at(0, h0, in_dims[1], size).size(1)
+        return (states, Walk(1, reverse, batch_sizes).last(states, B).clone()), (0, 0)
+    x, h0 = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, h0), in_dims, strict=False))
+    rows = None if batch_sizes is None else batch_sizes * size
+    found = op("layer")(x, h0, *weights, rows, phi, reverse, kernel)
+    states, last = (each.unflatten(-2, (-1, size)) for each in found)
+    return (states, last), (states.dim() - 2, last.dim() - 2)
 
 
 def _project_members(

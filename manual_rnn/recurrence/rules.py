@@ -24,6 +24,7 @@ Letters and shapes are those of `kernels/contract.py`. Each rule is one op to ev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def elman(
     z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
 ) -> Tensor:
     r"""$h_t = \phi(z_t + h_{t-1} w^T)$"""
-    return dispatch.way(Elman, kernel, z, h0, w)(z, h0, w, batch_sizes, phi, reverse, kernel)
+    return dispatch.way("elman", kernel, z, h0, w)(z, h0, w, batch_sizes, phi, reverse, kernel)
 
 
 class Elman(Rule):
@@ -70,7 +71,7 @@ class Elman(Rule):
     def forward(
         ctx: Any, z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, *options: Any
     ) -> Tensor:
-        h = dispatch.without_derivative(Elman, z, h0, w)(z, h0, w, batch_sizes, *options)
+        h = dispatch.without_derivative("elman", z, h0, w)(z, h0, w, batch_sizes, *options)
         ctx.options = batch_sizes, *options
         ctx.save_for_backward(h, h0, w)
         ctx.save_for_forward(h, h0, w)
@@ -98,7 +99,7 @@ def linear_recurrence(
     v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
 ) -> Tensor:
     r"""$y_t = \phi'(h_t) (v_t + y_{t-1} a)$"""
-    return dispatch.way(LinearRecurrence, kernel, v, h, a)(v, h, a, batch_sizes, phi, reverse, kernel)
+    return dispatch.way("linear_recurrence", kernel, v, h, a)(v, h, a, batch_sizes, phi, reverse, kernel)
 
 
 class LinearRecurrence(Rule):
@@ -124,7 +125,7 @@ class LinearRecurrence(Rule):
     def forward(
         ctx: Any, v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, *options: Any
     ) -> Tensor:
-        y = dispatch.without_derivative(LinearRecurrence, v, h, a)(v, h, a, batch_sizes, *options)
+        y = dispatch.without_derivative("linear_recurrence", v, h, a)(v, h, a, batch_sizes, *options)
         ctx.options = batch_sizes, *options
         ctx.save_for_backward(v, h, a, y)
         ctx.save_for_forward(v, h, a, y)
@@ -174,7 +175,7 @@ def layer(
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
     r"""$h_t = \phi(x_t W_{ih}^T + b_{ih} + b_{hh} + h_{t-1} W_{hh}^T)$, and each sequence's last state."""
-    way = dispatch.way(Layer, kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+    way = dispatch.way("layer", kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
     return way(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernel)
 
 
@@ -261,7 +262,7 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, ...]:
         tensors = x, h0, w_ih, w_hh, bias_ih, bias_hh
-        run = dispatch.without_derivative(Layer, *tensors)
+        run = dispatch.without_derivative("layer", *tensors)
         states, last = run(*tensors, batch_sizes, *options)
         ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
         ctx.set_materialize_grads(False)
@@ -397,7 +398,7 @@ for rule, name, tensors in (
     (Elman, "elman", "Tensor z, Tensor h0, Tensor w"),
     (LinearRecurrence, "linear_recurrence", "Tensor v, Tensor h, Tensor a"),
 ):
-    fold = operators.fold_recurrence(rule)
+    fold = partial(operators.fold_recurrence, name)
     operators.define(rule, name, tensors, "Tensor", operators.fake_recurrence, fold)
 operators.define(
     Layer,
@@ -405,5 +406,5 @@ operators.define(
     "Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh",
     "(Tensor, Tensor)",
     operators.fake_layer,
-    operators.fold_layer(Layer, Elman),
+    operators.fold_layer,
 )
