@@ -273,13 +273,13 @@ def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant:
             continue
         choice, width, H = random.Random(seed), seed % 37 + 1, len(w)
         x, w_ih = (scattered(torch.randn(*size, width), choice) for size in (z.shape[:-1], (H,)))
-        biases = (None, None) if seed % 3 == 0 else tuple(scattered(torch.randn(2, H), choice))
-        found = native.layer(x, h0, w_ih, w, *biases, sizes, phi, reverse)
+        b_ih, b_hh = (None, None) if seed % 3 == 0 else scattered(torch.randn(2, H), choice)
+        found = native.layer(x, h0, w_ih, w, b_ih, b_hh, sizes, phi, reverse)
         if found is None:
             assert w_ih.numel() + w.numel() > native.FEW_WEIGHTS
             continue
         z = x.double() @ w_ih.double().T
-        z = z if biases[0] is None else z + biases[0].double() + biases[1].double()
+        z = z if b_ih is None else z + b_ih.double() + b_hh.double()
         expected, _ = judge(z, h0, w, phi, reverse, sizes, h)
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(found[1], Walk(0, reverse, sizes).last(found[0], len(h0)))

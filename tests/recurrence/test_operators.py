@@ -130,7 +130,7 @@ BAD = {
 @pytest.mark.parametrize("through_op", [False, True])
 def test_nothing_broadcasts(case, through_op):
     name, *shapes, sizes = BAD[case]
-    function = getattr(OPS, name) if through_op else FUNCTIONS[name]
+    function: Any = getattr(OPS, name) if through_op else FUNCTIONS[name]
     with pytest.raises(ValueError, match=f"{name}: expected .*, got "):
         function(*map(torch.zeros, shapes), sizes, "tanh", False, "default")
 
