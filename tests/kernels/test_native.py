@@ -279,7 +279,7 @@ def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant:
             assert w_ih.numel() + w.numel() > native.FEW_WEIGHTS
             continue
         z = x.double() @ w_ih.double().T
-        z = z if b_ih is None else z + b_ih.double() + b_hh.double()
+        z = z if b_ih is None or b_hh is None else z + b_ih.double() + b_hh.double()
         expected, _ = judge(z, h0, w, phi, reverse, sizes, h)
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(found[1], Walk(0, reverse, sizes).last(found[0], len(h0)))
