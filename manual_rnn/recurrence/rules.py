@@ -240,14 +240,13 @@ class Layer(Rule):
         h0: Tensor,
         w_ih: Tensor,
         w_hh: Tensor,
-        bias_ih: Any,
-        bias_hh: Any,
-        batch_sizes: Any,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
-        x, h0, w_ih, w_hh = _safe_to_keep(x, h0, w_ih, w_hh, batch_sizes)
-        states, last, _ = Layer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-        return states, last
+        x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
+        return PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)[:2]
 
     @staticmethod
     def forward(
@@ -262,24 +261,19 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, ...]:
         tensors = x, h0, w_ih, w_hh, bias_ih, bias_hh
-        run = dispatch.without_derivative("layer", *tensors)
-        states, last = run(*tensors, batch_sizes, *options)
-        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
+        states, last = dispatch.without_derivative("layer", *tensors)(*tensors, batch_sizes, *options)
+        ctx.options, ctx.B, ctx.leaves = (batch_sizes, *options), h0.size(0), None
         ctx.set_materialize_grads(False)
         kept = dispatch.sibling(states)
-        if kept is None:
-            ctx.save_for_backward(states, x, h0, w_ih, w_hh)
-            ctx.save_for_forward(states, x, h0, w_ih, w_hh)
-            return states, last
-        need = _kept_for(ctx.needs_input_grad, steps_of(x, batch_sizes))
-        ctx.save_for_backward(kept, *(t if n else None for t, n in zip(tensors, need, strict=False)))
-        return states, last, kept
+        ctx.save_for_backward(states if kept is None else kept, x, h0, w_ih, w_hh)
+        ctx.save_for_forward(states, x, h0, w_ih, w_hh)
+        return (states, last) if kept is None else (states, last, kept)
 
     @staticmethod
     def backward(
         ctx: Any, c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        h, x, h0, w_ih, w_hh = ctx.saved_tensors
+        h, x, h0, w_ih, w_hh = _saved(ctx)
         batch_sizes, phi, reverse, kernel = ctx.options
         need_x, need_h0, need_ih, need_hh, need_bias_ih, need_bias_hh = ctx.needs_input_grad[:6]
         walk = Walk(0, reverse, batch_sizes)
@@ -326,25 +320,60 @@ class Layer(Rule):
         return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
 
 
-def steps_of(x: Tensor, batch_sizes: Tensor | None) -> int:
-    """`T`."""
-    return (x if batch_sizes is None else batch_sizes).size(0)
+class PlainLayer(Layer):
+    """`Layer` for plain numbers: it keeps no more than backward needs, and nothing that a user can change."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, ...]:
+        states, last = Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
+        ctx.set_materialize_grads(False)
+        need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad
+        steps = (x if batch_sizes is None else batch_sizes).size(0)
+        keep = (
+            x if need_ih else None,
+            h0 if need_hh else None,
+            w_ih if need_x else None,
+            w_hh if need_h0 or steps > 1 else None,
+        )
+        leaves = [t if t is not None and t.grad_fn is None and t.requires_grad else None for t in keep]
+        ctx.leaves = [None if t is None else (t, t.data_ptr()) for t in leaves]
+        kept = dispatch.sibling(states)
+        ctx.save_for_backward(kept, *[t if t is None or t.grad_fn is not None else t.detach() for t in keep])
+        return states, last, kept
 
 
-def _kept_for(want: Sequence[bool], T: int) -> tuple[bool, bool, bool, bool]:
-    """Which of `x`, `h0`, `w_ih` and `w_hh` backward needs, by which of them want a gradient."""
-    x, h0, w_ih, w_hh, *_ = want
-    return w_ih, w_hh, x, h0 or T > 1
+def _as_view(x: Tensor) -> Tensor:
+    """What backward keeps of a computed tensor: of itself `x.data = ...` would change what was kept."""
+    return x if x.grad_fn is None else x.view_as(x)
 
 
-def _safe_to_keep(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, batch_sizes: Tensor | None) -> Any:
-    """What backward will keep as a view: of the tensor itself `.data = ...` would change what was kept."""
-    tensors = x, h0, w_ih, w_hh
-    need = _kept_for([t.requires_grad for t in tensors], steps_of(x, batch_sizes))
-    return [
-        t if not n else t.view_as(t) if t.requires_grad else t.detach()
-        for t, n in zip(tensors, need, strict=True)
-    ]
+def _saved(ctx: Any) -> list[Tensor]:
+    """What a layer's backward has to work with: numbers, or where it is itself to be differentiated, leaves."""
+    saved = list(ctx.saved_tensors)
+    if ctx.leaves is None or not torch.is_grad_enabled():
+        return saved
+    for place, kept in enumerate(ctx.leaves, start=1):
+        if kept is None:
+            continue
+        leaf, at = kept
+        if leaf.data_ptr() != at:
+            raise RuntimeError(
+                "expected the input and weights of the forward pass for a second derivative, got one whose "
+                ".data was replaced meanwhile"
+            )
+        saved[place] = leaf
+    return saved
 
 
 def _total_cotangent(
