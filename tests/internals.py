@@ -16,9 +16,9 @@ from manual_rnn import kernels
 from manual_rnn.kernels import native
 from manual_rnn.kernels.walk import Walk
 from manual_rnn.recurrence import rules
-from manual_rnn.recurrence.rules import elman, linear_recurrence
+from manual_rnn.recurrence.rules import elman, layer, linear_recurrence
 
-__all__ = ["FUSED", "OPS", "Walk", "elman", "kernels", "linear_recurrence", "native"]
+__all__ = ["FUSED", "OPS", "Walk", "elman", "kernels", "layer", "linear_recurrence", "native"]
 
 OPS: Any = torch.ops.manual_rnn
 FUSED: tuple[Any, str] = (rules, "layer")

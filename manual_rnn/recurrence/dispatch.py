@@ -28,7 +28,18 @@ from torch.utils._device import DeviceContext
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
 
-__all__ = ["RULES", "Rule", "nestable", "op", "plain", "sibling", "single_level", "way", "without_derivative"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "copy_on_write",
+    "nestable",
+    "op",
+    "plain",
+    "sibling",
+    "single_level",
+    "way",
+    "without_derivative",
+]
 
 # The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these
 # rules are always at one level, below the operator whose Autograd key they are. `Function` itself raises
@@ -134,7 +145,7 @@ def _learn_keys(kind: str) -> frozenset[int]:
 def without_derivative(name: str, *tensors: Tensor | None) -> Way:
     """How the forward of a rule is to call it."""
     if plain(*tensors):
-        return RULES[name].compute
+        return RULES[name].run
 
     def below_autograd(*args: Any) -> Any:
         with below_this_level():
@@ -166,9 +177,14 @@ def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return differentiable
 
 
+def copy_on_write(x: Tensor) -> Tensor:
+    """`x` for backward to keep while the user may write to `x`: copied only when either is written (torch
+    2.11 to 2.15)."""
+    return torch._lazy_clone(x)
+
+
 def sibling(x: Tensor) -> Tensor | None:
-    """`x` for backward to keep while the user may write to `x`: copied only when either is written
-    (torch 2.11 to 2.15), or at once under a transform, which knows no such copy.
+    """The same under a transform, which knows no such copy and makes it at once.
 
     None where nobody can write in between: in a trace, which turns edits into operations, and in forward
     mode.
@@ -176,6 +192,6 @@ def sibling(x: Tensor) -> Tensor | None:
     if type(x) not in PLAIN_TYPES or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return None
     if not torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return torch._lazy_clone(x)
+        return copy_on_write(x)
     with below_this_level():
         return x.clone()

@@ -139,6 +139,7 @@ def axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
 
 def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
     """Nothing broadcasts: raise unless the shapes fit to the last axis."""
+    _check_real(name, x)
     second = x.shape[1:] if name == "elman" else x.shape
     if batch_sizes is None and x.dim() == 3 and w.shape == (x.size(2),) * 2 and y.shape == second:
         return  # the common case, found soon: a call may take a few microseconds in all
@@ -155,6 +156,7 @@ def check_layer(
     x: Tensor, h0: Tensor, weights: tuple[Tensor | None, ...], batch_sizes: Tensor | None
 ) -> None:
     """The same of a layer."""
+    _check_real("layer", x)
     rank = 3 if batch_sizes is None else 2
     if x.dim() != rank or h0.dim() != 2:
         raise ValueError(f"layer: expected x of {rank} axes and h0 of 2, got {x.dim()} and {h0.dim()}")
@@ -162,6 +164,11 @@ def check_layer(
     H = h0.size(1)
     tensors = [t for t in (h0, *weights) if t is not None]
     _compare("layer", tensors, [(B, H), (H, x.size(-1)), (H, H), (H,), (H,)][: len(tensors)])
+
+
+def _check_real(name: str, x: Tensor) -> None:
+    if x.is_complex():  # a layer of complex numbers runs by the reference, without an operator
+        raise TypeError(f"{name}: expected real numbers, for which its derivatives hold, got {x.dtype}")
 
 
 def _compare(name: str, tensors: Any, expected: Any) -> None:

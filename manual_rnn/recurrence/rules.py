@@ -23,7 +23,6 @@ Letters and shapes are those of `kernels/contract.py`. Each rule is one op to ev
 (`operators.py`), and `dispatch.way` says how a call of it runs.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -348,7 +347,7 @@ class PlainLayer(Layer):
         )
         leaves = [t if t is not None and t.grad_fn is None and t.requires_grad else None for t in keep]
         ctx.leaves = [None if t is None else (t, t.data_ptr()) for t in leaves]
-        kept = dispatch.sibling(states)
+        kept = dispatch.copy_on_write(states)
         ctx.save_for_backward(kept, *[t if t is None or t.grad_fn is not None else t.detach() for t in keep])
         return states, last, kept
 
@@ -359,7 +358,7 @@ def _as_view(x: Tensor) -> Tensor:
 
 
 def _saved(ctx: Any) -> list[Tensor]:
-    """What a layer's backward has to work with: numbers, or where it is itself to be differentiated, leaves."""
+    """What a layer's backward works with: numbers, or where it is itself to be differentiated, leaves."""
     saved = list(ctx.saved_tensors)
     if ctx.leaves is None or not torch.is_grad_enabled():
         return saved

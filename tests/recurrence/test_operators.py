@@ -196,6 +196,9 @@ def samples() -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # of opcheck, 2.14 on
 @pytest.mark.parametrize("name", ["elman", "linear_recurrence"])
 @pytest.mark.parametrize("number", range(4))
 def test_opcheck(name: str, number: int) -> None:
