@@ -72,24 +72,27 @@ class Elman(Rule):
     ) -> Tensor:
         h = dispatch.without_derivative("elman", z, h0, w)(z, h0, w, batch_sizes, *options)
         ctx.options = batch_sizes, *options
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, h0, w)
         ctx.save_for_forward(h, h0, w)
         return h
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
+        if c is None:
+            return (None,) * 7
         h, h0, w = ctx.saved_tensors
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(w.dim() - 2, reverse, batch_sizes)
         dz = linear_recurrence(c, h, w, batch_sizes, phi, not reverse, kernel)
         _, need_h0, need_w = ctx.needs_input_grad[:3]
-        dh0 = walk.first(dz, h0.size(-2)) @ w if need_h0 else None
+        dh0 = times(walk.first(dz, h0.size(-2)), w) if need_h0 else None
         dw = sum_of_products(dz, h, h0, walk) if need_w else None
         return dz, dh0, dw, None, None, None, None
 
     @staticmethod
     @dispatch.nestable
-    def jvp(ctx: Any, dz: Tensor, dh0: Tensor, dw: Tensor, *_: None) -> Tensor:
+    def jvp(ctx: Any, dz: Tensor | None, dh0: Tensor | None, dw: Tensor | None, *_: None) -> Tensor:
         h, h0, w = ctx.saved_tensors
         return jvp_of_states(dz, dh0, dw, h, h0, w, *ctx.options)
 
@@ -126,12 +129,15 @@ class LinearRecurrence(Rule):
     ) -> Tensor:
         y = dispatch.without_derivative("linear_recurrence", v, h, a)(v, h, a, batch_sizes, *options)
         ctx.options = batch_sizes, *options
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, h, a, y)
         ctx.save_for_forward(v, h, a, y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
+        if c is None:
+            return (None,) * 7
         v, h, a, y = ctx.saved_tensors
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(a.dim() - 2, reverse, batch_sizes)
@@ -147,8 +153,9 @@ class LinearRecurrence(Rule):
 
     @staticmethod
     @dispatch.nestable
-    def jvp(ctx: Any, dv: Tensor, dh: Tensor, da: Tensor, *_: None) -> Tensor:
+    def jvp(ctx: Any, dv: Tensor | None, dh: Tensor | None, da: Tensor | None, *_: None) -> Tensor:
         v, h, a, y = ctx.saved_tensors
+        dv, dh, da = or_zeros(dv, v), or_zeros(dh, h), or_zeros(da, a)
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(a.dim() - 2, reverse, batch_sizes)
         zero, bend = walk.zero_start(y), PHI[phi].bend
@@ -282,9 +289,9 @@ class Layer(Rule):
         else:
             dz = linear_recurrence(c, h, w_hh, batch_sizes, phi, not reverse, kernel)
         rows = dz.reshape(-1, dz.size(-1))
-        dh0 = walk.first(dz, ctx.B) @ w_hh if need_h0 else None
+        dh0 = times(walk.first(dz, ctx.B), w_hh) if need_h0 else None
         dw_hh = sum_of_products(dz, h, h0, walk) if need_hh else None
-        dx = dz @ w_ih if need_x else None
+        dx = times(dz, w_ih) if need_x else None
         dw_ih = rows.mT @ x.reshape(-1, x.size(-1)) if need_ih else None
         dbias_ih = rows.sum(0) if need_bias_ih else None
         dbias_hh = None
@@ -313,8 +320,6 @@ class Layer(Rule):
             dz = dz + F.linear(x, dw_ih)
         for dbias in (dbias_ih, dbias_hh):
             dz = dz if dbias is None else dz + dbias
-        dh0 = torch.zeros_like(h0) if dh0 is None else dh0
-        dw_hh = torch.zeros_like(w_hh) if dw_hh is None else dw_hh
         tangent = jvp_of_states(dz, dh0, dw_hh, h, h0, w_hh, *ctx.options)
         return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
 
@@ -398,15 +403,28 @@ def jvp_of_states(
     batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str,
 ) -> Tensor:  # fmt: skip
     """The tangent of the states from those of `z`, `h0` and `w`."""
+    dz, dh0, dw = or_zeros(dz, h), or_zeros(dh0, h0), or_zeros(dw, w)
     walk = Walk(w.dim() - 2, reverse, batch_sizes)
     through_w = times(walk.previous(h, h0), dw.mT)
     through_h0 = times(walk.previous(torch.zeros_like(h), dh0), w.mT)
     return linear_recurrence(dz + through_w + through_h0, h, w.mT, batch_sizes, phi, reverse, kernel)
 
 
+def or_zeros(tangent: Tensor | None, x: Tensor) -> Tensor:
+    """PyTorch's own zeros have no memory, which compiled code reads (torch 2.13, inductor)."""
+    return torch.zeros_like(x) if tangent is None else tangent
+
+
 def times(x: Tensor, w: Tensor) -> Tensor:
-    """Every row of `x` times `w`; in an ensemble, times the `w` of its member."""
-    return x @ (w.unsqueeze(1) if x.dim() > w.dim() > 2 else w)
+    """Every row of `x` times `w`; in an ensemble, times the `w` of its member.
+
+    As one product of contiguous matrices: of any other PyTorch makes a batched product under `vmap`, and
+    inductor compiles its tangent to one that reads memory that isn't there (torch 2.13).
+    """
+    if w.dim() == 2:
+        rows = x.reshape(-1, x.size(-1)).contiguous()
+        return (rows @ w).reshape(*x.shape[:-1], w.size(-1))
+    return x @ (w.unsqueeze(1) if x.dim() > w.dim() else w)
 
 
 def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
