@@ -10,6 +10,7 @@ A call goes on like this, each step in the file of its name:
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from . import checks, onnx
 from .convert import check_target, converted
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
-from .recurrence import OwnStep, Phi, RunLayer, Weights, run_layer
+from .recurrence import OwnStep, Phi, RunLayer, Weights, chosen, network, run_layer
 from .sequences import Sequences, plan
 
 __all__ = ["ManualRNN"]
@@ -108,9 +109,16 @@ class ManualRNN(RNNBase):
         """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
         output, hx, weights = autocast(output, hx, weights)
         checks.check_tensors(self, output, hx, weights)
+        whole = run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes)
+        D = 2 if self.bidirectional else 1
+        apart = self.training and self.dropout and self.num_layers > 1
+        if whole and not apart:
+            return network(output, hx, weights, phi, batch_sizes, self.bidirectional)
         if len(weights) == 1:
             return run(output, hx, weights, phi, batch_sizes)
-        last, D = [], 2 if self.bidirectional else 1
+        if whole:
+            run = partial(network, bidirectional=self.bidirectional)
+        last = []
         for layer, h0 in enumerate(hx.split(D)):
             if layer:
                 output = self._drop(output)

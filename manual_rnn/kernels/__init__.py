@@ -16,7 +16,12 @@ __all__ = ["DEFAULT", "KERNELS", "REFERENCE", "asked", "choose", "load", "reason
 
 DEFAULT = "default"
 REFERENCE = "reference"
-KERNELS = {"native": ".native", "torch": ".torch_loop", REFERENCE: ".reference"}  # the fastest first
+KERNELS = {  # the fastest first
+    "native": ".native",
+    "torch": ".torch_loop",
+    "vendor": ".vendor",
+    REFERENCE: ".reference",
+}
 
 _asked = DEFAULT
 
@@ -35,7 +40,7 @@ def use_kernel(name: str) -> Iterator[None]:
     doesn't notice when a `threading.local` changes.
 
     Args:
-        name: "reference", "torch", "native", or "default", which chooses the fastest.
+        name: "reference", "torch", "native", "vendor", or "default", which chooses the fastest.
 
     Raises:
         ValueError: for any other name.

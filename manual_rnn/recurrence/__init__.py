@@ -8,6 +8,18 @@ dispatch.py      operator, autograd node or kernel?
 
 from .dispatch import plain
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
+from .network import chosen, network
 from .rules import project
 
-__all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "plain", "project", "run_layer"]
+__all__ = [
+    "OWN_RECURRENCE",
+    "OwnStep",
+    "Phi",
+    "RunLayer",
+    "Weights",
+    "chosen",
+    "network",
+    "plain",
+    "project",
+    "run_layer",
+]

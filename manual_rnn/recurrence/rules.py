@@ -399,7 +399,7 @@ def project(x: Tensor, w_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | N
 
 
 def jvp_of_states(
-    dz: Tensor, dh0: Tensor, dw: Tensor, h: Tensor, h0: Tensor, w: Tensor,
+    dz: Tensor | None, dh0: Tensor | None, dw: Tensor | None, h: Tensor, h0: Tensor, w: Tensor,
     batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str,
 ) -> Tensor:  # fmt: skip
     """The tangent of the states from those of `z`, `h0` and `w`."""

@@ -1,0 +1,128 @@
+r"""The whole network as one job, where a kernel offers it and that pays; else layer after layer.
+
+first derivative    the kernel's own
+any other           that of the layers, composed anew from what was kept: a second backward, and where
+                    backward is itself to be differentiated
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from . import dispatch
+from .layer import Weights, run_layer
+
+__all__ = ["VENDOR", "chosen", "network"]
+
+VENDOR = "vendor"
+
+
+def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tensor | None) -> bool:
+    """Whether the whole network runs as one call of the vendor's.
+
+    Raises:
+        RuntimeError: if that was asked for and can't be, with the reason.
+    """
+    asked = kernels.asked()
+    if asked not in (kernels.DEFAULT, VENDOR) or x.size(0) == 0:
+        return False
+    vendor = kernels.load(VENDOR)
+    if asked == kernels.DEFAULT and (torch.compiler.is_compiling() or not vendor.pays(x, hx, batch_sizes)):
+        return False
+    tensors = [x, hx, *(w for group in weights for w in group)]
+    if torch.compiler.is_compiling() or not dispatch.plain(*tensors):
+        reason = "it is one sealed call, and a transform, a trace or a mode looks on"
+    else:
+        reason = vendor.why_not(*tensors)
+    if reason is not None and asked == VENDOR:
+        raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
+    return reason is None
+
+
+def network(
+    x: Tensor,
+    hx: Tensor,
+    weights: Sequence[Weights],
+    phi: Any,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the states of the last layer and `h_n`."""
+    if not x.is_cuda:
+        return kernels.load(VENDOR).network(x, hx, weights, batch_sizes, phi, bidirectional)
+    flat = [w for group in weights for w in group if w is not None]
+    bias = weights[0][2] is not None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, hx, *flat)):
+        return Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
+    sizes = [] if batch_sizes is None else batch_sizes.tolist()
+    return kernels.load(VENDOR).cudnn_forward(x, hx, flat, bias, sizes, phi, bidirectional, False)[:2]
+
+
+class Network(dispatch.Function):
+    """cuDNN's network as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, options: tuple, x: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        bias, batch_sizes, phi, bidirectional = options
+        ctx.sizes = [] if batch_sizes is None else batch_sizes.tolist()
+        vendor = kernels.load(VENDOR)
+        output, h_n, reserve, buffer = vendor.cudnn_forward(
+            x, hx, flat, bias, ctx.sizes, phi, bidirectional, True
+        )
+        ctx.options, ctx.fresh = options, True
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dispatch.copy_on_write(output), x, hx, reserve, buffer, *flat)
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor | None, c_last: Tensor | None) -> tuple[Any, ...]:
+        output, x, hx, reserve, buffer, *flat = ctx.saved_tensors
+        _, need_x, need_hx, *need_flat = ctx.needs_input_grad
+        if c is None and c_last is None:
+            return (None,) * (3 + len(flat))
+        if torch.is_grad_enabled() or not ctx.fresh:
+            return (None, *_composed(ctx, c, c_last, x, hx, flat))
+        bias, _, phi, bidirectional = ctx.options
+        ctx.fresh = False  # cuDNN uses its reserve up
+        dx, dhx, dflat = kernels.load(VENDOR).cudnn_backward(
+            x, hx, flat, bias, ctx.sizes, phi, bidirectional, output, c, c_last, reserve, buffer,
+            (need_x, need_hx, any(need_flat)),
+        )  # fmt: skip
+        dweights = [d if need else None for d, need in zip(dflat, need_flat, strict=True)] if dflat else []
+        return None, dx if need_x else None, dhx if need_hx else None, *(dweights or [None] * len(flat))
+
+
+def _composed(
+    ctx: Any, c: Tensor | None, c_last: Tensor | None, x: Tensor, hx: Tensor, flat: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The same gradients from the layers, which have derivatives of their own."""
+    again = torch.is_grad_enabled()
+    inputs, need = [x, hx, *flat], ctx.needs_input_grad[1:]
+    if not again:
+        inputs = [t.detach().requires_grad_(n) for t, n in zip(inputs, need, strict=True)]
+    with torch.enable_grad():
+        outputs = _by_layers(ctx.options, *inputs)
+    pairs = [(o, g) for o, g in zip(outputs, (c, c_last), strict=True) if g is not None]
+    grads = torch.autograd.grad(
+        [o for o, _ in pairs],
+        [t for t, n in zip(inputs, need, strict=True) if n],
+        [g for _, g in pairs],
+        create_graph=again,
+        allow_unused=True,
+    )
+    found = iter(grads)
+    return [next(found) if n else None for n in need]
+
+
+def _by_layers(options: tuple, output: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    bias, batch_sizes, phi, bidirectional = options
+    size, D, last = 4 if bias else 2, 1 + bidirectional, []
+    groups = [(*flat[i : i + size], *([] if bias else [None, None])) for i in range(0, len(flat), size)]
+    with kernels.use_kernel("torch"):
+        for layer, h0 in enumerate(hx.split(D)):
+            output, h_n = run_layer(output, h0, groups[layer * D : layer * D + D], phi, batch_sizes)
+            last.append(h_n)
+    return output, torch.cat(last)
