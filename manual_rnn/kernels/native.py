@@ -6,8 +6,9 @@ r"""The recurrences and the layer in C, on the CPU in float32: `c/`, compiled wh
 
 A wrong shape, batch size or alignment raises ValueError in C, before anything runs. Nothing is copied.
 
-Tensors go to C as they are where torch offers DLPack's exchange of C functions (2.11 to 2.15 do), which
-takes a tenth of a microsecond each. Else, and for subclasses, as addresses, strides and shapes.
+Tensors go to C as they are where torch offers DLPack's exchange of C functions (2.11 to 2.15 do), since what
+Python asks a tensor takes longer than a small recurrence. Else, and for subclasses, as addresses, strides and
+shapes.
 """
 
 from importlib import import_module
@@ -55,8 +56,8 @@ _exchanges = _exchange()
 
 
 def numbers(*tensors: Tensor | None) -> bool:
-    """Whether each is None or surely holds float32 numbers in memory of its own kind, on the CPU: no wrapper
-    of a transform, nothing pending, not empty. False may also mean that there's no telling."""
+    """Whether each is None or exactly a Tensor or Parameter of float32 numbers in memory, on the CPU: no
+    wrapper of a transform, no pending negation. False where there's no quick telling, as of an empty one."""
     return _exchanges and _scan.numbers(*tensors)
 
 

@@ -229,6 +229,39 @@ def made(T: int = 4) -> tuple[Tensor, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_batch_of_none_has_no_last_states(
+    packed: bool, reverse: bool, addresses: Callable[[], None]
+) -> None:
+    x, sizes = (torch.empty(0, 2), torch.empty(0).long()) if packed else (torch.empty(4, 0, 2), None)
+    given: list[Any] = [
+        x,
+        torch.empty(0, 5),
+        torch.randn(5, 2),
+        torch.randn(5, 5),
+        None,
+        None,
+        sizes,
+        "tanh",
+        reverse,
+    ]
+    found = native.layer(*given)
+    assert found is not None
+    assert [y.shape for y in found] == [(*x.shape[:-1], 5), (0, 5)]
+    if not packed:
+        addresses()
+        expected = native.layer(*given)
+        assert expected is not None
+        assert [y.shape for y in found] == [y.shape for y in expected]
+
+
+def test_a_layer_without_steps_has_no_last_states() -> None:
+    x, h0, w_ih, w = (torch.randn(s) for s in ((0, 3, 2), (3, 5), (5, 2), (5, 5)))
+    with pytest.raises(ValueError, match="expected at least one step"):
+        native.layer(x, h0, w_ih, w, None, None, None, "tanh", False)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 class TestWhatComesBack:
     """It is a tensor like any that torch makes."""
