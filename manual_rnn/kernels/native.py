@@ -5,6 +5,10 @@ r"""The recurrences and the layer in C, on the CPU in float32: `c/`, compiled wh
     layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh, with no z in memory
 
 A wrong shape, batch size or alignment raises ValueError in C, before anything runs. Nothing is copied.
+
+Tensors go to C as they are where torch offers DLPack's exchange of C functions (2.11 to 2.15 do), since what
+Python asks a tensor takes longer than a small recurrence. Else, and for subclasses, as addresses, strides and
+shapes.
 """
 
 from importlib import import_module
@@ -12,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .contract import PLAIN_TYPES, why_foreign
 from .phi import PHI
@@ -23,7 +28,7 @@ except ImportError as error:
     _scan = None
     _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
-__all__ = ["elman", "layer", "linear_recurrence", "why_not"]
+__all__ = ["elman", "layer", "linear_recurrence", "numbers", "why_not"]
 
 # Weights read anew at every step, rather than once for all steps, pay as long as they stay in the first
 # cache, or in the second where a step has rows to share them. Measured with one and two threads: 1.2 times as
@@ -35,10 +40,33 @@ _variant = min(_scan.variants.values()) if _scan else -1  # the widest vectors o
 _float32, _strided = torch.float32, torch.strided
 
 
+def _exchange() -> bool:
+    """Whether C can read this torch's tensors."""
+    if _scan is None:
+        return False
+    try:
+        capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
+        _scan.exchange(capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, torch._C._has_storage)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+_exchanges = _exchange()
+
+
+def numbers(*tensors: Tensor | None) -> bool:
+    """Whether each is None or exactly a Tensor or Parameter of float32 numbers in memory, on the CPU: no
+    wrapper of a transform, no pending negation. False where there's no quick telling, as of an empty one."""
+    return _exchanges and _scan.numbers(*tensors)
+
+
 def why_not(*tensors: Tensor | None) -> str | None:
     """The reason why this kernel can't take these tensors, or None."""
     if _scan is None:
         return _not_compiled
+    if _exchanges and _scan.numbers(*tensors):
+        return None
     for x in tensors:
         if x is None:
             continue
@@ -84,6 +112,11 @@ def layer(
     """
     if w_ih.numel() + w_hh.numel() > (FEW_WEIGHTS if h0.size(0) < MANY_ROWS else MANY_WEIGHTS):
         return None
+    if _exchanges:
+        how = _variant, PHI[phi].code, torch.get_num_threads(), reverse
+        found = _scan.layer(*how, batch_sizes, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+        if found is not NotImplemented:
+            return found
     biases: tuple[Any, ...] = (None,) * 6
     if bias_ih is not None and bias_hh is not None:
         biases = (
@@ -106,6 +139,10 @@ def _scan_like(
     z: Tensor, other: Tensor, w: Tensor, batch_sizes: Tensor | None, code: int, reverse: bool
 ) -> Tensor:
     """Run one kind of scan into a new contiguous tensor; `other` is h0 or h."""
+    if _exchanges:
+        y = _scan.recurrence(_variant, code, torch.get_num_threads(), reverse, batch_sizes, z, other, w)
+        if y is not NotImplemented:
+            return y
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
     y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(

@@ -27,6 +27,7 @@ from torch.utils._device import DeviceContext
 
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
+from ..kernels.native import numbers
 
 __all__ = [
     "RULES",
@@ -121,6 +122,8 @@ def plain(*tensors: Tensor | None) -> bool:
     for place in range(torch._C._len_torch_function_stack()):
         if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
             return False
+    if numbers(*tensors):  # the quick answer for most
+        return True
     for x in tensors:
         if x is None:
             continue

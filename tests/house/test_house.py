@@ -47,6 +47,7 @@ STOREYS = {
 # The inside of torch is asked in recurrence/dispatch.py, and there only, but for these.
 DISPATCH = PACKAGE / "recurrence" / "dispatch.py"
 PRIVATE = {
+    ("kernels/native.py", "torch._C._has_storage"): "a kernel imports nothing from recurrence",
     ("checks.py", "torch._C._is_any_autocast_enabled"): "`torch.is_autocast_enabled` asks for one device",
     ("module.py", "torch._C._is_any_autocast_enabled"): "the same, and asked first: mostly none is on",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",

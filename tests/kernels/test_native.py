@@ -36,6 +36,15 @@ def use_variant(monkeypatch: pytest.MonkeyPatch) -> UseVariant:
     return lambda name: monkeypatch.setattr(native, "_variant", VARIANTS[name])
 
 
+@pytest.fixture(params=["tensors", "addresses"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into C."""
+    monkeypatch.setattr(native, "_exchanges", native._exchanges and request.param == "tensors")
+
+
+both_ways = pytest.mark.usefixtures("_both_ways")
+
+
 @pytest.fixture(autouse=True)
 def _keep_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -200,6 +209,7 @@ def test_nan_stays_in_its_row(phi: str) -> None:
     assert torch.equal(h, clean)
 
 
+@both_ways
 def test_the_output_is_contiguous_whatever_comes_in() -> None:
     z = torch.randn(5, 7, 40).transpose(0, 1)
     assert native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), None, "tanh", False).is_contiguous()
@@ -264,6 +274,7 @@ def parallel_sum() -> float:
     return parallel_run().sum(dtype=torch.float64).item()
 
 
+@both_ways
 @every_variant
 def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant: UseVariant) -> None:
     use_variant(variant)
@@ -285,6 +296,7 @@ def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant:
         assert torch.equal(found[1], Walk(0, reverse, sizes).last(found[0], len(h0)))
 
 
+@both_ways
 def test_says_of_every_tensor_whether_it_can_take_it() -> None:
     tensors = [torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,), (5,))]
     assert native.why_not(*tensors) is None
@@ -294,6 +306,7 @@ def test_says_of_every_tensor_whether_it_can_take_it() -> None:
             assert native.why_not(*tensors[:place], wrong, *tensors[place + 1 :]) is not None
 
 
+@both_ways
 def test_a_layer_refuses_what_does_not_fit() -> None:
     x, h0, w_ih, w, b = (torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,)))
     for weights in ((w_ih[:4], w, b, b), (w_ih, w, b, b[:1]), (w_ih[:, :1], w, b, b), (w_ih, w, w, b)):
@@ -303,6 +316,7 @@ def test_a_layer_refuses_what_does_not_fit() -> None:
         native.layer(x, h0, w_ih, w, b, misaligned(5), None, "tanh", False)
 
 
+@both_ways
 def test_refuses_what_c_cannot_take() -> None:
     z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
 
@@ -340,6 +354,7 @@ def misaligned(floats: int) -> Tensor:
     return torch.frombuffer(bytearray(4 * floats + 1), dtype=torch.float32, offset=1, count=floats)
 
 
+@both_ways
 def test_a_failed_allocation_raises() -> None:
     H = 2**24
     z, w = torch.zeros(1).expand(1, 1, H), torch.zeros(1).expand(H, H)  # packed, w would be 2^50 bytes
@@ -541,6 +556,7 @@ def test_a_layer_in_c_says_what_is_wrong() -> None:
         call_with((23, (2, 4)), layer=True)
 
 
+@both_ways
 def test_a_stride_that_is_never_taken_may_be_anything() -> None:
     z, h0, w = torch.randn(1, 1, 1), torch.randn(1, 1), torch.randn(1, 1)
     expected = native.elman(z, h0, w, None, "tanh", True)
@@ -548,6 +564,7 @@ def test_a_stride_that_is_never_taken_may_be_anything() -> None:
     assert torch.equal(native.elman(z, h0, w, None, "tanh", True), expected)
 
 
+@both_ways
 def test_batch_sizes_may_change_meanwhile() -> None:
     """They are copied before they're judged: a call is refused, or runs by sizes that passed."""
     good = torch.full((50,), 8)

@@ -1,37 +1,25 @@
-/* Python in, errors out: `_scan.scan` and, to look at plans, `_scan.plan` and `_scan.rows`.
+/* Python in, errors out: `_scan.layer` and `_scan.recurrence` of torch's tensors, `_scan.scan` of addresses
+ * and, to look at plans, `_scan.plan` and `_scan.rows`.
  *
  * An address is trusted to lead to the memory that its strides and shape span. All else is checked before
  * anything runs: that numbers are ints within bounds, that a tensor's span can exist, that tensors fit each
  * other. Nothing but an int will do, since the `__index__` of another type could run Python code in between.
  */
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "exchange.h"
 #include <limits.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
 #include "plan.h"
 #include "scan.h"
 
 enum {
-    DIMS = 4,        /* G, T, B, H */
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */
     MOST_LANES = 64, /* and more: the plans of wider vectors than there are can be looked at */
     SCAN = 18,       /* arguments of a scan */
     LAYER = 12,      /* arguments that a layer adds */
+    HOW = 5,         /* arguments before the first of torch's tensors */
 };
-
-/* 0, with an exception set. */
-#define RAISE(type, ...) (PyErr_Format(PyExc_##type, __VA_ARGS__), 0)
-
-typedef struct {
-    const char *name;
-    PyObject *shape;
-    char *data;
-    long dims, size[DIMS], stride[DIMS];
-} Tensor;
 
 static long most_threads = 1; /* until the module is loaded */
 
@@ -64,176 +52,75 @@ static int read_tuple(PyObject *from, const char *name, long high, long *to, lon
     return 1;
 }
 
-/* The address of numbers of `width` bytes; NULL only where there are none. */
-static int read_address(PyObject *from, const char *name, int width, int empty, char **to)
+static int read_address(PyObject *from, const char *name, char **to)
 {
     long address;
-    if (!read_long(from, name, 0, LONG_MAX, &address))
-        return 0;
-    *to = (char *)address;
-    if (address % width)
-        return RAISE(ValueError, "expected %s aligned to %d bytes", name, width);
-    return address || empty || RAISE(ValueError, "%s has no memory", name);
-}
-
-/* Checks that sum_i (size_i - 1) stride_i <= REACH. A stride that's never taken may be anything, and
- * becomes 1. */
-static int check_span(Tensor *x)
-{
-    long span = 0;
-    for (long i = 0; i < x->dims; i++) {
-        if (x->size[i] == 1)
-            x->stride[i] = 1;
-        else if (x->stride[i] > (REACH - span) / (x->size[i] - 1))
-            return RAISE(ValueError, "%s spans more memory than there can be", x->name);
-        span += (x->size[i] - 1) * x->stride[i];
-    }
-    return 1;
+    const int found = read_long(from, name, 0, LONG_MAX, &address);
+    *to = found ? (char *)address : NULL;
+    return found;
 }
 
 /* A tensor as args[0], args[1] and args[2], its data_ptr(), stride() and shape. */
 static int read_tensor(Tensor *x, const char *name, PyObject *const *args)
 {
     long strides;
-    int empty = 0;
-    x->name = name, x->shape = args[2];
+    x->name = name;
     if (!read_tuple(args[2], name, REACH, x->size, &x->dims)
         || !read_tuple(args[1], name, LONG_MAX, x->stride, &strides))
         return 0;
     if (strides != x->dims)
         return RAISE(ValueError, "%s has %ld strides for %ld sizes", name, strides, x->dims);
-    for (long i = 0; i < x->dims; i++)
-        empty |= x->size[i] == 0;
-    return read_address(args[0], name, sizeof(float), empty, &x->data) && (empty || check_span(x));
+    return read_address(args[0], name, &x->data) && check_memory(x);
 }
 
-/* Checks a tensor's shape, which must be `want`: `dims` sizes, and G before them if the tensors are
- * grouped. Where rows are all there is, as in a packed batch, they are steps too. */
-static int fit(View *view, const Tensor *x, int grouped, int dims, const long *want)
-{
-    const long *stride = x->stride + grouped; /* of step, row and column, or the last of them */
-    int fits = x->dims == grouped + dims;
-    for (long i = 0; fits && i < x->dims; i++)
-        fits = x->size[i] == want[grouped ? i : i + 1];
-    if (!fits)
-        return RAISE(ValueError, "%s has shape %S, which does not fit the other tensors", x->name, x->shape);
-    const long row = dims == 1 ? 0 : stride[dims - 2], step = dims == 3 ? stride[0] : row;
-    *view = (View){x->data, grouped ? x->stride[0] : 0, step, row, stride[dims - 1]};
-    return 1;
-}
-
-static View transposed(View x)
-{
-    return (View){x.data, x.group, x.step, x.column, x.row};
-}
-
-/* Copies batch_sizes before they're judged, since another thread may write to them at any time. */
 static int read_sizes(Job *job, PyObject *address, PyObject *count)
 {
     char *from;
-    if (!read_long(count, "batch_sizes", 0, REACH, &job->T)
-        || !read_address(address, "batch_sizes", sizeof(int64_t), job->T == 0, &from))
-        return 0;
-    job->sizes = malloc(sizeof(int64_t) * (job->T + 1));
-    if (!job->sizes)
-        return RAISE(MemoryError, "batch_sizes");
-    if (job->T)
-        memcpy(job->sizes, from, sizeof(int64_t) * job->T);
-    return 1;
+    return read_long(count, "batch_sizes", 0, REACH, &job->T) && read_address(address, "batch_sizes", &from)
+        && check_address(from, "batch_sizes", sizeof(int64_t), job->T == 0)
+        && copy_sizes(job, from, job->T);
 }
 
-/* B = size_0 >= size_1 >= ... >= 0, and their sum is N. Stops where the sum passes N, and so never
- * overflows. */
-static int check_sizes(const Job *job)
-{
-    long sum = 0, last = job->B;
-    for (long t = 0; t < job->T && sum <= job->steps; last = job->sizes[t++], sum += last)
-        if (job->sizes[t] > last || job->sizes[t] < 0 || (t == 0 && job->sizes[t] != job->B))
-            return RAISE(ValueError,
-                         "expected batch_sizes that begin with the batch, never grow and are never negative");
-    return sum == job->steps || RAISE(ValueError, "expected batch_sizes that add up to the input's rows");
-}
-
-/* The numbers before the first tensor: variant, kind, threads, reverse, packed, sizes, T. */
+/* The numbers before all else: variant, kind, threads, reverse. */
 static int read_how(Job *job, long *variant, PyObject *const *args)
 {
     if (!read_long(args[0], "variant", 0, variant_count - 1, variant)
         || !read_long(args[1], "kind", 0, KINDS - 1, &job->kind)
         || !read_long(args[2], "threads", 1, LONG_MAX, &job->threads)
-        || !read_long(args[3], "reverse", 0, 1, &job->reverse)
-        || !read_long(args[4], "packed", 0, 1, &job->packed))
+        || !read_long(args[3], "reverse", 0, 1, &job->reverse))
         return 0;
-    if (!supported(*variant))
-        return RAISE(ValueError, "expected a variant that this processor supports");
-    return !job->packed || read_sizes(job, args[5], args[6]);
+    return supported(*variant) || RAISE(ValueError, "expected a variant that this processor supports");
 }
 
-/* The sizes of a job, from the shapes of z and of `other`, which is h_0 or, for a slope, h. */
-static int measure(Job *job, const Tensor *z, const Tensor *other, int grouped)
-{
-    const int packed = job->packed, slope = job->kind >= TANH_SLOPE;
-    if (z->dims != grouped + (packed ? 2 : 3) || other->dims < 2)
-        return RAISE(ValueError, "expected an input of (T, B, H), or (N, H) if packed, with a leading G if "
-                                 "the weights have one");
-    job->G = grouped ? z->size[0] : 1;
-    job->steps = z->size[grouped];
-    job->T = packed ? job->T : job->steps;
-    job->B = !packed ? z->size[grouped + 1] : !slope ? other->size[grouped] : job->T ? job->sizes[0] : 0;
-    job->H = z->size[z->dims - 1];
-    return !packed || check_sizes(job);
-}
+static const char *name_of_other(const Job *job) { return job->kind >= TANH_SLOPE ? "h" : "h0"; }
 
-/* What every job has: z, h_0 or h, w, y. */
+/* packed, sizes, T, and what every job has: z, h_0 or h, w, y. */
 static int read_scan(Job *job, PyObject *const *args)
 {
-    const int slope = job->kind >= TANH_SLOPE, dims = job->packed ? 2 : 3;
-    PyObject *const output[] = {args[9], args[10], args[2]};
+    PyObject *const output[] = {args[12], args[13], args[5]};
     Tensor z, other, w, y;
-    if (!read_tensor(&z, "the input", args) || !read_tensor(&other, slope ? "h" : "h0", args + 3)
-        || !read_tensor(&w, "w", args + 6) || !read_tensor(&y, "the output", output))
-        return 0;
-    const int grouped = w.dims == 3;
-    if (!measure(job, &z, &other, grouped))
-        return 0;
-    const long rows[] = {job->G, job->steps, job->packed ? job->H : job->B, job->H};
-    const long start[] = {job->G, job->B, job->H}, square[] = {job->G, job->H, job->H};
-    if (!fit(&job->z, &z, grouped, dims, rows) || !fit(&job->w, &w, grouped, 2, square)
-        || !fit(slope ? &job->h : &job->h0, &other, grouped, slope ? dims : 2, slope ? rows : start)
-        || !fit(&job->y, &y, grouped, dims, rows))
-        return 0;
-    job->w = slope ? job->w : transposed(job->w); /* elman multiplies by w^T */
-    return 1;
+    return read_long(args[0], "packed", 0, 1, &job->packed)
+        && (!job->packed || read_sizes(job, args[1], args[2])) && read_tensor(&z, "the input", args + 3)
+        && read_tensor(&other, name_of_other(job), args + 6) && read_tensor(&w, "w", args + 9)
+        && read_tensor(&y, "the output", output) && fit_scan(job, &z, &other, &w, &y);
 }
 
-/* Two biases, or None for both. */
-static int read_biases(Job *job, PyObject *const *args)
+static int both_or_none(PyObject *bias_ih, PyObject *bias_hh)
 {
-    const long want[] = {1, job->H};
-    Tensor bias;
-    if ((args[0] == Py_None) != (args[3] == Py_None))
-        return RAISE(TypeError, "expected two biases or none");
-    for (int i = 0; i < 2 && args[0] != Py_None; i++)
-        if (!read_tensor(&bias, "a bias", args + 3 * i) || !fit(&job->bias[i], &bias, 0, 1, want))
-            return 0;
-    return 1;
+    return (bias_ih == Py_None) == (bias_hh == Py_None)
+        || RAISE(TypeError, "expected two biases or none");
 }
 
-/* What a layer has beyond a scan: x, w_ih, and the biases. */
+/* What a layer has beyond a scan: x, w_ih, and two biases, or None for both. */
 static int read_layer(Job *job, PyObject *const *args)
 {
-    const int dims = job->packed ? 2 : 3;
-    Tensor x, u;
-    if (!read_tensor(&x, "the input", args) || !read_tensor(&u, "w_ih", args + 3))
-        return 0;
-    job->I = x.dims == dims ? x.size[dims - 1] : 0;
-    if (job->I < 1)
-        return RAISE(ValueError, "expected an input of at least one feature");
-    const long rows[] = {1, job->steps, job->packed ? job->I : job->B, job->I};
-    const long want[] = {1, job->H, job->I};
-    if (!fit(&job->x, &x, 0, dims, rows) || !fit(&job->u, &u, 0, 2, want))
-        return 0;
-    job->u = transposed(job->u);
-    return read_biases(job, args + 6);
+    const int biased = args[6] != Py_None;
+    Tensor x, u, biases[2];
+    return read_tensor(&x, "the input", args) && read_tensor(&u, "w_ih", args + 3)
+        && both_or_none(args[6], args[9])
+        && (!biased
+            || (read_tensor(&biases[0], "a bias", args + 6) && read_tensor(&biases[1], "a bias", args + 9)))
+        && fit_layer(job, &x, &u, biased ? biases : NULL);
 }
 
 /* Plans and runs a job, unless there's nothing to do. */
@@ -255,10 +142,116 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
     long variant;
     if (count != SCAN && count != SCAN + LAYER)
         return PyErr_Format(PyExc_TypeError, "scan: expected 18 or 30 arguments, got %zd", count);
-    const int done = read_how(&job, &variant, args) && read_scan(&job, args + 7)
+    const int done = read_how(&job, &variant, args) && read_scan(&job, args + 4)
         && (count == SCAN || read_layer(&job, args + SCAN)) && run(&job, &variants[variant]);
     free(job.sizes);
     return done ? Py_NewRef(Py_None) : NULL;
+}
+
+/* batch_sizes and *z, *other, *w as torch's tensors, and y. All are read after the last Python code has run
+ * that could change them: that which made y. */
+static int take_recurrence(Job *job, PyObject *const *args, PyObject *made)
+{
+    Tensor z, other, w, y;
+    return take_sizes(job, args[0]) && take_floats(&z, "the input", args[1])
+        && take_floats(&other, name_of_other(job), args[2]) && take_floats(&w, "w", args[3])
+        && take_floats(&y, "the output", made) && fit_scan(job, &z, &other, &w, &y);
+}
+
+/* The same of a layer: batch_sizes, x, h0, w_ih, w_hh, biases; states and last. */
+static int take_layer(Job *job, PyObject *const *args, PyObject *made, Tensor *last, PyObject *made_last)
+{
+    const int biased = args[5] != Py_None;
+    Tensor x, h0, u, w, biases[2], y;
+    return take_sizes(job, args[0]) && take_floats(&x, "the input", args[1])
+        && take_floats(&h0, "h0", args[2]) && take_floats(&u, "w_ih", args[3])
+        && take_floats(&w, "w", args[4]) && both_or_none(args[5], args[6])
+        && (!biased
+            || (take_floats(&biases[0], "a bias", args[5]) && take_floats(&biases[1], "a bias", args[6])))
+        && take_floats(&y, "the output", made) && take_floats(last, "the last states", made_last)
+        && fit_scan(job, &y, &h0, &w, &y) && fit_layer(job, &x, &u, biased ? biases : NULL)
+        && fit_last(job, &y, last);
+}
+
+static int all_exact(PyObject *const *args, Py_ssize_t count)
+{
+    while (count-- > 0)
+        if (!is_exact(args[count]))
+            return 0;
+    return 1;
+}
+
+static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    Job job = {0};
+    Tensor z;
+    PyObject *y = NULL;
+    long variant;
+    if (count != HOW + 3)
+        return PyErr_Format(PyExc_TypeError, "recurrence: expected 8 arguments, got %zd", count);
+    if (!all_exact(args + HOW - 1, 4))
+        return Py_NewRef(Py_NotImplemented);
+    const int done = read_how(&job, &variant, args) && take_floats(&z, "the input", args[HOW])
+        && (y = new_floats(args[HOW], z.size, z.dims)) && take_recurrence(&job, args + HOW - 1, y)
+        && run(&job, &variants[variant]);
+    free(job.sizes);
+    if (!done)
+        Py_CLEAR(y);
+    return y;
+}
+
+/* New tensors for the states and the last of each sequence. */
+static PyObject *new_states(PyObject *const *args)
+{
+    Tensor x, h0, w;
+    if (!take_floats(&x, "the input", args[1]) || !take_floats(&h0, "h0", args[2])
+        || !take_floats(&w, "w", args[4]))
+        return NULL;
+    if (x.dims < 2 || h0.dims != 2 || w.dims != 2)
+        return PyErr_Format(PyExc_ValueError, "expected an input of (T, B, I), or (N, I) if packed, h0 of "
+                                              "(B, H) and weights of (H, I) and (H, H)");
+    x.size[x.dims - 1] = h0.size[1] = w.size[0];
+    PyObject *states = new_floats(args[1], x.size, x.dims);
+    PyObject *last = states ? new_floats(args[1], h0.size, 2) : NULL;
+    PyObject *both = last ? PyTuple_Pack(2, states, last) : NULL;
+    Py_XDECREF(states);
+    Py_XDECREF(last);
+    return both;
+}
+
+static PyObject *py_layer(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    Job job = {0};
+    Tensor last;
+    PyObject *both = NULL;
+    long variant;
+    if (count != HOW + 6)
+        return PyErr_Format(PyExc_TypeError, "layer: expected 11 arguments, got %zd", count);
+    if (!all_exact(args + HOW - 1, 7))
+        return Py_NewRef(Py_NotImplemented);
+    const int done = read_how(&job, &variant, args)
+        && (job.kind < TANH_SLOPE || RAISE(ValueError, "expected kind from 0 to %d", TANH_SLOPE - 1))
+        && (both = new_states(args + HOW - 1))
+        && take_layer(&job, args + HOW - 1, PyTuple_GetItem(both, 0), &last, PyTuple_GetItem(both, 1))
+        && run(&job, &variants[variant]);
+    if (done)
+        copy_last(&job, (float *)last.data);
+    else
+        Py_CLEAR(both);
+    free(job.sizes);
+    return both;
+}
+
+static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    return PyBool_FromLong(are_numbers(args, count));
+}
+
+static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 6)
+        return PyErr_Format(PyExc_TypeError, "exchange: expected 6 arguments, got %zd", count);
+    return exchange_with_torch(args) ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *plan_dict(const Plan *p)
@@ -307,6 +300,17 @@ static PyMethodDef methods[] = {
      "scan(variant, kind, threads, reverse, packed, sizes, T, *z, *h0_or_h, *w, *y[, *x, *w_ih, *b, *b2]):\n"
      "each tensor as its data_ptr(), stride() and shape (none for y, thrice None for no bias); kind 0 to 3\n"
      "is tanh, relu, tanh's slope, relu's slope. With x, only z's shape counts."},
+    {"exchange", METHOD(py_exchange),
+     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage): torch's\n"
+     "Tensor.__dlpack_c_exchange_api__, types and functions, before the three below do anything."},
+    {"numbers", METHOD(py_numbers),
+     "numbers(*tensors) -> bool: whether each is None or exactly a torch.Tensor or a Parameter whose memory\n"
+     "holds its float32 numbers, on the CPU, at least one of them. Never raises."},
+    {"recurrence", METHOD(py_recurrence),
+     "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor. This and\n"
+     "`layer` return NotImplemented where a tensor isn't exactly a torch.Tensor or a Parameter."},
+    {"layer", METHOD(py_layer),
+     "layer(variant, kind, threads, reverse, batch_sizes, x, h0, w_ih, w_hh, b, b2) -> (states, last)"},
     {"plan", METHOD(py_plan),
      "plan(lanes, most, threads, G, steps, B, H, I, packed) -> dict: the Plan in types.h of a job that asks\n"
      "for `threads` and gets `most` at most."},

@@ -58,17 +58,25 @@ static TARGET void NAME(finish)(const Work *work, Tile tile, float *next)
     }
 }
 
-/* The carry of rows `from` to `to` before their first step: h_0, or 0 where there's none. */
+/* h_0 as the carry of rows `from` to `to` before their first step. */
 static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to, float *prev)
 {
     const View *h0 = &work->job->h0;
-    const vec zero = {0};
     for (long r = from; r < to; r++)
         for (long v = slice.v0; v < slice.v1; v++) {
             const long row = slice.row + r * slice.apart, column = v * LANES;
-            *(vec *)(prev + r * work->plan->ld + column) = !h0->data ? zero
-                : NAME(load)(at(h0, work->g, row, column), h0->column, work->job->H - column);
+            *(vec *)(prev + r * work->plan->ld + column)
+                = NAME(load)(at(h0, work->g, row, column), h0->column, work->job->H - column);
         }
+}
+
+/* Zeros in place of products. */
+static TARGET void NAME(clear)(long rows, long vecs, long ld, float *next)
+{
+    const vec zero = {0};
+    for (long r = 0; r < rows; r++)
+        for (long v = 0; v < vecs; v++)
+            *(vec *)(next + r * ld + v * LANES) = zero;
 }
 
 /* The input of a step, for the first `live` rows of a slice, beside their carry. */
@@ -83,19 +91,24 @@ static TARGET void NAME(take)(const Work *work, Slice slice, long step, long liv
 }
 
 /* One step of the first `live` rows of a slice, from `prev` to `next`: a block of W for tile after tile of
- * rows of about the same height, then the next block. */
-static TARGET void NAME(advance)(
-    const Work *work, Slice slice, long step, long ahead, long live, const float *prev, float *next)
+ * rows of about the same height, then the next block. Only the first `known` rows have a carry. For others
+ * the product is left out, since 0 times an infinity in W would be NaN. */
+static TARGET void NAME(advance)(const Work *work, Slice slice, long step, long ahead, long known, long live,
+                                 const float *prev, float *next)
 {
     const long ld = work->plan->ld, block = work->plan->block;
     for (long v = slice.v0; v < slice.v1; v += block)
         for (long r = 0, rows; r < live; r += rows) {
-            const long tiles = (live - r + TALLEST - 1) / TALLEST;
+            const long end = r < known ? known : live, tiles = (end - r + TALLEST - 1) / TALLEST;
             const long vecs = v + block < slice.v1 ? block : slice.v1 - v;
             const vec *w = (const vec *)work->packed + v * work->plan->depth;
-            rows = (live - r + tiles - 1) / tiles;
+            float *to = next + r * ld + v * LANES;
+            rows = (end - r + tiles - 1) / tiles;
             const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, v + vecs};
-            NAME(products)(rows, vecs, work, prev + r * ld, w, next + r * ld + v * LANES);
+            if (r < known)
+                NAME(products)(rows, vecs, work, prev + r * ld, w, to);
+            else
+                NAME(clear)(rows, vecs, ld, to);
             NAME(finish)(work, tile, next + r * ld);
         }
 }
@@ -106,18 +119,21 @@ static TARGET void NAME(advance)(
 static TARGET void NAME(run)(const Work *work, float *carry, Slice slice, Meeting *meeting)
 {
     const Job *job = work->job;
+    const int slope = job->kind >= TANH_SLOPE; /* starts from nothing */
     float *prev = carry, *next = carry + slice.rows * work->plan->ld;
     long live = 0, step = job->reverse ? job->steps : 0;
     for (long i = 0; i < job->T; i++) {
         const long size = job->packed ? job->sizes[job->reverse ? job->T - 1 - i : i] : job->B;
         const long before = live, moved = job->packed ? size : 1;
         live = alive(slice, size);
+        const long known = slope && before < live ? before : live;
         step -= job->reverse ? moved : 0;
-        NAME(start)(work, slice, before, live, prev);
+        if (!slope)
+            NAME(start)(work, slice, before, live, prev);
         NAME(take)(work, slice, step, live, prev);
         if (live > before)
             meet(meeting);
-        NAME(advance)(work, slice, step, job->reverse ? -moved : moved, live, prev, next);
+        NAME(advance)(work, slice, step, job->reverse ? -moved : moved, known, live, prev, next);
         step += job->reverse ? 0 : moved;
         float *swap = prev;
         prev = next, next = swap;

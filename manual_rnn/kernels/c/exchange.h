@@ -1,0 +1,29 @@
+/* torch's tensors, read and made without Python in between. What judges gives 1, or 0 with a Python
+ * exception set. */
+#ifndef MANUAL_RNN_EXCHANGE_H
+#define MANUAL_RNN_EXCHANGE_H
+#include "job.h"
+
+/* Takes what `exchange` in module.c is given. */
+int exchange_with_torch(PyObject *const *args);
+
+/* Exactly one of torch's two types of tensors, or None. Of these alone it's certain that no Python code runs
+ * when they're read. */
+int is_exact(PyObject *x);
+
+/* Whether the memory of each that isn't None holds the float32 that it stands for, on the CPU: no wrapper,
+ * no pending negation, nothing sparse. Raises nothing. An empty tensor has no memory, as a wrapper has none,
+ * so the answer is no. */
+int are_numbers(PyObject *const *xs, long count);
+
+/* An exact tensor of floats. */
+int take_floats(Tensor *x, const char *name, PyObject *from);
+
+/* batch_sizes, or None. */
+int take_sizes(Job *job, PyObject *from);
+
+/* torch's own new_empty, of the last dims of a shape; this may run Python code, in modes and in the garbage
+ * collector. NULL with an exception set. */
+PyObject *new_floats(PyObject *like, const long *shape, long dims);
+
+#endif
