@@ -168,6 +168,8 @@ class ManualRNN(RNNBase):
     def _weights(self) -> list[Weights]:
         """The weights of every layer and direction, read anew, so that no change goes unseen."""
         checks.check_counts(self, self._all_weights)
+        if self._assigned is not None and (assigned := self._assigned_weights()) is not None:
+            return self._grouped(assigned)
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow
         weights: list[Weights] = []
         for names in self._all_weights:
@@ -179,6 +181,14 @@ class ManualRNN(RNNBase):
                 group.append(weight)
             weights.append(group if self.bias else [*group, None, None])
         return weights
+
+    def _grouped(self, weights: list[Any]) -> list[Weights]:
+        """What was assigned to `_flat_weights`, for each layer and direction."""
+        size = len(self._all_weights[0])
+        if len(weights) != size * len(self._all_weights):
+            raise RuntimeError(f"Expected {size * len(self._all_weights)} _flat_weights, got {len(weights)}")
+        none = [] if self.bias else [None, None]
+        return [[*weights[at : at + size], *none] for at in range(0, len(weights), size)]
 
     @classmethod
     def from_builtin(cls, rnn: nn.RNN) -> "ManualRNN":

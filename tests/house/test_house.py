@@ -36,7 +36,7 @@ HOUSE = {
     "recurrence": "recurrence kernels checks",
     "kernels": "kernels",
     "checks": "",
-    "convert": "",
+    "convert": "parameters",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
@@ -49,6 +49,10 @@ DISPATCH = PACKAGE / "recurrence" / "dispatch.py"
 PRIVATE = {
     ("checks.py", "torch._C._is_any_autocast_enabled"): "`torch.is_autocast_enabled` asks for one device",
     ("module.py", "torch._C._is_any_autocast_enabled"): "the same, and asked first: mostly none is on",
+    (
+        "parameters.py",
+        "torch.nn.Module._replicate_for_data_parallel",
+    ): "that of `nn.RNNBase` copies its cache",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",
 }
 OPTIONAL = """
