@@ -10,6 +10,7 @@ A call goes on like this, each step in the file of its name:
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, onnx
+from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
-from .recurrence import OwnStep, Phi, RunLayer, Weights, run_layer
+from .recurrence import OwnStep, Phi, RunLayer, Weights, run_layer, torchscript, transformed
 from .sequences import Sequences, plan
 
 __all__ = ["ManualRNN"]
@@ -72,6 +73,9 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
+        if torchscript() is not None and self._is_builtin():
+            builtin: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
+            return builtin(self, input, hx)
         batch = plan(self, input, hx)
         hx, weights, phi, run = self._check(input, batch)
         output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run)
@@ -164,6 +168,23 @@ class ManualRNN(RNNBase):
         if self.mode not in PHI_OF_MODE:
             checks.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
+
+    def _is_builtin(self) -> bool:
+        """Whether a call is what `nn.RNN` computes, and neither a kernel nor torch.func has a say."""
+        return kernels.asked() == kernels.DEFAULT and not transformed() and self._builtin_phi() is not None
+
+    def __prepare_scriptable__(self) -> nn.RNN:
+        """The module that `torch.jit.script` is to compile, with the same Parameters.
+
+        Raises:
+            TypeError: for a recurrence of your own, or a subclass, which `nn.RNN` can't run.
+        """
+        warnings.warn(
+            "torch.jit.script takes a ManualRNN as the nn.RNN it equals, and leaves that in the model around "
+            "it. To keep the model as it is, script copy.deepcopy(model)",
+            stacklevel=2,
+        )
+        return self.to_builtin()
 
     def _weights(self) -> list[Weights]:
         """The weights of every layer and direction, read anew, so that no change goes unseen."""

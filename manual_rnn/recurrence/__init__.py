@@ -6,8 +6,19 @@ operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
 """
 
-from .dispatch import plain
+from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
 from .rules import project
 
-__all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "plain", "project", "run_layer"]
+__all__ = [
+    "OWN_RECURRENCE",
+    "OwnStep",
+    "Phi",
+    "RunLayer",
+    "Weights",
+    "plain",
+    "project",
+    "run_layer",
+    "torchscript",
+    "transformed",
+]

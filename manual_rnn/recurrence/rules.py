@@ -196,11 +196,13 @@ class Layer(Rule):
         kernel: str,
     ) -> tuple[Tensor, Tensor]:
         able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
-        if hasattr(able, "layer"):
+        if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
                 return found
         z = project(x, w_ih, bias_ih, bias_hh)
+        if z.size(0) == 0:  # in a graph made for a length from data
+            return z, h0.clone()
         states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
         return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
 
@@ -387,7 +389,8 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
         return m.mT @ walk.previous(x, start)
     B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
-    if (n := m.size(-2) - B) == 0:
+    n = m.size(-2) - B
+    if dispatch.surely_zero(n):
         return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start
