@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _RecordFunctionFast  # the one event with shapes (torch 2.11 to 2.15)
 from torch._functorch import config
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
@@ -34,6 +35,7 @@ from . import flops
 __all__ = [
     "RULES",
     "Rule",
+    "multiplied",
     "nestable",
     "op",
     "plain",
@@ -115,6 +117,21 @@ def profiled(name: str, run: Way) -> Way:
             return run(*args)
 
     return recorded
+
+
+def multiplied(x: Tensor, w: Tensor, batch_sizes: Tensor | None = None, from_zero: bool = False) -> None:
+    """Tell the profiler at work, if one is, of a product of the rows of `x` with `w` that a kernel makes out
+    of its sight: as an event of no length, from whose shapes `with_flops` counts.
+
+    A recurrence `from_zero` has nothing to multiply at the first rows.
+    """
+    if profiling():
+        unread = 0
+        if from_zero and x.numel():
+            unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+        rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
+        with _RecordFunctionFast("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
+            pass
 
 
 def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:

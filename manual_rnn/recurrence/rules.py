@@ -56,6 +56,7 @@ class Elman(Rule):
         z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        dispatch.multiplied(z, w)
         return kernels.choose(kernel, z, h0, w).elman(z, h0, w, batch_sizes, phi, reverse)
 
     run = compute
@@ -110,6 +111,7 @@ class LinearRecurrence(Rule):
         v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        dispatch.multiplied(v, a, batch_sizes, from_zero=True)
         return kernels.choose(kernel, v, h, a).linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 
     run = compute
@@ -199,10 +201,13 @@ class Layer(Rule):
         if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
+                dispatch.multiplied(x, w_ih)
+                dispatch.multiplied(found[0], w_hh)
                 return found
         z = project(x, w_ih, bias_ih, bias_hh)
         if z.size(0) == 0:  # in a graph made for a length from data
             return z, h0.clone()
+        dispatch.multiplied(z, w_hh)
         states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
         return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import EVERY_OPTION, KERNELS, kernels_for, packed, twins
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,7 +85,9 @@ def test_flops_of_an_exported_program() -> None:
     builtin, manual = twins(5, 7)
     x = torch.randn(4, 3, 5)
     program = torch.export.export(manual, (x,)).module()
-    assert counted(program, x, None)[0] == counted(builtin, x, None)[0]
+    with FlopCounterMode(display=False) as counter:
+        program(x)
+    assert counter.get_total_flops() == counted(builtin, x, None)[0]
 
 
 FRESH = """
@@ -105,9 +108,10 @@ def test_the_counter_is_loaded_by_whoever_wants_it() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def events(rnn: Any, x: Tensor) -> dict[str, Any]:
+def events(rnn: Any, x: Any) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
-        output, _ = rnn(x)
+        output: Any = rnn(x)[0]
+        output = output.data if isinstance(output, PackedSequence) else output
         if output.requires_grad:
             output.sum().backward()
     return {event.key: event for event in profiler.key_averages()}
@@ -128,15 +132,38 @@ def test_a_call_is_an_event_with_a_name(wanted: bool, kernel: str) -> None:
     assert ("manual_rnn::linear_recurrence" in found) == wanted
 
 
-@pytest.mark.parametrize("kernel", ["reference", "torch"])
-def test_flops_in_the_profiler(kernel: str) -> None:
-    """It knows the products of torch alone, so of those that a kernel makes in C it sees none."""
-    builtin, manual = twins(5, 7, 2)
-    x = torch.randn(4, 3, 5)
+def products(found: dict[str, Any]) -> int:
+    """Of matrices; sums are counted too, and `nn.RNN` makes others."""
+    return sum(found[name].flops for name in ("aten::mm", "aten::addmm", "aten::bmm") if name in found)
 
-    def products(found: dict[str, Any]) -> int:
-        return sum(event.flops for name, event in found.items() if name in ("aten::mm", "aten::addmm"))
 
+@KERNELS
+@EVERY_OPTION
+@pytest.mark.parametrize("wanted", [False, True], ids=["forward", "training"])
+def test_flops_in_the_profiler(wanted: bool, options: dict[str, Any], kernel: str) -> None:
+    """Products that a kernel makes out of its sight are told it."""
+    builtin, manual = (rnn.requires_grad_(wanted) for rnn in twins(5, 7, **options))
+    dtype = options.get("dtype", torch.float32)
+    x = torch.randn(4, 3, 5, dtype=dtype)
+    with use_kernel(kernel if kernel in kernels_for(dtype) else "default"):
+        assert products(events(manual, x)) == products(events(builtin, x))
+
+
+@KERNELS
+def test_flops_in_the_profiler_of_a_packed_input(kernel: str) -> None:
+    builtin, manual = (rnn.requires_grad_(False) for rnn in twins(5, 7, 2, bidirectional=True))
+    x = packed(torch.randn(4, 3, 5), [4, 2, 1])
+    with use_kernel(kernel):
+        assert products(events(manual, x)) == products(events(builtin, x))
+        training = products(events(manual.requires_grad_(True), x))
+    assert 0.7 < training / products(events(builtin.requires_grad_(True), x)) <= 1
+
+
+@KERNELS
+def test_flops_in_the_profiler_of_wide_weights(kernel: str) -> None:
+    """For which the kernel in C leaves the product with the input to torch."""
+    builtin, manual = (rnn.requires_grad_(False) for rnn in twins(600, 600))
+    x = torch.randn(2, 1, 600)
     with use_kernel(kernel):
         assert products(events(manual, x)) == products(events(builtin, x))
 
