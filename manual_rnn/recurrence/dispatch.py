@@ -39,6 +39,7 @@ __all__ = [
     "nestable",
     "op",
     "plain",
+    "profiling",
     "sibling",
     "single_level",
     "surely_zero",
@@ -120,18 +121,17 @@ def profiled(name: str, run: Way) -> Way:
 
 
 def multiplied(x: Tensor, w: Tensor, batch_sizes: Tensor | None = None, from_zero: bool = False) -> None:
-    """Tell the profiler at work, if one is, of a product of the rows of `x` with `w` that a kernel makes out
-    of its sight: as an event of no length, from whose shapes `with_flops` counts.
+    """Tell the profiler at work of a product of the rows of `x` with `w` that a kernel makes out of its
+    sight: as an event of no length, from whose shapes `with_flops` counts.
 
     A recurrence `from_zero` has nothing to multiply at the first rows.
     """
-    if profiling():
-        unread = 0
-        if from_zero and x.numel():
-            unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
-        rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
-        with _RecordFunctionFast("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
-            pass
+    unread = 0
+    if from_zero and x.numel():
+        unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+    rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
+    with _RecordFunctionFast("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
+        pass
 
 
 def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
@@ -157,9 +157,7 @@ def _runs_while_exporting() -> bool:
 
 
 def surely_zero(size: int) -> bool:
-    """Whether a size is 0. One that comes from data, which a trace can't know, is taken for another."""
-    if not isinstance(size, torch.SymInt) and not torch.compiler.is_compiling():
-        return size == 0
+    """Whether a size is 0 in compiled code, where one that comes from data is taken for another."""
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
 
     return guard_or_false(size == 0)

@@ -28,7 +28,7 @@ from manual_rnn import ManualRNN
 __all__ = ["ROWS", "WRONG", "Row"]
 
 pytestmark = [  # of the exporters: one about nn.RNN, one about its own code
-    pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
 ]
 
