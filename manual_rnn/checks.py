@@ -133,7 +133,10 @@ def check_forward_args(self: Any, input: Tensor, hidden: Tensor, batch_sizes: Te
 def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
     """Raise unless `input` has the weights' dtype (autocast aside) and the rank and features expected."""
     name = self._all_weights[0][0]
-    dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
+    if self._assigned is not None:
+        dtype = self._flat_weights[0].dtype
+    else:
+        dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
     if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "

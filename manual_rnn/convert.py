@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .parameters import CACHES, LEAF, RNNBase
+
 __all__ = ["check_target", "convert", "converted", "why_not"]
 
-CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")
 HARMLESS = {"flatten_parameters"}  # the weight-drop recipe of AWD-LSTM sets it on the module
 
 
@@ -51,14 +52,18 @@ def why_not(rnn: nn.Module, source: type, to: type) -> str | None:
 
 def convert(rnn: nn.Module, to: type) -> Any:
     """Make `rnn` a `to` in place, once `why_not` has found nothing."""
-    state = vars(rnn)
-    for cache in CACHES:
+    state, assigned = vars(rnn), _assigned_weights(rnn)
+    for cache in (*CACHES, *LEAF, "_assigned"):
         state.pop(cache, None)
     state.setdefault("proj_size", 0)  # modules pickled long ago lack these two
     state.setdefault("nonlinearity", rnn.mode.removeprefix("RNN_").lower())  # type: ignore[operator, union-attr]
     rnn.__class__ = _with_parametrizations(rnn, to)
     if isinstance(rnn, nn.RNN):
         _fill_caches(rnn)
+    else:
+        state.update(LEAF)
+    if assigned is not None:
+        rnn._flat_weights = assigned  # type: ignore[assignment]
     return rnn
 
 
@@ -75,6 +80,16 @@ def _with_parametrizations(rnn: nn.Module, to: type) -> type:
     if not is_parametrized(rnn):
         return to
     return type(f"Parametrized{to.__name__}", (to,), dict(vars(type(rnn))))
+
+
+def _assigned_weights(rnn: Any) -> list[Any] | None:
+    """What somebody assigned to `_flat_weights` and would run now, if it isn't the parameters."""
+    if isinstance(rnn, RNNBase):
+        return rnn._assigned_weights()
+    if not vars(rnn).keys() >= set(CACHES) or rnn._weights_have_changed():
+        return None
+    own = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
+    return None if list(map(id, own)) == list(map(id, rnn._flat_weights)) else rnn._flat_weights
 
 
 def _fill_caches(rnn: nn.RNN) -> None:

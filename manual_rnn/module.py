@@ -10,6 +10,7 @@ A call goes on like this, each step in the file of its name:
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, onnx
+from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
-from .recurrence import OwnStep, Phi, RunLayer, Weights, chosen, network, run_layer
+from .recurrence import (
+    OwnStep,
+    Phi,
+    RunLayer,
+    Weights,
+    chosen,
+    network,
+    run_layer,
+    torchscript,
+    transformed,
+)
 from .sequences import Sequences, plan
 
 __all__ = ["ManualRNN"]
@@ -73,6 +84,9 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
+        if torchscript() is not None and self._is_builtin():
+            builtin: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
+            return builtin(self, input, hx)
         batch = plan(self, input, hx)
         hx, weights, phi, run = self._check(input, batch)
         output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run)
@@ -173,9 +187,28 @@ class ManualRNN(RNNBase):
             checks.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
 
+    def _is_builtin(self) -> bool:
+        """Whether a call is what `nn.RNN` computes, and neither a kernel nor torch.func has a say."""
+        return kernels.asked() == kernels.DEFAULT and not transformed() and self._builtin_phi() is not None
+
+    def __prepare_scriptable__(self) -> nn.RNN:
+        """The module that `torch.jit.script` is to compile, with the same Parameters.
+
+        Raises:
+            TypeError: for a recurrence of your own, or a subclass, which `nn.RNN` can't run.
+        """
+        warnings.warn(
+            "torch.jit.script takes a ManualRNN as the nn.RNN it equals, and leaves that in the model around "
+            "it. To keep the model as it is, script copy.deepcopy(model)",
+            stacklevel=2,
+        )
+        return self.to_builtin()
+
     def _weights(self) -> list[Weights]:
         """The weights of every layer and direction, read anew, so that no change goes unseen."""
         checks.check_counts(self, self._all_weights)
+        if self._assigned is not None and (assigned := self._assigned_weights()) is not None:
+            return self._grouped(assigned)
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow
         weights: list[Weights] = []
         for names in self._all_weights:
@@ -187,6 +220,14 @@ class ManualRNN(RNNBase):
                 group.append(weight)
             weights.append(group if self.bias else [*group, None, None])
         return weights
+
+    def _grouped(self, weights: list[Any]) -> list[Weights]:
+        """What was assigned to `_flat_weights`, for each layer and direction."""
+        size = len(self._all_weights[0])
+        if len(weights) != size * len(self._all_weights):
+            raise RuntimeError(f"Expected {size * len(self._all_weights)} _flat_weights, got {len(weights)}")
+        none = [] if self.bias else [None, None]
+        return [[*weights[at : at + size], *none] for at in range(0, len(weights), size)]
 
     @classmethod
     def from_builtin(cls, rnn: nn.RNN) -> "ManualRNN":

@@ -1,8 +1,9 @@
 r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. No run, no mathematics."""
 
 import math
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 from . import checks
 from .kernels.phi import PHI
 
-__all__ = ["OWN_MODE", "PHI_OF_MODE", "RNNBase"]
+__all__ = ["CACHES", "LEAF", "OWN_MODE", "PHI_OF_MODE", "RNNBase"]
 
 PHI_OF_MODE = {row.mode: name for name, row in PHI.items()}
 OWN_MODE = "RNN_OWN"
+# By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
+# takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.
+LEAF = {"__module__": nn.RNN.__module__}
+CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
 
 
 def _orthogonal_(weight: Tensor) -> None:
@@ -26,8 +31,43 @@ def _orthogonal_(weight: Tensor) -> None:
 RECURRENT: dict[str, Callable[[Tensor], Any]] = {"identity": nn.init.eye_, "orthogonal": _orthogonal_}
 
 
-class RNNBase(nn.Module):
-    r"""The constructor and parameters of `torch.nn.RNN`, and what it tells about them."""
+def names_of_weights(layers: int, directions: int, bias: bool) -> list[list[str]]:
+    """Of every layer and direction."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if bias else 2]
+    return [
+        [f"{kind}_l{layer}{suffix}" for kind in kinds]
+        for layer in range(layers)
+        for suffix in ("", "_reverse")[:directions]
+    ]
+
+
+class FlatWeights(list):
+    """The weights of a module as a list; to assign an item of it reaches the module."""
+
+    def __init__(self, rnn: "RNNBase", weights: list[Any]) -> None:
+        super().__init__(weights)
+        self._rnn = rnn
+
+    def __setitem__(self, index: Any, weight: Any) -> None:
+        super().__setitem__(index, weight)
+        self._rnn._flat_weights = self
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+
+class RNNBase(nn.RNNBase):
+    r"""The constructor and parameters of `torch.nn.RNN`, and what it tells about them.
+
+    An `nn.RNNBase`, for initialisers and libraries ask for one; not an `nn.RNN`, which Dynamo refuses. Of its
+    base it has the class attributes alone: weights are no cache here, so setting and moving them and
+    pickling are again those of an `nn.Module`.
+    """
+
+    _assigned = cast(Any, None)  # by `_flat_weights = ...`: those, and the module's own at the time
+    if not TYPE_CHECKING:  # mypy finds attributes set only where this is a method
+        __setattr__ = nn.Module.__setattr__
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
     @checks.refuses_projection
     def __init__(
@@ -44,7 +84,8 @@ class RNNBase(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.check_nonlinearity(nonlinearity, PHI)
-        super().__init__()
+        super(nn.RNNBase, self).__init__()
+        self.__dict__.update(LEAF)
         self.nonlinearity = nonlinearity
         self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else OWN_MODE
         self.input_size = input_size
@@ -58,24 +99,17 @@ class RNNBase(nn.Module):
         checks.check_dropout(dropout, num_layers)
         checks.check_flags(bias=bias, batch_first=batch_first)
         checks.check_sizes(input_size, hidden_size, num_layers)
-        self._all_weights = [
-            self._add_weights(layer, suffix, device, dtype)
-            for layer in range(num_layers)
-            for suffix in ("", "_reverse")[: self._directions]
-        ]
+        self._all_weights = names_of_weights(num_layers, self._directions, bias)
+        for index, names in enumerate(self._all_weights):
+            self._add_weights(names, index < self._directions, device, dtype)
         self.reset_parameters()
 
-    def _add_weights(self, layer: int, suffix: str, device: Any, dtype: Any) -> list[str]:
-        """Register the uninitialised parameters of one layer and direction; return their names."""
+    def _add_weights(self, names: list[str], first: bool, device: Any, dtype: Any) -> None:
+        """Register the uninitialised parameters of one direction of the first layer, or of a later one."""
         H = self.hidden_size
-        width = H * self._directions if layer else self.input_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (H, width), "weight_hh": (H, H)}
-        if self.bias:
-            shapes |= {"bias_ih": (H,), "bias_hh": (H,)}
-        names = [f"{name}_l{layer}{suffix}" for name in shapes]
-        for name, shape in zip(names, shapes.values(), strict=True):
+        width = self.input_size if first else H * self._directions
+        for name, shape in zip(names, ((H, width), (H, H), (H,), (H,)), strict=False):
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        return names
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
         r"""Draw every weight from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, then change the recurrent ones.
@@ -107,7 +141,7 @@ class RNNBase(nn.Module):
         return 2 if self.bidirectional else 1
 
     @property
-    def all_weights(self) -> list[list[Tensor]]:
+    def all_weights(self) -> list[list[Any]]:
         """Per layer and direction the list of its weights."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
@@ -115,9 +149,66 @@ class RNNBase(nn.Module):
     def _flat_weights_names(self) -> list[str]:
         return [name for names in self._all_weights for name in names]
 
+    @_flat_weights_names.setter
+    def _flat_weights_names(self, names: list[str]) -> None:
+        if list(names) != self._flat_weights_names:
+            raise AttributeError(f"expected _flat_weights_names {self._flat_weights_names}, got {names}")
+
     @property
-    def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+    def _flat_weights(self) -> list[Any]:
+        """The weights in order, to which an item may be assigned."""
+        weights = self._assigned_weights() or self._own_weights()
+        return weights if torch.compiler.is_compiling() else FlatWeights(self, weights)
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Any]) -> None:
+        """As in `nn.RNN`: these run, though `state_dict` has others, until one of the parameters is
+        replaced or all are moved. Mostly they are those that are there already."""
+        own = self._own_weights()
+        same = len(weights) == len(own) and all(map(operator.is_, weights, own))
+        self._init_flat_weights()
+        if not same:
+            self._assigned = list(weights), own
+
+    def _own_weights(self) -> list[Any]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def _assigned_weights(self) -> list[Any] | None:
+        """What was assigned to `_flat_weights`, if it still holds."""
+        if self._assigned is not None and not all(map(operator.is_, self._assigned[1], self._own_weights())):
+            self._init_flat_weights()
+        return None if self._assigned is None else self._assigned[0]
+
+    def _init_flat_weights(self) -> None:
+        """Forget what was assigned."""
+        self.__dict__.pop("_assigned", None)
+
+    def _update_flat_weights(self) -> None:
+        """Do nothing: every call reads all weights."""
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "RNNBase":
+        self._init_flat_weights()
+        return super(nn.RNNBase, self)._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was assigned, which a copy of an `nn.RNN` loses too."""
+        return {name: value for name, value in self.__dict__.items() if name != "_assigned"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
+        super(nn.RNNBase, self).__setstate__(state)
+        own = self.__dict__
+        own.update(LEAF)
+        own.setdefault("proj_size", 0)  # there since torch 1.8
+        if "all_weights" in own:
+            own["_all_weights"] = own.pop("all_weights")
+        if not isinstance(self._all_weights[0][0], str):
+            self._all_weights = names_of_weights(self.num_layers, self._directions, self.bias)
+        for cache in CACHES:
+            own.pop(cache, None)
 
     def flatten_parameters(self) -> None:
         """Do nothing: no kernel here wants the weights in one block of memory."""

@@ -6,7 +6,7 @@ operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
 """
 
-from .dispatch import plain
+from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
 from .network import chosen, network
 from .rules import project
@@ -22,4 +22,6 @@ __all__ = [
     "plain",
     "project",
     "run_layer",
+    "torchscript",
+    "transformed",
 ]

@@ -20,24 +20,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _RecordFunctionFast  # the one event with shapes (torch 2.11 to 2.15)
+from torch._functorch import config
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.profiler import record_function
 from torch.utils._device import DeviceContext
 
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
 from ..kernels.native import numbers
+from . import flops
 
 __all__ = [
     "RULES",
     "Rule",
     "copy_on_write",
+    "multiplied",
     "nestable",
     "op",
     "plain",
+    "profiling",
     "sibling",
     "single_level",
+    "surely_zero",
+    "torchscript",
+    "transformed",
     "way",
     "without_derivative",
 ]
@@ -48,6 +57,14 @@ __all__ = [
 Function: Any = _SingleLevelFunction
 # Of the one transform that the dispatcher is at (torch 2.11 to 2.15).
 single_level = enable_single_level_autograd_function
+
+# What `torch.jit.trace` and the ONNX exporter built on it are tracing, or None (torch 2.11 to 2.15).
+torchscript = torch._C._get_tracing_state
+# Whether `vmap`, `grad` or another of `torch.func` is at work (torch 2.11 to 2.15).
+transformed = torch._C._are_functorch_transforms_active
+
+# Whether a profiler is at work (torch 2.11 to 2.15).
+profiling = torch.autograd._profiler_enabled
 
 Way = Callable[..., Any]
 
@@ -72,17 +89,51 @@ def op(name: str) -> Way:
     return getattr(torch.ops.manual_rnn, name).default
 
 
+def seen(name: str) -> Way:
+    """The operator of a rule, once the modes that will see it know its cost."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        flops.tell(map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack())))
+    return op(name)
+
+
 def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:
     """How a rule is to be called on these tensors."""
     if torch.compiler.is_compiling() or not plain(*tensors):
-        return RULES[name].by_reference if _needs_reference(kernel, *tensors) else op(name)
+        return RULES[name].by_reference if _needs_reference(kernel, *tensors) else seen(name)
     if kernel == REFERENCE or (kernel == DEFAULT and tensors[0] is not None and tensors[0].is_complex()):
         return RULES[name].by_reference
+    rule = RULES[name]
+    run = rule.compute
     if torch.is_grad_enabled():
         for x in tensors:
             if x is not None and x.requires_grad:
-                return RULES[name].node
-    return RULES[name].compute
+                run = rule.node
+                break
+    return profiled(name, run) if profiling() else run
+
+
+def profiled(name: str, run: Way) -> Way:
+    """`run` as an event of the profiler that is at work."""
+
+    def recorded(*args: Any) -> Any:
+        with record_function(f"manual_rnn::{name}"):
+            return run(*args)
+
+    return recorded
+
+
+def multiplied(x: Tensor, w: Tensor, batch_sizes: Tensor | None = None, from_zero: bool = False) -> None:
+    """Tell the profiler at work of a product of the rows of `x` with `w` that a kernel makes out of its
+    sight: as an event of no length, from whose shapes `with_flops` counts.
+
+    A recurrence `from_zero` has nothing to multiply at the first rows.
+    """
+    unread = 0
+    if from_zero and x.numel():
+        unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+    rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
+    with _RecordFunctionFast("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
+        pass
 
 
 def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
@@ -91,7 +142,7 @@ def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
     Raises:
         RuntimeError: if another kernel was asked for, with its reason.
     """
-    if kernel == REFERENCE:
+    if kernel == REFERENCE or (kernel == DEFAULT and _runs_while_exporting()):
         return True
     for x in tensors:
         if x is not None and (reason := why_foreign(x)):
@@ -99,6 +150,19 @@ def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
                 raise RuntimeError(f"kernel {kernel!r} can't run here: {reason}")
             return True
     return False
+
+
+def _runs_while_exporting() -> bool:
+    """Whether `torch.export.draft_export` is at work, which calls operators with numbers too, and takes an
+    absent `Tensor?` for one that was written to (torch 2.11 to 2.15)."""
+    return torch.compiler.is_exporting() and config.fake_tensor_propagate_real_tensors
+
+
+def surely_zero(size: int) -> bool:
+    """Whether a size is 0 in compiled code, where one that comes from data is taken for another."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
+
+    return guard_or_false(size == 0)
 
 
 _keys = torch._C._dispatch_keys  # what a tensor asks the dispatcher for (torch 2.11 to 2.15)
@@ -152,7 +216,7 @@ def without_derivative(name: str, *tensors: Tensor | None) -> Way:
 
     def below_autograd(*args: Any) -> Any:
         with below_this_level():
-            return op(name)(*args)
+            return seen(name)(*args)
 
     return below_autograd
 

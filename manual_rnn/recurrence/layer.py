@@ -14,7 +14,7 @@ from .. import kernels
 from ..checks import check_state
 from ..kernels import reference
 from ..kernels.walk import Walk
-from . import rules
+from . import dispatch, rules
 
 __all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "run_direction", "run_layer"]
 
@@ -55,7 +55,8 @@ def run_direction(
     w_ih, w_hh, bias_ih, bias_hh = weights
     if not isinstance(phi, str):
         return _by_own_step(input, h0, weights, phi(h0), Walk(0, reverse, batch_sizes))
-    if input.size(0) == 0:
+    T = input.size(0)
+    if dispatch.surely_zero(T) if torch.compiler.is_compiling() else T == 0:
         return rules.project(input, *_without_recurrence(weights)), h0
     return rules.layer(input, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernels.asked())
 

@@ -55,6 +55,8 @@ class Elman(Rule):
         z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        if dispatch.profiling():
+            dispatch.multiplied(z, w)
         return kernels.choose(kernel, z, h0, w).elman(z, h0, w, batch_sizes, phi, reverse)
 
     run = compute
@@ -112,6 +114,8 @@ class LinearRecurrence(Rule):
         v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        if dispatch.profiling():
+            dispatch.multiplied(v, a, batch_sizes, from_zero=True)
         return kernels.choose(kernel, v, h, a).linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 
     run = compute
@@ -202,11 +206,18 @@ class Layer(Rule):
         kernel: str,
     ) -> tuple[Tensor, Tensor]:
         able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
-        if hasattr(able, "layer"):
+        if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
+                if dispatch.profiling():
+                    dispatch.multiplied(x, w_ih)
+                    dispatch.multiplied(found[0], w_hh)
                 return found
         z = project(x, w_ih, bias_ih, bias_hh)
+        if z.size(0) == 0:  # in a graph made for a length from data
+            return z, h0.clone()
+        if dispatch.profiling():
+            dispatch.multiplied(z, w_hh)
         states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
         return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
 
@@ -433,7 +444,8 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
         return m.mT @ walk.previous(x, start)
     B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
-    if (n := m.size(-2) - B) == 0:
+    n = m.size(-2) - B
+    if dispatch.surely_zero(n) if torch.compiler.is_compiling() else n == 0:
         return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start

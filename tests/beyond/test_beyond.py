@@ -28,7 +28,7 @@ from manual_rnn import ManualRNN
 __all__ = ["ROWS", "WRONG", "Row"]
 
 pytestmark = [  # of the exporters: one about nn.RNN, one about its own code
-    pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
 ]
 
@@ -145,6 +145,21 @@ def exported(kind: type[nn.Module], length: Any) -> Any:
     return rnn(batch(5, 4, 2))
 
 
+def exported_mask(kind: type[nn.Module]) -> Any:
+    """A length that the data decide."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = build(kind, NETWORK)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Any:
+            return self.rnn(x[mask])
+
+    model, x, mask = Masked(), batch(5, 2, 2), torch.tensor([True, False, True, True, False])
+    return (model if kind is Loop else export(model, (x, ~mask)).module())(x, mask)
+
+
 def onnx_runtime(kind: type[nn.Module]) -> Any:
     """As above, through ONNX, in float32: ONNX Runtime has no node in float64."""
     rnn, x = build(kind, NETWORK, dtype=torch.float32).eval(), batch(5, 4, 2).float()
@@ -202,6 +217,7 @@ NO_FALLBACK = RuntimeError("doesn't match the broadcast shape")
 NO_GRAPH = Unsupported("Attempted to wrap RNN, GRU, or LSTM")
 ONE_LENGTH = UserError(UserErrorType.CONSTRAINT_VIOLATION, "specialized it to be a constant (3)")
 FROZEN = AssertionError("size()[0] == 3")
+FROM_DATA = RuntimeError("Could not guard on data-dependent expression")
 NO_NODE = OnnxExporterError("inferred a static shape of 3")
 
 ROWS = [
@@ -229,6 +245,7 @@ ROWS = [
     Row("compiled hessian", compiled_hessian, NO_GRAPH),
     Row("export with an open length", lambda kind: exported(kind, Dim.DYNAMIC), ONE_LENGTH),
     Row("export, run at a length never traced", lambda kind: exported(kind, Dim.AUTO), FROZEN),
+    Row("export, of a length from data", exported_mask, FROM_DATA),
     Row("RNN nodes in ONNX, with an open length", onnx_runtime, NO_NODE, 1e-6),
     Row("nested (jagged) tensors", jagged, ValueError("Transpose is not supported on the batch dimension")),
     Row("sequences without steps", no_steps, RuntimeError("Expected sequence length to be larger than 0")),

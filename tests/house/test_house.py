@@ -29,19 +29,19 @@ HOUSE = {
     "swap": "module convert",
     "explain": "module sequences recurrence kernels",
     "inspect": "module recurrence kernels.reference kernels.phi kernels.walk",
-    "module": "parameters sequences checks onnx convert recurrence kernels.phi",
+    "module": "parameters sequences checks onnx convert recurrence kernels",
     "parameters": "checks kernels.phi",
     "sequences": "checks parameters recurrence kernels.walk",
     "onnx": "recurrence kernels.phi",
     "recurrence": "recurrence kernels checks",
     "kernels": "kernels",
     "checks": "",
-    "convert": "",
+    "convert": "parameters",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
 STOREYS = {
-    "recurrence": ["__init__", "layer", "rules", "operators", "dispatch"],
+    "recurrence": ["__init__", "layer", "rules", "operators", "dispatch", "flops"],
     "kernels": ["__init__", "native torch_loop reference", "contract walk phi"],
 }
 # The inside of torch is asked in recurrence/dispatch.py, and there only, but for these.
@@ -50,6 +50,10 @@ PRIVATE = {
     ("kernels/native.py", "torch._C._has_storage"): "a kernel imports nothing from recurrence",
     ("checks.py", "torch._C._is_any_autocast_enabled"): "`torch.is_autocast_enabled` asks for one device",
     ("module.py", "torch._C._is_any_autocast_enabled"): "the same, and asked first: mostly none is on",
+    (
+        "parameters.py",
+        "torch.nn.Module._replicate_for_data_parallel",
+    ): "that of `nn.RNNBase` copies its cache",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",
 }
 OPTIONAL = """
