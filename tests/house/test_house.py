@@ -25,10 +25,11 @@ TRAINING = sorted((ROOT / "training").glob("*.py"))
 HOUSE = {
     "__init__": "explain functional kernels module swap",
     "benchmark": "benchmark",  # and what `manual_rnn` exports
-    "pictures": "inspect module",
-    "swap": "module convert",
-    "explain": "module sequences recurrence kernels",
-    "inspect": "module recurrence kernels.reference kernels.phi kernels.walk",
+    "pictures": "inspect module checks",
+    "swap": "module convert checks",
+    "explain": "module sequences recurrence kernels checks",
+    "inspect": "tracing checks",
+    "tracing": "module recurrence checks kernels.reference kernels.phi kernels.walk",
     "module": "parameters sequences checks onnx convert recurrence kernels.phi",
     "parameters": "checks kernels.phi",
     "sequences": "checks parameters recurrence kernels.walk",
