@@ -27,6 +27,8 @@ __all__ = [
     "check_sizes",
     "check_state",
     "check_tensors",
+    "is_kind",
+    "is_same",
     "refuses_projection",
 ]
 
@@ -52,10 +54,21 @@ def refuses_projection(init: Init) -> Init:
 
 def check_kind(name: str, value: Any, *kinds: type) -> None:
     """An argument of a public function is what it should be, before anything runs."""
-    if not isinstance(value, kinds):
+    if not any(is_kind(type(value), kind) for kind in kinds):
         names = " or ".join(f"a {kind.__name__}" for kind in kinds)
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name}: expected {names}, got {got}")
+
+
+def is_kind(cls: type, kind: type) -> bool:
+    """Whether `cls` is `kind` or a subclass. Objects outlive a reload of this package, so a class of the same
+    module and name counts too."""
+    return issubclass(cls, kind) or any(is_same(base, kind) for base in cls.__mro__)
+
+
+def is_same(cls: type, other: type) -> bool:
+    """Whether `cls` is `other`, perhaps from before a reload."""
+    return (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def check_function(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from .checks import check_kind
+from .checks import check_kind, is_kind
 from .convert import check_target, convert, why_not
 from .module import ManualRNN
 
@@ -43,12 +43,12 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     source = ManualRNN if to is nn.RNN else nn.RNN
     if to is not nn.RNN:
         check_target(to, ManualRNN)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, source)}
+    found = {name: module for name, module in model.named_modules() if is_kind(type(module), source)}
     reasons = {name: why_not(rnn, source, to) for name, rnn in found.items()}
     refused = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items() if reason]
     if refused:
         raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")
-    if not found and not any(isinstance(module, to) for module in model.modules()):
+    if not found and not any(is_kind(type(module), to) for module in model.modules()):
         warnings.warn(_nothing_in(model, "a ManualRNN" if to is nn.RNN else "an nn.RNN"), stacklevel=2)
     for rnn in found.values():
         convert(rnn, to)

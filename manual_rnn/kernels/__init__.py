@@ -4,12 +4,11 @@ r"""How a recurrence runs: the whole choice of kernel.
 of `KERNELS` that can take all tensors runs, and the last of them can always.
 """
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
+from . import native, reference, torch_loop
 from .request import DEFAULT, KernelName, asked, use_kernel
 
 __all__ = [
@@ -25,13 +24,12 @@ __all__ = [
 ]
 
 REFERENCE = "reference"
-KERNELS = {"native": ".native", "torch": ".torch_loop", REFERENCE: ".reference"}  # the fastest first
+KERNELS: dict[str, Any] = {"native": native, "torch": torch_loop, REFERENCE: reference}  # the fastest first
 
 
-@cache
 def load(name: str) -> Any:
-    """The module of a kernel, imported when it is first needed; `contract.Kernel` says what it offers."""
-    return import_module(KERNELS[name], __package__)
+    """The module of a kernel; `contract.Kernel` says what it offers."""
+    return KERNELS[name]
 
 
 def choose(name: str, *tensors: Tensor | None) -> Any:

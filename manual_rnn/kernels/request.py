@@ -34,19 +34,18 @@ class _Live:
         self.name, self.left = name, False
 
 
-_live: list[_Live] = []  # of all threads, the newest last
-_newest: str = DEFAULT  # the name of that one
-_own: ContextVar[tuple[_Live, ...]] = ContextVar("manual_rnn: the blocks of this thread or task", default=())
-_lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
+if "_live" not in globals():  # a module that is loaded again has blocks already
+    _live: list[_Live] = []  # of all threads, the newest last
+    _newest: str = DEFAULT  # the name of that one
+    _own: ContextVar[tuple[_Live, ...]] = ContextVar("the blocks of this thread or task", default=())
+    _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
 
 
 def asked() -> str:
     """The kernel that was asked for, or "default"."""
-    if not torch.compiler.is_compiling():
-        for block in reversed(_own.get()):
-            if not block.left:
-                return block.name
-    return _newest
+    if torch.compiler.is_compiling() or not _live:
+        return _newest
+    return next((block.name for block in reversed(_own.get()) if not block.left), _newest)
 
 
 def _enter(name: str) -> _Live:

@@ -13,6 +13,7 @@ can't), with the versions it was tried on. Where one is missing, `plain` is Fals
 operators then, which is slower and as right.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -28,7 +29,18 @@ from torch.utils._device import DeviceContext
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
 
-__all__ = ["RULES", "Rule", "nestable", "op", "plain", "sibling", "single_level", "way", "without_derivative"]
+__all__ = [
+    "NAMESPACE",
+    "RULES",
+    "Rule",
+    "nestable",
+    "op",
+    "plain",
+    "sibling",
+    "single_level",
+    "way",
+    "without_derivative",
+]
 
 # The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these
 # rules are always at one level, below the operator whose Autograd key they are. `Function` itself raises
@@ -52,12 +64,17 @@ class Rule(Function):
         return cls.apply(*args)
 
 
-RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+if "RULES" not in globals():  # a module that is loaded again has them already
+    RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+
+# Where the operators stand, in `torch.ops`. A copy of this package by another name, in a torch.package
+# say, has its own.
+NAMESPACE = re.sub(r"\W+", "_", __name__.removesuffix(".recurrence.dispatch")).strip("_")
 
 
 def op(name: str) -> Way:
     """The operator of a rule. Dynamo follows the name; it would refuse an attribute of a Function."""
-    return getattr(torch.ops.manual_rnn, name).default
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:

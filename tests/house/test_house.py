@@ -37,7 +37,7 @@ HOUSE = {
     "recurrence": "recurrence kernels checks",
     "kernels": "kernels",
     "checks": "",
-    "convert": "",
+    "convert": "checks",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
