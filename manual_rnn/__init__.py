@@ -1,4 +1,8 @@
-r"""`torch.nn.RNN` written by hand: a drop-in that transforms, compiles, exports and runs faster."""
+r"""`torch.nn.RNN` written by hand: a drop-in that transforms, compiles, exports and runs faster.
+
+Public are the names in `__all__` here, in `manual_rnn.inspect` and in `manual_rnn.pictures`. All other files
+are the inside, whose names may change with any version.
+"""
 
 from .explain import explain_kernel
 from .functional import bidirectional_rnn_forward, rnn_forward
@@ -15,3 +19,5 @@ __all__ = [
     "swap_rnn",
     "use_kernel",
 ]
+
+__version__ = "0.1.0"

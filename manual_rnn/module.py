@@ -10,7 +10,7 @@ A call goes on like this, each step in the file of its name:
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,12 @@ class ManualRNN(RNNBase):
     """
 
     _builtin: ClassVar[dict[str, Any]]  # what a subclass may override
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         r"""Run over a batch of sequences.

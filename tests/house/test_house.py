@@ -241,6 +241,24 @@ def test_manual_rnn_never_imports_training() -> None:
         assert "import training" not in path.read_text()
 
 
+def test_these_names_are_public() -> None:
+    """Whoever adds one, or takes one away, changes the list."""
+    assert {module.__name__: module.__all__ for module in (manual_rnn, *PUBLIC)} == {
+        "manual_rnn": [
+            "KernelName", "ManualRNN", "bidirectional_rnn_forward", "explain_kernel", "rnn_forward",
+            "swap_rnn", "use_kernel",
+        ],
+        "manual_rnn.inspect": [
+            "Pass", "Trace", "eigenvalues", "gradient_norms", "lyapunov_exponents", "saturation",
+            "spectral_radius", "step_jacobians", "trace",
+        ],
+        "manual_rnn.pictures": [
+            "eigenvalue_picture", "gradient_picture", "state_picture", "write_pictures",
+        ],
+    }  # fmt: skip
+    assert all(name in (manual_rnn.__doc__ or "") for name in ("inspect", "pictures", "__all__"))
+
+
 def test_public_names_exist() -> None:
     assert manual_rnn.__all__ == sorted(manual_rnn.__all__)
     assert all(hasattr(manual_rnn, name) for name in manual_rnn.__all__)
