@@ -1,12 +1,17 @@
-r"""`torch.nn.RNN` written by hand: a drop-in that transforms, compiles, exports and runs faster."""
+r"""`torch.nn.RNN` written by hand: a drop-in that transforms, compiles, exports and runs faster.
+
+Public are the names in `__all__` here, in `manual_rnn.inspect` and in `manual_rnn.pictures`. All other files
+are the inside, whose names may change with any version.
+"""
 
 from .explain import explain_kernel
 from .functional import bidirectional_rnn_forward, rnn_forward
-from .kernels import use_kernel
+from .kernels import KernelName, use_kernel
 from .module import ManualRNN
 from .swap import swap_rnn
 
 __all__ = [
+    "KernelName",
     "ManualRNN",
     "bidirectional_rnn_forward",
     "explain_kernel",
@@ -14,3 +19,5 @@ __all__ = [
     "swap_rnn",
     "use_kernel",
 ]
+
+__version__ = "0.1.0"

@@ -16,8 +16,10 @@ __all__ = [
     "check_dropout",
     "check_flags",
     "check_forward_args",
+    "check_function",
     "check_hidden_size",
     "check_input",
+    "check_kind",
     "check_mode",
     "check_nonlinearity",
     "check_ranks",
@@ -25,6 +27,8 @@ __all__ = [
     "check_sizes",
     "check_state",
     "check_tensors",
+    "is_kind",
+    "is_same",
     "refuses_projection",
 ]
 
@@ -48,8 +52,40 @@ def refuses_projection(init: Init) -> Init:
     return checked  # type: ignore[return-value]
 
 
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """An argument of a public function is what it should be, before anything runs."""
+    if not any(is_kind(type(value), kind) for kind in kinds):
+        names = " or ".join(f"a {kind.__name__}" for kind in kinds)
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {names}, got {got}")
+
+
+def is_kind(cls: type, kind: type) -> bool:
+    """Whether `cls` is `kind` or a subclass. Objects outlive a reload of this package, so a class of the same
+    module and name counts too."""
+    return issubclass(cls, kind) or any(is_same(base, kind) for base in cls.__mro__)
+
+
+def is_same(cls: type, other: type) -> bool:
+    """Whether `cls` is `other`, perhaps from before a reload."""
+    return (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def check_function(name: str, value: Any) -> None:
+    """Something to be called; a class would build an object of what it is given."""
+    if isinstance(value, type) or not callable(value):
+        got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise TypeError(f"{name}: expected a function of a tensor, got {got}")
+
+
 def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
-    """One of the known names, or a function."""
+    """One of the known names, or a function; a class is none yet."""
+    if isinstance(nonlinearity, type):
+        name = nonlinearity.__name__
+        raise ValueError(
+            f"Unknown nonlinearity: expected 'tanh', 'relu', a function or an instance of a module, got the "
+            f"class {name}; write {name}()"
+        )
     if not callable(nonlinearity) and nonlinearity not in list(known):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 

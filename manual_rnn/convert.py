@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .checks import is_kind, is_same
 from .parameters import CACHES, LEAF, RNNBase
 
 __all__ = ["check_target", "convert", "converted", "why_not"]
@@ -22,9 +23,9 @@ HARMLESS = {"flatten_parameters"}  # the weight-drop recipe of AWD-LSTM sets it 
 
 def check_target(to: type, base: type) -> None:
     """`to` is `base`, or a subclass of it without a constructor, which would never run."""
-    if not (isinstance(to, type) and issubclass(to, base)):
+    if not (isinstance(to, type) and is_kind(to, base)):
         raise TypeError(f"expected nn.RNN, {base.__name__} or a subclass of it, got {to!r}")
-    if to.__init__ is not base.__init__:  # type: ignore[misc]
+    if not any(is_same(cls, base) for cls in to.__mro__ if cls.__init__ is to.__init__):  # type: ignore[misc]
         raise TypeError(
             f"{to.__name__} has an __init__ of its own, which a conversion doesn't run: expected one "
             f"inherited from {base.__name__}. Build it and load the state_dict instead"
@@ -34,7 +35,7 @@ def check_target(to: type, base: type) -> None:
 def why_not(rnn: nn.Module, source: type, to: type) -> str | None:
     """The reason why `rnn` can't become a `to` with the same behaviour, or None."""
     kind: type = type_before_parametrizations(rnn)
-    if kind is not source:
+    if not is_same(kind, source):
         return f"expected {source.__name__} itself, got {kind.__name__}, whose own code would be lost"
     own = [
         name

@@ -3,7 +3,7 @@ r"""Which kernel a call would run, and why not the others."""
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import kernels
+from . import checks, kernels
 from .module import ManualRNN, autocast
 from .recurrence import OWN_RECURRENCE
 from .sequences import plan
@@ -16,7 +16,13 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 
     Nothing runs. Under `use_kernel` it tells what was asked for, and whether that would raise. Where the
     layers differ, since the weights of one are of a kind of their own, each has its lines.
+
+    Raises:
+        TypeError: for another module, an `nn.RNN` say, which has no kernels to choose from.
+        TypeError, ValueError, RuntimeError: for input that `rnn` doesn't take.
     """
+    checks.check_kind("rnn", rnn, ManualRNN)
+    checks.check_kind("input", input, Tensor, PackedSequence)
     batch = plan(rnn, input, hx)
     data, hx, weights = autocast(batch.data, batch.data if batch.hx is None else batch.hx, rnn._weights())
     verdicts = [_verdicts(rnn, (data, hx, *group)) for group in weights]

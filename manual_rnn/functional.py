@@ -8,6 +8,8 @@ Source: J. Elman, Finding Structure in Time, Cognitive Science 14 (1990), and th
 Letters: `T` steps, `B` batch, `I` input size, `H` hidden size.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,11 +33,17 @@ def rnn_forward(
         weight_hh: `(H, H)`.
         bias_ih: `(H,)` or None for no bias.
         bias_hh: `(H,)` or None for no bias.
-        h_prev: the state before the first step, `(B, H)`.
+        h_prev: the state before the first step, `(B, H)`; or `(1, B, H)`, as `h_n` comes back.
 
     Returns:
         `h_out (B, T, H)`, the state after every step, and `h_n (1, B, H)`, the last of them.
+
+    Raises:
+        TypeError: for anything but tensors.
+        ValueError: for another shape; nothing broadcasts.
     """
+    _check(input, weight_ih, weight_hh, bias_ih, bias_hh, h_prev)
+    h_prev = h_prev.reshape(h_prev.shape[-2:])
     states = []
     for x_t in input.unbind(dim=1):
         gates = F.linear(x_t, weight_ih, bias_ih) + F.linear(h_prev, weight_hh, bias_hh)
@@ -64,7 +72,11 @@ def bidirectional_rnn_forward(
 
     Returns:
         `h_out (B, T, 2H)`, forward states beside backward states of the same step, and
-        `h_n (2, B, H)`, the state in which each direction ended.
+        `h_n (2, B, H)`, the state in which each direction ended. To go on, give `h_n[0]` as `h_prev` and
+        `h_n[1]` as `h_prev_reverse`.
+
+    Raises:
+        TypeError, ValueError: as `rnn_forward`.
     """
     forward, h_n = rnn_forward(input, weight_ih, weight_hh, bias_ih, bias_hh, h_prev)
     backward, h_n_reverse = rnn_forward(
@@ -76,3 +88,24 @@ def bidirectional_rnn_forward(
         h_prev_reverse,
     )
     return torch.cat([forward, backward.flip(1)], dim=2), torch.cat([h_n, h_n_reverse])
+
+
+def _check(
+    input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Any, bias_hh: Any, h_prev: Tensor
+) -> None:
+    """Tensors of the shapes that the functions above name."""
+    given = {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
+    given |= {"bias_ih": bias_ih, "bias_hh": bias_hh, "h_prev": h_prev}
+    for name, x in given.items():
+        if not (isinstance(x, Tensor) or (x is None and name.startswith("bias"))):
+            raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if input.dim() != 3 or not weight_hh.dim():
+        raise ValueError(f"input: expected shape (B, T, I), got {tuple(input.shape)}")
+    B, _, I = input.shape  # noqa: E741
+    H = len(weight_hh)
+    shapes = {"weight_ih": (H, I), "weight_hh": (H, H), "bias_ih": (H,), "bias_hh": (H,), "h_prev": (B, H)}
+    for name, shape in shapes.items():
+        x = given[name]
+        if x is not None and x.shape != shape and (name != "h_prev" or x.shape != (1, B, H)):
+            expected = f"{shape} or {(1, *shape)}" if name == "h_prev" else shape
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")

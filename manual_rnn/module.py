@@ -12,7 +12,7 @@ The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,14 @@ class ManualRNN(RNNBase):
     Raises:
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
     """
+
+    _builtin: ClassVar[dict[str, Any]]  # what a subclass may override
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         r"""Run over a batch of sequences.
@@ -178,7 +186,7 @@ class ManualRNN(RNNBase):
 
     def _builtin_phi(self) -> str | None:
         """The name of a nonlinearity that the kernels know, or None for a recurrence of your own."""
-        for name, builtin in BUILTIN.items():
+        for name, builtin in self._builtin.items():
             if getattr(type(self), name) is not builtin or name in self.__dict__ or name in self._modules:
                 return None
         if self.mode == OWN_MODE:
@@ -248,7 +256,8 @@ class ManualRNN(RNNBase):
         return converted(self, ManualRNN, nn.RNN)
 
 
-BUILTIN = {"begin": ManualRNN.begin, "step": ManualRNN.step}
+# Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
+ManualRNN._builtin = {"begin": ManualRNN.begin, "step": ManualRNN.step}
 
 
 def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .checks import check_kind
 from .inspect import Pass, eigenvalues, gradient_norms, spectral_radius, trace
 from .module import ManualRNN
 
@@ -34,6 +35,7 @@ def write_pictures(
     Raises:
         ValueError: if the input has no step.
     """
+    check_kind("folder", folder, str, Path)
     passes = trace(rnn, input, hx).passes
     if not passes[0].states:
         raise ValueError("expected an input of at least one step, got none")
@@ -50,6 +52,9 @@ def write_pictures(
 
 def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
     """Heat maps of one sequence's states, one for each pass: steps to the right, units downward."""
+    _check_passes(passes)
+    for run in passes:
+        run.walk(sequence)
     figure, axes = _panels(len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
     for run, ax in zip(passes, axes, strict=True):
         states = torch.stack([h[sequence] for h in run.states if len(h) > sequence])  # (T, H)
@@ -71,6 +76,7 @@ def gradient_picture(passes: Sequence[Pass]) -> "Figure":
     It starts as ones at the last state of the longest sequences; drawn is its norm, relative to that
     start, against the distance in steps, beside $\rho(W_{hh})^{distance}$.
     """
+    _check_passes(passes)
     figure, (ax,) = _panels(1, 1, (8, 4))
     for run in passes:
         states = run.walk()[::-1]  # the nearest first
@@ -95,6 +101,7 @@ def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
     r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it."""
     from matplotlib.patches import Circle
 
+    _check_passes(passes)
     columns = min(len(passes), 2)
     rows = -(-len(passes) // columns)
     figure, axes = _panels(rows, columns, (4 * columns, 4 * rows))
@@ -112,6 +119,14 @@ def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
     for ax in axes[len(passes) :]:
         ax.remove()
     return figure
+
+
+def _check_passes(passes: Sequence[Pass]) -> None:
+    check_kind("passes", passes, Sequence)
+    for run in passes:
+        check_kind("passes", run, Pass)
+    if not passes:
+        raise ValueError("passes: expected one at least, got none")
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:

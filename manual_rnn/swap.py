@@ -1,9 +1,12 @@
 r"""Every `nn.RNN` of a model becomes a `ManualRNN`, and back."""
 
+import warnings
+from collections import Counter
 from typing import TypeVar
 
 from torch import nn
 
+from .checks import check_kind, is_kind
 from .convert import check_target, convert, why_not
 from .module import ManualRNN
 
@@ -29,16 +32,30 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     Raises:
         TypeError: naming every module whose behaviour would change, before anything is changed: one of
             a subclass, one with `forward` or another method set on the object, a projected `nn.RNN`,
-            and on the way back a `ManualRNN` with a recurrence of its own.
+            and on the way back a `ManualRNN` with a recurrence of its own. Also for a `model` that is no
+            module.
+
+    Warns:
+        UserWarning: where there is nothing to swap, naming what was found instead. Not if the model has
+            been swapped already: what was asked for holds then.
     """
+    check_kind("model", model, nn.Module)
     source = ManualRNN if to is nn.RNN else nn.RNN
     if to is not nn.RNN:
         check_target(to, ManualRNN)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, source)}
+    found = {name: module for name, module in model.named_modules() if is_kind(type(module), source)}
     reasons = {name: why_not(rnn, source, to) for name, rnn in found.items()}
     refused = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items() if reason]
     if refused:
         raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")
+    if not found and not any(is_kind(type(module), to) for module in model.modules()):
+        warnings.warn(_nothing_in(model, "a ManualRNN" if to is nn.RNN else "an nn.RNN"), stacklevel=2)
     for rnn in found.values():
         convert(rnn, to)
     return model
+
+
+def _nothing_in(model: nn.Module, source: str) -> str:
+    kinds = Counter(type(module).__name__ for module in model.modules()).most_common()
+    found = ", ".join([f"{count} {kind}" for kind, count in kinds[:10]] + ["..."] * (len(kinds) > 10))
+    return f"nothing to swap: expected {source} in the model, found {found}"

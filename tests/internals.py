@@ -1,5 +1,6 @@
 r"""What tests know of the package's inside, named in one place: whoever moves it, changes it here.
 
+KernelName         the type of their names
 kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `load`, `reasons`
 native             the kernel in C
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 
 from manual_rnn import kernels
-from manual_rnn.kernels import native
+from manual_rnn.kernels import KernelName, native
 from manual_rnn.kernels.walk import Walk
 from manual_rnn.recurrence import rules
 from manual_rnn.recurrence.rules import elman, layer, linear_recurrence
 
-__all__ = ["FUSED", "OPS", "Walk", "elman", "kernels", "layer", "linear_recurrence", "native"]
+__all__ = ["FUSED", "OPS", "KernelName", "Walk", "elman", "kernels", "layer", "linear_recurrence", "native"]
 
 OPS: Any = torch.ops.manual_rnn
 FUSED: tuple[Any, str] = (rules, "layer")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import ManualRNN, use_kernel
+from .. import KernelName, ManualRNN, use_kernel
 from .cases import Case
 
 __all__ = ["CONTENDERS", "Call", "agree", "training_step"]
@@ -27,7 +27,7 @@ def builtin(case: Case, training: bool) -> Call:
     return _torch_call(case.network(), case, training)
 
 
-def manual(kernel: str, case: Case, training: bool) -> Call | None:
+def manual(kernel: KernelName, case: Case, training: bool) -> Call | None:
     """`ManualRNN` with one kernel."""
     call = _torch_call(ManualRNN.from_builtin(case.network()), case, training)
 

@@ -3,6 +3,7 @@ r"""Contenders take turns: so whatever else the machine does meets all of them."
 import multiprocessing
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
@@ -65,7 +66,8 @@ def _peak(name: str, case: Case) -> float:
     step = training_step(rnn if name == "nn.RNN" else ManualRNN.from_builtin(rnn), case, weights)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _status("VmRSS")
-    with use_kernel("default" if name == "nn.RNN" else name):
+    kernel: Any = "default" if name == "nn.RNN" else name
+    with use_kernel(kernel):
         step()
     return (_status("VmHWM") - before) / 1024
 

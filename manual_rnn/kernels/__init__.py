@@ -4,62 +4,40 @@ r"""How a recurrence runs: the whole choice of kernel.
 of `KERNELS` that can take all tensors runs, and the last of them can always.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["DEFAULT", "KERNELS", "REFERENCE", "asked", "choose", "load", "reasons", "use_kernel"]
+from .request import DEFAULT, KernelName, asked, use_kernel
 
-DEFAULT = "default"
+__all__ = [
+    "DEFAULT",
+    "KERNELS",
+    "REFERENCE",
+    "KernelName",
+    "asked",
+    "choose",
+    "load",
+    "reasons",
+    "use_kernel",
+]
+
 REFERENCE = "reference"
 KERNELS = {  # the fastest first
-    "native": ".native",
-    "torch": ".torch_loop",
-    "vendor": ".vendor",
-    REFERENCE: ".reference",
+    "native": "native",
+    "torch": "torch_loop",
+    "vendor": "vendor",
+    REFERENCE: "reference",
 }
-
-_asked = DEFAULT
-
-
-def asked() -> str:
-    """The kernel that was asked for, or "default"."""
-    return _asked
-
-
-@contextmanager
-def use_kernel(name: str) -> Iterator[None]:
-    r"""Ask for a kernel by name for the calls inside, as `torch.nn.attention.sdpa_kernel` does.
-
-    A backward pass uses the kernel of its forward pass, wherever it is called. It holds for all threads:
-    compiled code heeds it only as a global, for Dynamo can't trace a `ContextVar` (torch 2.13) and
-    doesn't notice when a `threading.local` changes.
-
-    Args:
-        name: "reference", "torch", "native", "vendor", or "default", which chooses the fastest.
-
-    Raises:
-        ValueError: for any other name.
-        RuntimeError: inside, where the kernel can't run; the message has the reason.
-    """
-    global _asked
-    if name != DEFAULT and name not in KERNELS:
-        raise ValueError(f"expected a kernel among {', '.join([DEFAULT, *KERNELS])}, got {name!r}")
-    before, _asked = _asked, name
-    try:
-        yield
-    finally:
-        _asked = before
 
 
 @cache
 def load(name: str) -> Any:
     """The module of a kernel, imported when it is first needed; `contract.Kernel` says what it offers."""
-    return import_module(KERNELS[name], __package__)
+    return __import__(
+        KERNELS[name], globals(), None, [name], 1
+    )  # as `from . import ...`, which torch.package knows
 
 
 def choose(name: str, *tensors: Tensor | None) -> Any:

@@ -22,11 +22,14 @@ from .contract import PLAIN_TYPES, why_foreign
 from .phi import PHI
 from .walk import Walk
 
-try:  # after torch, so that the extension finds torch's OpenMP
-    _scan: Any = import_module("._scan", __package__)
-except ImportError as error:
-    _scan = None
-    _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
+_scan: Any = None
+if "__torch_package__" in globals():  # the extension installed here may be of another version
+    _not_compiled = "a torch.package holds no compiled code"
+else:
+    try:  # after torch, so that the extension finds torch's OpenMP
+        _scan = import_module("._scan", __package__)
+    except ImportError as error:
+        _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
 __all__ = ["elman", "layer", "linear_recurrence", "numbers", "why_not"]
 

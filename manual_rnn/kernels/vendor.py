@@ -73,7 +73,7 @@ def cudnn_forward(
     bidirectional: bool,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, `h_n`, and with `train` what backward wants of it: cuDNN's reserve and the buffer of weights."""
+    """Output, `h_n`, and with `train` what backward wants of it: cuDNN's reserve, and its buffer."""
     buffer, how = _one_buffer(flat, bias), _how(hx, phi, bidirectional, train)
     found = torch.ops.aten._cudnn_rnn(x, flat, 4 if bias else 2, buffer, hx, None, *how, sizes, None)
     return found[0], found[1], found[3], buffer

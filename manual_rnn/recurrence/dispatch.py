@@ -13,6 +13,7 @@ can't), with the versions it was tried on. Where one is missing, `plain` is Fals
 operators then, which is slower and as right.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from ..kernels.native import numbers
 from . import flops
 
 __all__ = [
+    "NAMESPACE",
     "RULES",
     "Rule",
     "copy_on_write",
@@ -81,12 +83,17 @@ class Rule(Function):
         return cls.apply(*args)
 
 
-RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+if "RULES" not in globals():  # a module that is loaded again has them already
+    RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+
+# Where the operators stand, in `torch.ops`. A copy of this package by another name, in a torch.package
+# say, has its own.
+NAMESPACE = re.sub(r"\W+", "_", __name__.removesuffix(".recurrence.dispatch")).strip("_")
 
 
 def op(name: str) -> Way:
     """The operator of a rule. Dynamo follows the name; it would refuse an attribute of a Function."""
-    return getattr(torch.ops.manual_rnn, name).default
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def seen(name: str) -> Way:

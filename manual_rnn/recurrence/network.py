@@ -26,14 +26,14 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
     Raises:
         RuntimeError: if that was asked for and can't be, with the reason.
     """
-    asked = kernels.asked()
-    if asked not in (kernels.DEFAULT, VENDOR) or x.size(0) == 0:
+    asked, compiling = kernels.asked(), torch.compiler.is_compiling()
+    if asked not in (kernels.DEFAULT, VENDOR) or (asked == kernels.DEFAULT and compiling) or x.size(0) == 0:
         return False
     vendor = kernels.load(VENDOR)
-    if asked == kernels.DEFAULT and (torch.compiler.is_compiling() or not vendor.pays(x, hx, batch_sizes)):
+    if asked == kernels.DEFAULT and not vendor.pays(x, hx, batch_sizes):
         return False
     tensors = [x, hx, *(w for group in weights for w in group)]
-    if torch.compiler.is_compiling() or not dispatch.plain(*tensors):
+    if compiling or not dispatch.plain(*tensors):
         reason = "it is one sealed call, and a transform, a trace or a mode looks on"
     else:
         reason = vendor.why_not(*tensors)
@@ -50,7 +50,7 @@ def network(
     batch_sizes: Tensor | None,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the states of the last layer and `h_n`."""
+    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the last layer's states and `h_n`."""
     if not x.is_cuda:
         return kernels.load(VENDOR).network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat = [w for group in weights for w in group if w is not None]

@@ -12,13 +12,14 @@ And Dynamo can't enter a node with a `jvp`, but it needn't: it stops at the op.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.walk import Walk
-from .dispatch import RULES, Rule, op, single_level
+from .dispatch import NAMESPACE, RULES, Rule, op, single_level
 
 __all__ = [
     "check_layer",
@@ -38,9 +39,10 @@ def define(
 ) -> None:
     """Define `torch.ops.manual_rnn.<name>(<tensors>, <options>) -> <result>` with its four rules.
 
-    Torch keeps an operator for the life of the process, so importing this package again finds it there.
+    Torch keeps an operator for the life of the process. So each of its rules looks up what the package that
+    was imported last, or loaded again, has put there; an import that broke off is taken up where it ended.
     """
-    qualified = f"manual_rnn::{name}"
+    qualified = f"{NAMESPACE}::{name}"
     outputs = result.count("Tensor")
 
     def autograd(*args: Any) -> Any:
@@ -48,19 +50,23 @@ def define(
             found = rule.apply(*args)
         return found if outputs == 1 else found[:outputs]
 
-    register = {
-        "schema": lambda: torch.library.define(qualified, f"({tensors}, {OPTIONS}) -> {result}"),
-        "autograd": lambda: torch.library.impl(qualified, "Autograd", autograd),
-        "run": lambda: torch.library.impl(qualified, "CompositeExplicitAutograd", rule.run),
-        "fake": lambda: torch.library.register_fake(qualified, fake),
-        "vmap": lambda: torch.library.register_vmap(qualified, fold),
+    register: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+        "schema": (None, lambda _: torch.library.define(qualified, f"({tensors}, {OPTIONS}) -> {result}")),
+        "autograd": (autograd, partial(torch.library.impl, qualified, "Autograd")),
+        "run": (rule.run, partial(torch.library.impl, qualified, "CompositeExplicitAutograd")),
+        "fake": (fake, partial(torch.library.register_fake, qualified)),
+        "vmap": (fold, partial(torch.library.register_vmap, qualified)),
     }
-    done: set[tuple[str, str]] = vars(torch.ops.manual_rnn).setdefault("registered", set())
-    for step, do in register.items():
-        if (name, step) not in done:
-            do()
-            done.add((name, step))
+    newest: dict[tuple[str, str], Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("newest", {})
+    for step, (function, add) in register.items():
+        if (name, step) not in newest:
+            add(partial(_by_newest, newest, (name, step)))
+        newest[name, step] = function
     RULES[name] = rule
+
+
+def _by_newest(newest: dict[tuple[str, str], Any], key: tuple[str, str], *args: Any, **kwargs: Any) -> Any:
+    return newest[key](*args, **kwargs)
 
 
 def fake_recurrence(x: Tensor, *_: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, packed, twins
+from internals import KernelName
 from models import Tagger
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -182,7 +183,8 @@ def test_jvp() -> None:
 def test_a_kernel_asked_for_outside() -> None:
     builtin, manual = twins64(3, 4)
     rnn, x = compiled(manual), random(5, 2, 3)
-    for seen, name in enumerate(("default", "torch", "reference"), start=1):
+    names: list[KernelName] = ["default", "torch", "reference"]
+    for seen, name in enumerate(names, start=1):
         with use_kernel(name):
             assert_same(gradients(rnn, x), gradients(builtin, x))
         assert graphs() == seen

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import EVERY_OPTION, KERNELS, kernels_for, packed, twins
+from internals import KernelName
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, profile
@@ -30,7 +31,7 @@ def counted(rnn: Any, x: Tensor, hx: Tensor | None, pack: Any = lambda x: x) -> 
 @EVERY_OPTION
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("wanted", [False, True], ids=["weights", "all"])
-def test_flops(wanted: bool, given: bool, options: dict[str, Any], kernel: str) -> None:
+def test_flops(wanted: bool, given: bool, options: dict[str, Any], kernel: KernelName) -> None:
     """With the gradients of the weights alone, and with those of input and state too."""
     builtin, manual = twins(5, 7, **options)
     dtype = options.get("dtype", torch.float32)
@@ -45,7 +46,7 @@ def test_flops(wanted: bool, given: bool, options: dict[str, Any], kernel: str) 
 
 @KERNELS
 @pytest.mark.parametrize("lengths", [[4, 3, 1], [2, 4, 4]], ids=["sorted", "unsorted"])
-def test_flops_of_a_packed_input(lengths: list[int], kernel: str) -> None:
+def test_flops_of_a_packed_input(lengths: list[int], kernel: KernelName) -> None:
     """Forward the same; backward `nn.RNN` also multiplies zeros where a sequence is at its end."""
     builtin, manual = twins(5, 7, bidirectional=True)
     x, pack = torch.randn(4, 3, 5), partial(packed, lengths=lengths)
@@ -119,7 +120,7 @@ def events(rnn: Any, x: Any) -> dict[str, Any]:
 
 @KERNELS
 @pytest.mark.parametrize("wanted", [False, True], ids=["forward", "training"])
-def test_a_call_is_an_event_with_a_name(wanted: bool, kernel: str) -> None:
+def test_a_call_is_an_event_with_a_name(wanted: bool, kernel: KernelName) -> None:
     builtin, manual = (rnn.requires_grad_(wanted) for rnn in twins(5, 7, 2))
     x = torch.randn(4, 3, 5)
     with use_kernel(kernel):
@@ -140,7 +141,7 @@ def products(found: dict[str, Any]) -> int:
 @KERNELS
 @EVERY_OPTION
 @pytest.mark.parametrize("wanted", [False, True], ids=["forward", "training"])
-def test_flops_in_the_profiler(wanted: bool, options: dict[str, Any], kernel: str) -> None:
+def test_flops_in_the_profiler(wanted: bool, options: dict[str, Any], kernel: KernelName) -> None:
     """Products that a kernel makes out of its sight are told it."""
     builtin, manual = (rnn.requires_grad_(wanted) for rnn in twins(5, 7, **options))
     dtype = options.get("dtype", torch.float32)
@@ -150,7 +151,7 @@ def test_flops_in_the_profiler(wanted: bool, options: dict[str, Any], kernel: st
 
 
 @KERNELS
-def test_flops_in_the_profiler_of_a_packed_input(kernel: str) -> None:
+def test_flops_in_the_profiler_of_a_packed_input(kernel: KernelName) -> None:
     builtin, manual = (rnn.requires_grad_(False) for rnn in twins(5, 7, 2, bidirectional=True))
     x = packed(torch.randn(4, 3, 5), [4, 2, 1])
     with use_kernel(kernel):
@@ -160,7 +161,7 @@ def test_flops_in_the_profiler_of_a_packed_input(kernel: str) -> None:
 
 
 @KERNELS
-def test_flops_in_the_profiler_of_wide_weights(kernel: str) -> None:
+def test_flops_in_the_profiler_of_wide_weights(kernel: KernelName) -> None:
     """For which the kernel in C leaves the product with the input to torch."""
     builtin, manual = (rnn.requires_grad_(False) for rnn in twins(600, 600))
     x = torch.randn(2, 1, 600)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from examples import LeakyRNN
 from helpers import KERNELS, assert_same, gradients, kernels_for, twins
+from internals import KernelName
 from models import Tagger
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
@@ -43,7 +44,7 @@ def leaves(graph: fx.GraphModule) -> list[str]:
 
 @KERNELS
 @pytest.mark.parametrize("model", [Tagger, Reader])
-def test_a_model_traces_as_with_a_builtin(model: Any, kernel: str) -> None:
+def test_a_model_traces_as_with_a_builtin(model: Any, kernel: KernelName) -> None:
     builtin, manual = (model(rnn) for rnn in twins(3, 4, **BOTH_WAYS))
     traced, control = fx.symbolic_trace(manual), fx.symbolic_trace(builtin)
     assert nodes(traced) == nodes(control)
@@ -55,7 +56,7 @@ def test_a_model_traces_as_with_a_builtin(model: Any, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", kernels_for(torch.float64))
-def test_what_was_traced_traces_again_pickles_and_copies(kernel: str) -> None:
+def test_what_was_traced_traces_again_pickles_and_copies(kernel: KernelName) -> None:
     builtin, manual = (Reader(rnn) for rnn in twins(3, 4, **BOTH_WAYS, dtype=torch.float64))
     traced = fx.symbolic_trace(manual)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)

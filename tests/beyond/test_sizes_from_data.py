@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, kernels_for, twins
+from internals import KernelName
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -77,7 +78,7 @@ def test_one_graph(dtype: torch.dtype, what: str, options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("kernel", kernels_for(torch.float64))
-def test_on_every_kernel(kernel: str) -> None:
+def test_on_every_kernel(kernel: KernelName) -> None:
     if kernel == "reference":
         pytest.skip("its loop is unrolled, so it wants to know the length")
     builtin, manual, x = case(OPTIONS[1], "steps", torch.float64)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from examples import LeakyRNN
 from helpers import assert_same, gradients, kernels_for, packed, twins
+from internals import KernelName
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
@@ -169,7 +170,7 @@ def test_a_traced_model_is_that_of_a_builtin(options: dict[str, Any], dtype: tor
 
 @pytest.mark.parametrize("kernel", kernels_for(torch.float32))
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_kernel_asked_for_is_what_is_traced(kernel: str) -> None:
+def test_a_kernel_asked_for_is_what_is_traced(kernel: KernelName) -> None:
     builtin, manual = (model.eval() for model in models(torch.float32, {}))
     x = sequences(torch.float32)
     with use_kernel(kernel):

@@ -90,10 +90,22 @@ def test_every_rnn_at_any_depth_and_no_other_module() -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_model_without_an_rnn_is_returned_as_it_is(kind: type[nn.Module]) -> None:
     model = nn.Sequential(nn.Linear(2, 2), kind(2, 2))
-    assert [type(m) for m in swap_rnn(model)] == [nn.Linear, kind]
+    found = (
+        f"nothing to swap: expected an nn.RNN in the model, found 1 Sequential, 1 Linear, 1 {kind.__name__}"
+    )
+    with pytest.warns(UserWarning, match=found) as seen:
+        assert [type(m) for m in swap_rnn(model)] == [nn.Linear, kind]
+    assert seen[0].filename == __file__
     words = WordModel(kind.__name__)
-    assert swap_rnn(words) is words
+    with pytest.warns(UserWarning, match="nothing to swap"):
+        assert swap_rnn(words) is words
     assert type(words.rnn) is kind
+
+
+def test_nothing_to_swap_back_warns_too_and_names_no_more_than_ten_kinds() -> None:
+    kinds = nn.ModuleList([type(f"Kind{number}", (nn.Identity,), {})() for number in range(20)])
+    with pytest.warns(UserWarning, match=r"expected a ManualRNN in the model, found .*, 1 Kind8, \.\.\.$"):
+        swap_rnn(kinds, to=nn.RNN)
 
 
 def test_swapping_twice_changes_nothing() -> None:

@@ -77,6 +77,42 @@ def test_one_bias_may_be_none(missing: int) -> None:
     assert_same({"h_out": h_out}, {"h_out": expected})
 
 
+def test_the_state_that_comes_back_goes_in_again() -> None:
+    """Sequences in two pieces equal the whole, one direction or both."""
+    rnn, input, h_prev = builtin(4, 6), draw(3, 5, 4), draw(3, 6)
+    first, h_n = rnn_forward(input[:, :2], *weights(rnn), h_prev)
+    second, h_n = rnn_forward(input[:, 2:], *weights(rnn), h_n)
+    expected, expected_n = rnn(input, h_prev.unsqueeze(0))
+    assert_same({"h_out": torch.cat([first, second], 1), "h_n": h_n}, {"h_out": expected, "h_n": expected_n})
+    rnn = builtin(4, 6, bidirectional=True)
+    forward, backward = weights(rnn), weights(rnn, "_reverse")
+    _, h_n = bidirectional_rnn_forward(input, *forward, h_prev, *backward, h_prev)
+    found, _ = bidirectional_rnn_forward(input, *forward, h_n[0], *backward, h_n[1:])
+    expected, _ = rnn(input, h_n)
+    assert_same({"h_out": found}, {"h_out": expected})
+
+
+SHAPES_OF_NO_STATE = [(6,), (1, 6), (2, 3, 6), (1, 1, 3, 6), (3, 1, 6), (3, 5), (6, 3), ()]
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_NO_STATE, ids=str)
+@pytest.mark.parametrize("T", [0, 1, 3])
+def test_a_state_of_another_shape_raises(shape: tuple[int, ...], T: int) -> None:
+    rnn = builtin(4, 6)
+    with pytest.raises(ValueError, match=r"h_prev: expected shape \(3, 6\)( or \(1, 3, 6\))?, got "):
+        rnn_forward(draw(3, T, 4), *weights(rnn), draw(*shape))
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_nothing_broadcasts(wrong: int) -> None:
+    given = list(weights(builtin(4, 6)))
+    given[wrong] = given[wrong][:1]
+    with pytest.raises(ValueError, match=r"(input|weight_[ih]h|bias_[ih]h): expected shape "):
+        rnn_forward(draw(3, 5, 4), given[0], given[1], given[2], given[3], draw(3, 6))
+    with pytest.raises(ValueError, match=r"input: expected shape \(B, T, I\), got \(4, 4\)"):
+        rnn_forward(draw(4, 4), *weights(builtin(4, 6)), draw(4, 6))
+
+
 def test_no_steps_leave_the_state() -> None:
     rnn, h_prev = builtin(4, 6), draw(3, 6)
     h_out, h_n = rnn_forward(draw(3, 0, 4), *weights(rnn), h_prev)

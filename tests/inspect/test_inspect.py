@@ -162,6 +162,46 @@ def random_net(gain: float, T: int, H: int) -> Pass:
     return trace(rnn, torch.zeros(T, 1, dtype=torch.float64), torch.randn(1, H).double()).passes[0]
 
 
+def test_a_loss_of_another_run_has_no_gradient_norms() -> None:
+    """Not of a call, not of another trace, not with an input in the graph that both share."""
+    rnn, embedding = ManualRNN(3, 4, 2, bidirectional=True), nn.Embedding(9, 3)
+    x: Any
+    for x in (torch.randn(5, 2, 3), torch.randn(5, 2, 3, requires_grad=True), embedding(torch.arange(9))):
+        first, second = trace(rnn, x), trace(rnn, x)
+        for states in (run.states for run in first.passes):
+            for other in (rnn(x)[0], second.h_n, rnn.all_weights[0][0], x.sum() + rnn(x)[1]):
+                with pytest.raises(RuntimeError, match="expected those of the run that loss was computed"):
+                    gradient_norms(other.sum(), states)
+            assert gradient_norms(first.output.sum(), states).bool().all()
+        mixed = [first.passes[0].states[0], second.passes[0].states[0]]
+        with pytest.raises(RuntimeError, match="expected those of the run"):
+            gradient_norms(first.output.sum(), mixed)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", [ManualRNN, LeakyRNN])
+def test_a_state_that_the_loss_does_not_depend_on_has_norm_zero(kind: type[ManualRNN], frozen: bool) -> None:
+    """Later steps, the other direction, a layer above; alone or beside others."""
+    rnn = kind(3, 4, 2, bidirectional=True).requires_grad_(not frozen)
+    seen = trace(rnn, torch.randn(5, 2, 3))
+    forward, backward, above, _ = (run.states for run in seen.passes)
+    assert gradient_norms(forward[2].sum(), forward).bool().tolist() == [True] * 3 + [False] * 2
+    assert gradient_norms(backward[2].sum(), backward).bool().tolist() == [False] * 2 + [True] * 3
+    for states in (forward[3:], backward, above, above[:1]):
+        assert not gradient_norms(forward[2].sum(), states).any()
+    first = seen.passes[0].preactivations[0]
+    assert not gradient_norms(first.sum(), forward).any()
+
+
+def test_gradient_norms_of_a_loop_of_your_own() -> None:
+    h = torch.ones(2, requires_grad=True)
+    states = [h := h * 2 for _ in range(4)]
+    norms = gradient_norms(states[1].sum(), states)
+    assert norms.bool().tolist() == [True, True, False, False]
+    with pytest.raises(RuntimeError, match="expected those of the run"):
+        gradient_norms(states[1].sum(), [each[:1] for each in states])
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.25])
 def test_gradient_norm_of_a_scaled_identity_is_a_power_of_the_distance(scale: float) -> None:
     states = scaled_identity(scale, T=6).states

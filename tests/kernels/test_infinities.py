@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from internals import kernels
+from internals import KernelName, kernels
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -53,7 +53,7 @@ def values_and_gradients(
 
 
 @pytest.mark.parametrize("kernel", ["native", "torch"])
-def test_go_where_they_go_in_nn_rnn(kernel: str) -> None:
+def test_go_where_they_go_in_nn_rnn(kernel: KernelName) -> None:
     if reason := kernels.load(kernel).why_not(torch.empty(0)):
         pytest.skip(reason)
     for seed in range(300):

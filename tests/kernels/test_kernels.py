@@ -13,14 +13,6 @@ def line(text: str, name: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(name))
 
 
-def test_names_are_checked() -> None:
-    with (
-        pytest.raises(ValueError, match=r"expected a kernel among default, .*, reference, got 'cudnn'"),
-        use_kernel("cudnn"),
-    ):
-        pass
-
-
 def test_what_was_asked_for_ends_with_the_block() -> None:
     with use_kernel("reference"):
         with use_kernel("torch"):

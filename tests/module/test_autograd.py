@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from helpers import KERNELS, PHI, assert_same, assert_same_results, gradients, kernels_for, twins
+from internals import KernelName
 from loop import NETWORKS, Loop, build, case_id, sample
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -209,7 +210,7 @@ def test_gradients_accumulate_and_reach_hooks():
 
 
 @KERNELS
-def test_backward_twice(kernel: str) -> None:
+def test_backward_twice(kernel: KernelName) -> None:
     """With `retain_graph` the same gradients again; without, torch's own error."""
     rnn = build(ManualRNN, TWO[1], dtype=torch.float32)
     named = {"input": torch.randn(3, 2, 2), "hx": torch.randn(4, 2, 3)}
@@ -230,7 +231,7 @@ BATCHED = [("default", torch.float64, 1e-12), *((k, torch.float32, 2e-6) for k i
 
 @pytest.mark.parametrize(("kernel", "dtype", "bound"), BATCHED, ids=str)
 @PHI
-def test_is_grads_batched(nonlinearity: str, kernel: str, dtype: torch.dtype, bound: float) -> None:
+def test_is_grads_batched(nonlinearity: str, kernel: KernelName, dtype: torch.dtype, bound: float) -> None:
     """PyTorch's older `vmap`, against the judge and `nn.RNN`."""
     network = NETWORKS[-2] | {"nonlinearity": nonlinearity}
     generator = torch.Generator().manual_seed(0)
@@ -258,7 +259,7 @@ MODES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @KERNELS
-def test_without_gradients(mode: str, kernel: str) -> None:
+def test_without_gradients(mode: str, kernel: KernelName) -> None:
     builtin, manual = twins(4, 6, 2, bidirectional=True)
     input, hx = torch.randn(5, 3, 4), torch.randn(4, 3, 6)
     for given in ((input,), (input, hx)):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, packed, twins
-from torch import Tensor
+from internals import KernelName
+from torch import Tensor, nn
 
 from manual_rnn import use_kernel
 
@@ -64,7 +65,8 @@ def test_without_bias_or_state_and_in_eval(nonlinearity: str, bias: bool, traini
 def test_twenty_steps_of_training_stay_bitwise_equal() -> None:
     builtin, manual = twins(3, 8, 2, dropout=0.2, bidirectional=True)
     histories = []
-    for rnn, kernel in ((builtin, "default"), (manual, "reference")):
+    runs: list[tuple[nn.Module, KernelName]] = [(builtin, "default"), (manual, "reference")]
+    for rnn, kernel in runs:
         torch.manual_seed(5)
         optimizer = torch.optim.Adam(rnn.parameters(), lr=0.01)
         losses = []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from internals import KernelName
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -300,7 +301,7 @@ def test_the_same_type_and_clearer_words(name: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["reference", "torch"])
 @pytest.mark.parametrize("name", CLEARER)
-def test_the_words_do_not_depend_on_the_kernel(name: str, kernel: str) -> None:
+def test_the_words_do_not_depend_on_the_kernel(name: str, kernel: KernelName) -> None:
     attempt, _ = CLEARER[name]
     with use_kernel(kernel):
         found = outcome(attempt, ManualRNN)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import EVERY_OPTION, KERNELS, assert_same, gradients, twins
+from internals import KernelName
 from torch import nn
 
 from manual_rnn import ManualRNN, use_kernel
@@ -131,7 +132,7 @@ CHANGES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 @KERNELS
 @pytest.mark.parametrize(("change", "shape"), CHANGES, ids=str)
 def test_attributes_are_read_at_every_call(
-    change: dict[str, Any], shape: tuple[int, ...], kernel: str
+    change: dict[str, Any], shape: tuple[int, ...], kernel: KernelName
 ) -> None:
     builtin, manual = twins(4, 6, 2, dropout=0.3)
     input = torch.randn(shape, requires_grad=True)

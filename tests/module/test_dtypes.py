@@ -3,6 +3,7 @@ r"""Every dtype: conversion, the default one, transforms in each, complex number
 import pytest
 import torch
 from helpers import assert_same, assert_same_results, gradients, twins
+from internals import KernelName
 from loop import NETWORKS, Loop, build, case_id
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -13,7 +14,7 @@ from manual_rnn import ManualRNN, use_kernel
 
 @pytest.mark.parametrize("kernel", ["default", "reference"])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-def test_complex_tanh_is_that_of_builtin_to_the_last_bit(dtype: torch.dtype, kernel: str) -> None:
+def test_complex_tanh_is_that_of_builtin_to_the_last_bit(dtype: torch.dtype, kernel: KernelName) -> None:
     builtin, manual = twins(4, 6, 2, bidirectional=True, dtype=dtype)
     input = torch.randn(5, 3, 4, dtype=dtype, requires_grad=True)
     hx = torch.randn(4, 3, 6, dtype=dtype, requires_grad=True)

@@ -3,13 +3,14 @@ r"""Numbers at the edge: NaN and infinity, the kink of ReLU."""
 import pytest
 import torch
 from helpers import KERNELS, PHI, assert_same, gradients, twins
+from internals import KernelName
 
 from manual_rnn import use_kernel
 
 
 @KERNELS
 @pytest.mark.parametrize("bias", [0.0, -0.0])
-def test_the_slope_of_relu_at_zero_is_zero(bias: float, kernel: str) -> None:
+def test_the_slope_of_relu_at_zero_is_zero(bias: float, kernel: KernelName) -> None:
     builtin, manual = twins(4, 6, nonlinearity="relu")
     for rnn in (builtin, manual):
         for name, weight in rnn.named_parameters():
@@ -25,7 +26,9 @@ def test_the_slope_of_relu_at_zero_is_zero(bias: float, kernel: str) -> None:
 @KERNELS
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e30, 1e-42])
-def test_extreme_values_spread_alike(value: float, reverse: bool, nonlinearity: str, kernel: str) -> None:
+def test_extreme_values_spread_alike(
+    value: float, reverse: bool, nonlinearity: str, kernel: KernelName
+) -> None:
     """NaN and infinity reach the states and gradients that they reach in nn.RNN, and no others."""
     builtin, manual = twins(4, 6, nonlinearity=nonlinearity, bidirectional=reverse)
     input = torch.randn(7, 9, 4)

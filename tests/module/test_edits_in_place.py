@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS, PHI, error, twins
-from internals import elman
+from internals import KernelName, elman
 from loop import NETWORKS, build, sample
 from torch import Tensor, nn
 from torch.func import grad, vjp
@@ -34,7 +34,7 @@ def test_output_can_be_detached_in_place(options: dict[str, Any]) -> None:
     ids=str,
 )
 def test_editing_the_output_in_place_survives(
-    options: dict[str, Any], nonlinearity: str, kernel: str
+    options: dict[str, Any], nonlinearity: str, kernel: KernelName
 ) -> None:
     """As with `nn.RNN` on a CPU, though a fused kernel differentiates by its output."""
     builtin, manual = twins(4, 6, nonlinearity=nonlinearity, **options)
@@ -51,7 +51,7 @@ def test_editing_the_output_in_place_survives(
 
 
 @KERNELS
-def test_editing_h_n_in_place_survives(kernel: str) -> None:
+def test_editing_h_n_in_place_survives(kernel: KernelName) -> None:
     builtin, manual = twins(4, 6)
     input = torch.randn(5, 3, 4, requires_grad=True)
     found = []
@@ -65,7 +65,7 @@ def test_editing_h_n_in_place_survives(kernel: str) -> None:
 
 @KERNELS
 @pytest.mark.parametrize("edited", ["input", "hx", "weight_hh_l0", "weight_ih_l1"])
-def test_editing_an_argument_before_backward_raises(edited: str, kernel: str) -> None:
+def test_editing_an_argument_before_backward_raises(edited: str, kernel: KernelName) -> None:
     for rnn in twins(4, 6, 2):
         arguments = {"input": torch.randn(5, 3, 4), "hx": torch.randn(2, 3, 6)}
         with use_kernel(kernel):

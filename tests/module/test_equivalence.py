@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from helpers import assert_as_accurate, assert_same, gradients, kernels_for, packed, twins
+from internals import KernelName
 from torch import Tensor, nn
 
 from manual_rnn import ManualRNN, use_kernel
@@ -152,7 +153,7 @@ def test_every_pair_of_choices_meets() -> None:
 
 
 @runs(torch.float64)
-def test_in_float64_to_1e_12(case: Case, dtype: torch.dtype, kernel: str) -> None:
+def test_in_float64_to_1e_12(case: Case, dtype: torch.dtype, kernel: KernelName) -> None:
     builtin, manual = modules(case, dtype)
     given = arguments(case, dtype)
     with use_kernel(kernel):
@@ -161,12 +162,12 @@ def test_in_float64_to_1e_12(case: Case, dtype: torch.dtype, kernel: str) -> Non
 
 
 @runs(torch.float32)
-def test_as_accurate_as_builtin(case: Case, dtype: torch.dtype, kernel: str) -> None:
+def test_as_accurate_as_builtin(case: Case, dtype: torch.dtype, kernel: KernelName) -> None:
     assert_as_accurate_as_builtin(*modules(case, dtype), kernel, arguments(case, dtype))
 
 
 @runs(torch.bfloat16, torch.float16, cases=CASES[::3])
-def test_as_accurate_as_builtin_in_half_precision(case: Case, dtype: torch.dtype, kernel: str) -> None:
+def test_as_accurate_as_builtin_in_half_precision(case: Case, dtype: torch.dtype, kernel: KernelName) -> None:
     builtin, manual = modules(case, dtype)
     given = arguments(case, dtype)
     if case.nonlinearity == "relu":
@@ -175,7 +176,7 @@ def test_as_accurate_as_builtin_in_half_precision(case: Case, dtype: torch.dtype
 
 
 def assert_as_accurate_as_builtin(
-    builtin: nn.RNN, manual: ManualRNN, kernel: str, given: dict[str, Any]
+    builtin: nn.RNN, manual: ManualRNN, kernel: KernelName, given: dict[str, Any]
 ) -> None:
     with use_kernel(kernel):
         found = gradients(manual, **given)

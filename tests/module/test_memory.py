@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import EVERY_OPTION, KERNELS, packed, twins
+from internals import KernelName
 from torch.nn.utils.rnn import PackedSequence
 
 from manual_rnn import ManualRNN, use_kernel
@@ -26,7 +27,9 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
 @KERNELS
 @pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_are_those_of_builtin(layout: str, num_layers: int, bidirectional: bool, kernel: str) -> None:
+def test_strides_are_those_of_builtin(
+    layout: str, num_layers: int, bidirectional: bool, kernel: KernelName
+) -> None:
     options, draw = LAYOUTS[layout]
     builtin, manual = twins(4, 6, num_layers, bidirectional=bidirectional, **options)
     input = draw()
@@ -40,7 +43,7 @@ def test_strides_are_those_of_builtin(layout: str, num_layers: int, bidirectiona
 
 @KERNELS
 @EVERY_OPTION
-def test_h_n_is_memory_of_its_own(options: dict[str, Any], kernel: str) -> None:
+def test_h_n_is_memory_of_its_own(options: dict[str, Any], kernel: KernelName) -> None:
     rnn = ManualRNN(4, 6, **options)
     with use_kernel(kernel) if options.get("dtype") is None else use_kernel("default"):
         output, h_n = rnn(torch.randn(5, 3, 4, dtype=options.get("dtype")))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS, kernels_for
+from internals import KernelName
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vjp
@@ -50,7 +51,7 @@ def outcome(situation: Situation, rnn: Any) -> Any:
         return type(error)
 
 
-def assert_as_nn_rnn(situation: Situation, kernel: str, dtype: torch.dtype, **options: Any) -> None:
+def assert_as_nn_rnn(situation: Situation, kernel: KernelName, dtype: torch.dtype, **options: Any) -> None:
     torch.manual_seed(0)
     builtin = nn.RNN(4, 6, dtype=dtype, **options)
     manual = ManualRNN.from_builtin(deepcopy(builtin))
@@ -70,7 +71,7 @@ def run(table: dict[str, Situation]) -> Any:
 
     @EVERY_KERNEL_AND_DTYPE
     @pytest.mark.parametrize("name", table)
-    def test(name: str, dtype: torch.dtype, kernel: str) -> None:
+    def test(name: str, dtype: torch.dtype, kernel: KernelName) -> None:
         assert_as_nn_rnn(table[name], kernel, dtype)
 
     return test
@@ -273,7 +274,7 @@ EDITS: dict[str, Callable[[Tensor], Any]] = {
 @EVERY_OPTION
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("form", ["padded", "packed"])
-def test_output_edited_in_place(form: str, edit: str, options: dict[str, Any], kernel: str) -> None:
+def test_output_edited_in_place(form: str, edit: str, options: dict[str, Any], kernel: KernelName) -> None:
     def situation(rnn: Any) -> Any:
         output, h_n = rnn(input_of(rnn) if form == "padded" else packed_of(rnn))
         output = output if isinstance(output, Tensor) else output.data
@@ -315,14 +316,16 @@ def unused(rnn: Any, given: Any) -> Any:
 @EVERY_OPTION
 @pytest.mark.parametrize("look", [retained, hooked, unused], ids=lambda look: look.__name__)
 @pytest.mark.parametrize("form", [input_of, packed_of], ids=lambda form: form.__name__)
-def test_h_n_is_a_result_of_its_own(form: Any, look: Any, options: dict[str, Any], kernel: str) -> None:
+def test_h_n_is_a_result_of_its_own(
+    form: Any, look: Any, options: dict[str, Any], kernel: KernelName
+) -> None:
     options = {k: v for k, v in options.items() if k != "batch_first" or form is input_of}
     assert_as_nn_rnn(lambda rnn: look(rnn, form(rnn)), kernel, torch.float32, **options)
 
 
 @KERNELS
 @EVERY_OPTION
-def test_packed_under_another_default_device(options: dict[str, Any], kernel: str) -> None:
+def test_packed_under_another_default_device(options: dict[str, Any], kernel: KernelName) -> None:
     def situation(rnn: Any) -> Any:
         packed, hx = packed_of(rnn), torch.randn(len(rnn.all_weights), 3, 6)
         with torch.device("meta"):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS, assert_same, gradients, twins
+from internals import KernelName
 from models import Tagger
 from torch import Tensor, nn
 
@@ -125,7 +126,7 @@ def own_weights(rnn: Any) -> list[bool]:
 @KERNELS
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_what_is_assigned_runs_as_it_does_in_a_builtin(
-    write: Callable[[Any], None], kernel: str, dtype: torch.dtype
+    write: Callable[[Any], None], kernel: KernelName, dtype: torch.dtype
 ) -> None:
     builtin, manual = twins(3, 4, **BOTH_WAYS, dtype=dtype)
     x = torch.randn(5, 2, 3, dtype=dtype)

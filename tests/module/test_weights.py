@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same, gradients, kernels_for
+from internals import KernelName
 from loop import Loop
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -203,7 +204,7 @@ def trained(model: nn.Module, steps: int = 5) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kernel", ["default", "reference"])
 @pytest.mark.parametrize("name", IDIOMS)
-def test_every_gradient_is_that_of_the_definition(name: str, kernel: str) -> None:
+def test_every_gradient_is_that_of_the_definition(name: str, kernel: KernelName) -> None:
     expected = gradients(IDIOMS[name](build(Loop)), INPUT)
     with use_kernel(kernel):
         assert_same(gradients(IDIOMS[name](build(ManualRNN)), INPUT), expected)
@@ -393,7 +394,7 @@ RUNS = [("default", torch.float64, 1e-12), *((k, torch.float32, 2e-6) for k in k
 @pytest.mark.parametrize(("kernel", "dtype", "bound"), RUNS, ids=str)
 @pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
 def test_a_weight_written_between_two_calls_is_seen(
-    write: Any, kernel: str, dtype: torch.dtype, bound: float
+    write: Any, kernel: KernelName, dtype: torch.dtype, bound: float
 ) -> None:
     """However it was written, `.data` included."""
     found = []

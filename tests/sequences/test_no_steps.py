@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import kernels_for
+from internals import KernelName
 from loop import NETWORKS, build, case_id
 
 from manual_rnn import ManualRNN, use_kernel
@@ -15,7 +16,9 @@ RUNS = [("default", torch.float64), *((kernel, torch.float32) for kernel in kern
 @pytest.mark.parametrize(("kernel", "dtype"), RUNS, ids=str)
 @pytest.mark.parametrize("shape", [(0, 4, 2), (0, 2)], ids=["batched", "unbatched"])
 @pytest.mark.parametrize("network", NETWORKS, ids=case_id)
-def test_no_steps(network: dict[str, Any], shape: tuple[int, ...], kernel: str, dtype: torch.dtype) -> None:
+def test_no_steps(
+    network: dict[str, Any], shape: tuple[int, ...], kernel: KernelName, dtype: torch.dtype
+) -> None:
     """An empty output, `h_n = hx`, and the gradient of `h_n` arrives at `hx`."""
     rnn, directions = build(ManualRNN, network, dtype=dtype), 1 + network["bidirectional"]
     input = torch.zeros(shape, dtype=dtype, requires_grad=True)

@@ -3,6 +3,7 @@ r"""Packed sequences: their order, and each of them as if alone."""
 import pytest
 import torch
 from helpers import KERNELS, assert_same_results, packed, twins
+from internals import KernelName
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from manual_rnn import ManualRNN, use_kernel
@@ -23,7 +24,7 @@ def test_a_packed_output_keeps_the_order() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 4, 2, 5], [2, 2, 2, 2]])
 def test_a_packed_batch_equals_each_sequence_alone(
-    lengths: list[int], bidirectional: bool, kernel: str
+    lengths: list[int], bidirectional: bool, kernel: KernelName
 ) -> None:
     rnn = ManualRNN(4, 6, num_layers=2, bidirectional=bidirectional)
     input, hx = torch.randn(max(lengths), 4, 4), torch.randn(4 if bidirectional else 2, 4, 6)

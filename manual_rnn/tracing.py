@@ -1,0 +1,188 @@
+r"""A run that keeps what it computes: every state and pre-activation, as tensors in the graph.
+
+    a_t = x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh        the pre-activation
+    h_t = phi(a_t)                                         the state
+
+`manual_rnn.inspect` offers it, with functions of what it gives. Letters: `T` steps, `B` batch, `H` hidden
+size, `L` layers, `D` directions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks
+from .kernels import reference
+from .kernels.phi import PHI
+from .kernels.walk import Walk
+from .module import ManualRNN
+from .recurrence import OwnStep, Phi, Weights, project
+
+__all__ = ["Pass", "Trace", "run_of", "runs_behind", "trace"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One layer in one direction of time.
+
+    The tuples have one tensor for each step, `(B, H)`, in the order of the input; of packed or nested
+    input the sequences that have this step, the longest first.
+
+    Attributes:
+        name: "layer 0", or with two directions "layer 0 forward" and "layer 0 backward".
+        reverse: whether time runs from the last step to the first.
+        weight_hh: `(H, H)`.
+        start: the states before the first step, `(B, H)`.
+        preactivations: $a_t$. Of an overridden `step` the same sum, as a plain network would have it at
+            this state; it then lies beside the path from the states to the output, not on it.
+        states: $h_t$.
+    """
+
+    name: str
+    reverse: bool
+    weight_hh: Tensor
+    start: Tensor
+    preactivations: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+
+    def walk(self, sequence: int = 0) -> list[Tensor]:
+        """The states of every step that a sequence has, in the order in which they came about.
+
+        Raises:
+            ValueError: for a sequence that isn't in the batch.
+        """
+        checks.check_kind("sequence", sequence, int)
+        if not 0 <= sequence < len(self.start):
+            raise ValueError(f"sequence: expected 0 to {len(self.start) - 1}, got {sequence}")
+        alive = [h for h in self.states if len(h) > sequence]
+        return alive[::-1] if self.reverse else alive
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`output` and `h_n` as the module returns them, and the `L * D` passes in the order of `h_n`."""
+
+    output: Any
+    h_n: Tensor
+    passes: tuple[Pass, ...]
+
+
+def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Trace:
+    r"""Run `rnn` step by step and keep what it computes on the way.
+
+    The values are those of the reference kernel to the last bit, whichever kernel was asked for. Every
+    tensor is part of the graph, even where all weights are frozen, so that `torch.autograd.grad(loss,
+    trace.passes[0].states)` gives the gradient of `loss` with respect to every $h_t$.
+
+    Args:
+        input, hx: as `rnn` takes them, in any layout.
+
+    Raises:
+        TypeError: for another module; `ManualRNN.from_builtin` takes an `nn.RNN`, and of a compiled
+            module `_orig_mod` is the one to trace.
+    """
+    checks.check_kind("rnn", rnn, ManualRNN)
+    checks.check_kind("input", input, Tensor, PackedSequence)
+    passes: list[Pass] = []
+    watched = rnn.__new__(_watched_by(type(rnn), passes))  # the same parameters, modules and hooks
+    vars(watched).update(vars(rnn))
+    output, h_n = watched(input, hx)
+    _mark(passes)
+    return Trace(output, h_n, tuple(passes))
+
+
+def _watched_by(kind: type[ManualRNN], passes: list[Pass]) -> type[ManualRNN]:
+    """`kind`, with layers that keep what they compute in `passes`."""
+
+    def run_layer(
+        input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Phi, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        layer = len(passes) // len(weights)
+        outputs, last = [], []
+        for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
+            walk = Walk(0, bool(reverse), batch_sizes)
+            name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
+            out, h = _watch(name, passes, input, h0, group, phi, walk)
+            outputs.append(out)
+            last.append(h)
+        return torch.cat(outputs, dim=-1), torch.stack(last)
+
+    class Watched(kind):  # type: ignore[misc, valid-type]
+        def _run(self, *args: Any) -> tuple[Tensor, Tensor]:
+            return super()._run(*args[:-1], run_layer)
+
+    Watched.__name__ = kind.__name__
+    return Watched
+
+
+def _watch(
+    name: str, passes: list[Pass], input: Tensor, h0: Tensor, weights: Weights, phi: Phi, walk: Walk
+) -> tuple[Tensor, Tensor]:
+    """`recurrence.run_direction`, by the reference, which also adds a `Pass`."""
+    start = h0 if h0.requires_grad else h0.detach().requires_grad_()
+    seen = _Watch(weights, phi if isinstance(phi, str) else phi(h0))
+    gates = seen.gates(input)
+    states, last = reference.scan(seen.step, gates, start, walk) if input.size(0) else (gates, start)
+    before, after = tuple(walk.in_time(seen.preactivations)), tuple(walk.in_time(seen.states))
+    passes.append(Pass(name, walk.reverse, weights[1], start, before, after))
+    return states, last
+
+
+class _Watch:
+    """The step of one pass, which keeps what it computes, in the order of its calls."""
+
+    def __init__(self, weights: Weights, phi: str | OwnStep) -> None:
+        self.w_ih, self.w_hh, self.bias_ih, self.bias_hh = weights
+        self.phi = phi
+        self.preactivations: list[Tensor] = []
+        self.states: list[Tensor] = []
+
+    def gates(self, input: Tensor) -> Tensor:
+        if isinstance(self.phi, str):
+            return F.linear(input, self.w_ih, self.bias_ih)
+        return project(input, self.w_ih, self.bias_ih, self.bias_hh)
+
+    def step(self, gates: Tensor, hidden: Tensor) -> Tensor:
+        builtin = isinstance(self.phi, str)
+        a = gates + F.linear(hidden, self.w_hh, self.bias_hh if builtin else None)
+        h = PHI[self.phi].apply(a) if isinstance(self.phi, str) else self.phi(gates, hidden, self.w_hh)
+        self.preactivations.append(a)
+        self.states.append(h)
+        return h
+
+
+RUN = "manual_rnn.run"  # where a node of the graph keeps which trace it comes from
+
+
+def _mark(passes: Sequence[Pass]) -> None:
+    """Tell the states of this run apart from those of any other, in the graph itself."""
+    run = object()
+    for each in passes:
+        for x in (*each.preactivations, *each.states):
+            if x.grad_fn is not None:
+                _metadata(x.grad_fn)[RUN] = run
+
+
+def run_of(x: Tensor) -> object:
+    """Which trace `x` is a state or pre-activation of, or None."""
+    return None if x.grad_fn is None else _metadata(x.grad_fn).get(RUN)
+
+
+def runs_behind(loss: Tensor) -> set[object]:
+    """Every trace of which a state or pre-activation is in the graph of `loss`."""
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    return {_metadata(node)[RUN] for node in seen if RUN in _metadata(node)}
+
+
+def _metadata(node: Any) -> dict[str, object]:
+    return node.metadata  # which torch's types take for a method
