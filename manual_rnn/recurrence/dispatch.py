@@ -166,7 +166,9 @@ def _runs_while_exporting() -> bool:
 
 
 def surely_zero(size: int) -> bool:
-    """Whether a size is 0 in compiled code, where one that comes from data is taken for another."""
+    """Whether a size is 0, where one that comes from data, which a trace can't know, is taken for another."""
+    if not torch.compiler.is_compiling() and not isinstance(size, torch.SymInt):
+        return size == 0
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
 
     return guard_or_false(size == 0)

@@ -445,7 +445,7 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
     B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
     n = m.size(-2) - B
-    if dispatch.surely_zero(n) if torch.compiler.is_compiling() else n == 0:
+    if dispatch.surely_zero(n):
         return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start

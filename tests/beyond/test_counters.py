@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manual_rnn import ManualRNN, use_kernel
 
+# Torch's own, up to 2.12.
+pytestmark = pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
+
 
 def counted(rnn: Any, x: Tensor, hx: Tensor | None, pack: Any = lambda x: x) -> tuple[int, int]:
     """Forward, and backward."""
