@@ -21,7 +21,7 @@ from . import checks, onnx
 from .convert import check_target, converted
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
-from .recurrence import OwnStep, Phi, RunLayer, Weights, run_layer
+from .recurrence import OwnStep, Phi, RunLayer, Weights, is_expanded, run_layer, run_layer_per_sample
 from .sequences import Sequences, plan
 
 __all__ = ["ManualRNN"]
@@ -115,7 +115,10 @@ class ManualRNN(RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
         output, hx, weights = autocast(output, hx, weights)
-        checks.check_tensors(self, output, hx, weights)
+        if not torch.compiler.is_compiling() and is_expanded(weights):
+            run = run_layer_per_sample
+        else:
+            checks.check_tensors(self, output, hx, weights)
         if len(weights) == 1:
             return run(output, hx, weights, phi, batch_sizes)
         last, D = [], 2 if self.bidirectional else 1
@@ -209,6 +212,9 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = {"begin": ManualRNN.begin, "step": ManualRNN.step}
+# It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
+# the rest of its model.
+torch.serialization.add_safe_globals([ManualRNN])
 
 
 def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:

@@ -42,7 +42,7 @@ HOUSE = {
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
 STOREYS = {
-    "recurrence": ["__init__", "layer", "rules", "operators", "dispatch"],
+    "recurrence": ["__init__", "layer per_sample", "rules", "operators", "dispatch"],
     "kernels": ["__init__", "native torch_loop reference", "contract request walk phi"],
 }
 # The inside of torch is asked in recurrence/dispatch.py, and there only, but for these.
