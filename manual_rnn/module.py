@@ -29,8 +29,10 @@ from .recurrence import (
     RunLayer,
     Weights,
     chosen,
+    is_expanded,
     network,
     run_layer,
+    run_layer_per_sample,
     torchscript,
     transformed,
 )
@@ -130,17 +132,17 @@ class ManualRNN(RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
         output, hx, weights = autocast(output, hx, weights)
-        checks.check_tensors(self, output, hx, weights)
-        whole = run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes)
-        D = 2 if self.bidirectional else 1
-        apart = self.training and self.dropout and self.num_layers > 1
-        if whole and not apart:
-            return network(output, hx, weights, phi, batch_sizes, self.bidirectional)
+        if not torch.compiler.is_compiling() and is_expanded(weights):
+            run = run_layer_per_sample
+        else:
+            checks.check_tensors(self, output, hx, weights)
+        if run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes):
+            run = partial(network, bidirectional=self.bidirectional)
+            if not (self.training and self.dropout):
+                return run(output, hx, weights, phi, batch_sizes)
         if len(weights) == 1:
             return run(output, hx, weights, phi, batch_sizes)
-        if whole:
-            run = partial(network, bidirectional=self.bidirectional)
-        last = []
+        last, D = [], 2 if self.bidirectional else 1
         for layer, h0 in enumerate(hx.split(D)):
             if layer:
                 output = self._drop(output)
@@ -258,6 +260,9 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = {"begin": ManualRNN.begin, "step": ManualRNN.step}
+# It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
+# the rest of its model.
+torch.serialization.add_safe_globals([ManualRNN])
 
 
 def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:

@@ -1,6 +1,7 @@
 r"""From a layer's input to a kernel, closed under differentiation.
 
 layer.py         one layer, in each of its directions: a step of your own, or the rule
+per_sample.py    the same with torch's ExpandedWeights
 rules.py         the formulas, and beside each the code of its value and of its derivatives
 operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
@@ -9,6 +10,7 @@ dispatch.py      operator, autograd node or kernel?
 from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
 from .network import chosen, network
+from .per_sample import is_expanded, run_layer_per_sample
 from .rules import project
 
 __all__ = [
@@ -18,10 +20,12 @@ __all__ = [
     "RunLayer",
     "Weights",
     "chosen",
+    "is_expanded",
     "network",
     "plain",
     "project",
     "run_layer",
+    "run_layer_per_sample",
     "torchscript",
     "transformed",
 ]
