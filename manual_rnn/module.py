@@ -12,7 +12,8 @@ The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 
 import warnings
 from functools import partial
-from typing import Any, ClassVar, overload
+from types import MappingProxyType
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,9 @@ from .recurrence import (
     Weights,
     chosen,
     is_expanded,
-    network,
     run_layer,
     run_layer_per_sample,
+    run_network,
     torchscript,
     transformed,
 )
@@ -70,7 +71,7 @@ class ManualRNN(RNNBase):
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
     """
 
-    _builtin: ClassVar[dict[str, Any]]  # what a subclass may override
+    _builtin = MappingProxyType[str, Any]({})  # what a subclass may override
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -137,7 +138,7 @@ class ManualRNN(RNNBase):
         else:
             checks.check_tensors(self, output, hx, weights)
         if run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes):
-            run = partial(network, bidirectional=self.bidirectional)
+            run = partial(run_network, bidirectional=self.bidirectional)
             if not (self.training and self.dropout):
                 return run(output, hx, weights, phi, batch_sizes)
         if len(weights) == 1:
@@ -259,7 +260,7 @@ class ManualRNN(RNNBase):
 
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
-ManualRNN._builtin = {"begin": ManualRNN.begin, "step": ManualRNN.step}
+ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.
 torch.serialization.add_safe_globals([ManualRNN])

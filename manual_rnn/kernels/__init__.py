@@ -4,11 +4,11 @@ r"""How a recurrence runs: the whole choice of kernel.
 of `KERNELS` that can take all tensors runs, and the last of them can always.
 """
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from . import native, reference, torch_loop, vendor  # as statements, which torch.package follows
 from .request import DEFAULT, KernelName, asked, use_kernel
 
 __all__ = [
@@ -24,20 +24,17 @@ __all__ = [
 ]
 
 REFERENCE = "reference"
-KERNELS = {  # the fastest first
-    "native": "native",
-    "torch": "torch_loop",
-    "vendor": "vendor",
-    REFERENCE: "reference",
+KERNELS: dict[str, Any] = {  # the fastest first
+    "native": native,
+    "torch": torch_loop,
+    "vendor": vendor,
+    REFERENCE: reference,
 }
 
 
-@cache
 def load(name: str) -> Any:
-    """The module of a kernel, imported when it is first needed; `contract.Kernel` says what it offers."""
-    return __import__(
-        KERNELS[name], globals(), None, [name], 1
-    )  # as `from . import ...`, which torch.package knows
+    """The module of a kernel; `contract.Kernel` says what it offers."""
+    return KERNELS[name]
 
 
 def choose(name: str, *tensors: Tensor | None) -> Any:

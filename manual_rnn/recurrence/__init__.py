@@ -9,7 +9,7 @@ dispatch.py      operator, autograd node or kernel?
 
 from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
-from .network import chosen, network
+from .network import chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
 from .rules import project
 
@@ -21,11 +21,11 @@ __all__ = [
     "Weights",
     "chosen",
     "is_expanded",
-    "network",
     "plain",
     "project",
     "run_layer",
     "run_layer_per_sample",
+    "run_network",
     "torchscript",
     "transformed",
 ]

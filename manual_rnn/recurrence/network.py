@@ -15,7 +15,7 @@ from .. import kernels
 from . import dispatch
 from .layer import Weights, run_layer
 
-__all__ = ["VENDOR", "chosen", "network"]
+__all__ = ["VENDOR", "chosen", "run_network"]
 
 VENDOR = "vendor"
 
@@ -42,7 +42,7 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
     return reason is None
 
 
-def network(
+def run_network(
     x: Tensor,
     hx: Tensor,
     weights: Sequence[Weights],

@@ -55,6 +55,10 @@ PRIVATE = {
         "parameters.py",
         "torch.nn.Module._replicate_for_data_parallel",
     ): "that of `nn.RNNBase` copies its cache",
+    ("kernels/vendor.py", "torch._VF.rnn_tanh"): "what `nn.RNN.forward` calls, and has no public name",
+    ("kernels/vendor.py", "torch._VF.rnn_relu"): "the same",
+    ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn"): "cuDNN's network; what `nn.RNN` calls on CUDA",
+    ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn_backward"): "its derivative",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",
 }
 OPTIONAL = """

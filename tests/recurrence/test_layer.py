@@ -40,7 +40,7 @@ def judged(
 
 
 def operator(how: Any) -> Any:
-    return lambda *tensors: OPS.ours(*tensors, *how, "default")
+    return lambda *tensors: OPS.layer(*tensors, *how, "default")
 
 
 def judge(how: Any) -> Any:
