@@ -6,6 +6,7 @@ of `KERNELS` that can take all tensors runs, and the last of them can always.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import native, reference, torch_loop, vendor  # as statements, which torch.package follows
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "reasons",
     "use_kernel",
+    "vendor_pays",
 ]
 
 REFERENCE = "reference"
@@ -58,3 +60,21 @@ def choose(name: str, *tensors: Tensor | None) -> Any:
 def reasons(*tensors: Tensor | None) -> dict[str, str | None]:
     """For each kernel the reason why it can't take these tensors, or None: what `choose` goes by."""
     return {name: load(name).why_not(*tensors) for name in KERNELS}
+
+
+def vendor_pays(x: Tensor, hx: Tensor, batch_sizes: Tensor | None, gradients: bool) -> bool:
+    """Whether one call of the vendor's for the whole network is faster than the other kernels layer by layer.
+
+    On CUDA always. On a CPU a few steps of a wide state are: C packs the weights at every call, H * H of
+    them, and an autograd node in Python costs what a few of ATen's do. Measured over T 1 to 8, B 1 to 16,
+    H 64 to 2048 on an AMD EPYC (Zen 4), one thread. Other dtypes than C's float32 go to the vendor too, but for
+    training over more than a few steps, where the `torch` kernel is 1.05 to 1.35 times as fast.
+    """
+    if x.is_cuda:
+        return True
+    T, B, H = (x if batch_sizes is None else batch_sizes).size(0), hx.size(1), hx.size(2)
+    if x.dtype is not torch.float32 or not native.compiled():
+        return T < 10 or not gradients
+    if gradients:
+        return T == 1 or (T == 2 and (B < 16 or H >= 2048)) or (B == 1 and T <= 4 and H >= 512 * (T - 2))
+    return (B == 1 and H >= 256 * T) or (T == 1 and H >= 2048)

@@ -31,7 +31,7 @@ else:
     except ImportError as error:
         _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
-__all__ = ["elman", "layer", "linear_recurrence", "numbers", "why_not"]
+__all__ = ["compiled", "elman", "layer", "linear_recurrence", "numbers", "why_not"]
 
 # Weights read anew at every step, rather than once for all steps, pay as long as they stay in the first
 # cache, or in the second where a step has rows to share them. Measured with one and two threads: 1.2 times as
@@ -62,6 +62,11 @@ def numbers(*tensors: Tensor | None) -> bool:
     """Whether each is None or exactly a Tensor or Parameter of float32 numbers in memory, on the CPU: no
     wrapper of a transform, no pending negation. False where there's no quick telling, as of an empty one."""
     return _exchanges and _scan.numbers(*tensors)
+
+
+def compiled() -> bool:
+    """Whether the C is there."""
+    return _scan is not None
 
 
 def why_not(*tensors: Tensor | None) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .contract import why_foreign
 from .torch_loop import elman, linear_recurrence
 
-__all__ = ["cudnn_backward", "cudnn_forward", "elman", "linear_recurrence", "network", "pays", "why_not"]
+__all__ = ["cudnn_backward", "cudnn_forward", "elman", "linear_recurrence", "network", "why_not"]
 
 RUN = {"tanh": torch._VF.rnn_tanh, "relu": torch._VF.rnn_relu}  # type: ignore[attr-defined]
 CUDNN_MODE = {"relu": 0, "tanh": 1}
@@ -36,11 +36,6 @@ def why_not(*tensors: Tensor | None) -> str | None:
         if not (x.is_cuda or x.is_cpu):
             return f"expected tensors on a CPU or on CUDA, got {x.device}"
     return None
-
-
-def pays(x: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> bool:
-    """Whether one call is faster than layer after layer by the other kernels."""
-    return x.is_cuda
 
 
 def network(

@@ -9,12 +9,13 @@ dispatch.py      operator, autograd node or kernel?
 
 from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
-from .network import chosen, run_network
+from .network import VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
 from .rules import project
 
 __all__ = [
     "OWN_RECURRENCE",
+    "VENDOR",
     "OwnStep",
     "Phi",
     "RunLayer",

@@ -27,19 +27,21 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         RuntimeError: if that was asked for and can't be, with the reason.
     """
     asked, compiling = kernels.asked(), torch.compiler.is_compiling()
-    if asked not in (kernels.DEFAULT, VENDOR) or (asked == kernels.DEFAULT and compiling) or x.size(0) == 0:
+    if asked not in (kernels.DEFAULT, VENDOR) or (asked == kernels.DEFAULT and compiling):
         return False
-    vendor = kernels.load(VENDOR)
-    if asked == kernels.DEFAULT and not vendor.pays(x, hx, batch_sizes):
+    if not compiling and x.size(0) == 0:
         return False
     tensors = [x, hx, *(w for group in weights for w in group)]
-    if compiling or not dispatch.plain(*tensors):
-        reason = "it is one sealed call, and a transform, a trace or a mode looks on"
-    else:
-        reason = vendor.why_not(*tensors)
-    if reason is not None and asked == VENDOR:
+    if asked == kernels.DEFAULT:
+        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        pays = kernels.vendor_pays(x, hx, batch_sizes, wanted)
+        return pays and dispatch.plain(*tensors) and kernels.load(VENDOR).why_not(*tensors) is None
+    reason = kernels.load(VENDOR).why_not(*tensors)
+    if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
+        reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
+    if reason is not None:
         raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
-    return reason is None
+    return True
 
 
 def run_network(

@@ -29,10 +29,20 @@ def test_a_kernel_that_cannot_run_raises_with_the_reason() -> None:
 
 def test_double_precision_runs_in_torch() -> None:
     rnn = ManualRNN(3, 4, dtype=torch.float64)
-    told = explain_kernel(rnn, torch.randn(5, 2, 3, dtype=torch.float64))
+    told = explain_kernel(rnn, torch.randn(20, 2, 3, dtype=torch.float64))
     assert line(told, "torch") == "torch     runs: the fastest that can"
     assert "can't run here: " in line(told, "native")
     assert line(told, "reference") == "reference could run too, but torch was chosen"
+
+
+def test_a_few_steps_of_a_wide_state_are_the_vendors() -> None:
+    rnn = ManualRNN(3, 300)
+    with torch.no_grad():
+        assert (
+            line(explain_kernel(rnn, torch.randn(1, 1, 3)), "vendor")
+            == "vendor    runs: the fastest that can"
+        )
+        assert "but native was chosen" in line(explain_kernel(rnn, torch.randn(50, 8, 3)), "vendor")
 
 
 def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
