@@ -67,8 +67,8 @@ def vendor_pays(x: Tensor, hx: Tensor, batch_sizes: Tensor | None, gradients: bo
 
     On CUDA always. On a CPU a few steps of a wide state are: C packs the weights at every call, H * H of
     them, and an autograd node in Python costs what a few of ATen's do. Measured over T 1 to 8, B 1 to 16,
-    H 64 to 2048 on an AMD EPYC (Zen 4), one thread. Other dtypes than C's float32 go to the vendor too, but for
-    training over more than a few steps, where the `torch` kernel is 1.05 to 1.35 times as fast.
+    H 64 to 2048 on an AMD EPYC (Zen 4), one thread. Other dtypes than C's float32 go to the vendor too, but
+    for training over more than a few steps, where the `torch` kernel is 1.05 to 1.35 times as fast.
     """
     if x.is_cuda:
         return True
