@@ -8,7 +8,6 @@ That is what it finds in `nn.RNN`, product by product. Importing the counter may
 second, so nothing here does: a counter at work is handed the formulas when the first operator comes its way.
 """
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +44,7 @@ FORMULAS = {"elman": elman, "linear_recurrence": linear_recurrence, "layer": lay
 
 def tell(modes: Iterable[Any]) -> None:
     """Hand the formulas to the counters among these modes, and to those to come."""
-    module = sys.modules.get("torch.utils.flop_counter")
+    module = getattr(torch.utils, "flop_counter", None)  # an attribute once it is imported
     if module is None:
         return
     known = {getattr(torch.ops.manual_rnn, name): formula for name, formula in FORMULAS.items()}
