@@ -19,7 +19,7 @@ from .cases import ALL_CASES, MEMORY_CASE, QUICK_CASES, Case
 from .contenders import CONTENDERS
 from .timing import peak_memory, seconds_per_call
 
-KERNELS = ["native", "torch"]
+KERNELS: list[str] = ["native", "torch"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def geometric_mean(values: list[float]) -> float:
 
 def print_memory(case: Case) -> None:
     """The peak of a training step above input and weights, each in a fresh process."""
-    peaks = peak_memory(case, KERNELS)
+    peaks = peak_memory(case, list(KERNELS))
     print(f"\npeak memory of a training step at {case}, in a fresh process of its own each:")
     for name, peak in peaks.items():
         print(f"  {name:8} {peak:7.0f} MiB, {peak / peaks['nn.RNN']:.2f} of nn.RNN's")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .cases import Case
 __all__ = ["CONTENDERS", "Call", "agree", "training_step"]
 
 Call = Callable[[], Any]
+KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
 def builtin(case: Case, training: bool) -> Call:
@@ -30,6 +31,9 @@ def builtin(case: Case, training: bool) -> Call:
 def manual(kernel: KernelName, case: Case, training: bool) -> Call | None:
     """`ManualRNN` with one kernel."""
     call = _torch_call(ManualRNN.from_builtin(case.network()), case, training)
+
+    if kernel == "default":
+        return call
 
     def run() -> Any:
         with use_kernel(kernel):
@@ -177,10 +181,7 @@ def _close(left: Tensor, right: Tensor) -> bool:
 
 CONTENDERS: dict[str, Callable[[Case, bool], Call | None]] = {
     "nn.RNN": builtin,
-    "reference": partial(manual, "reference"),
-    "torch": partial(manual, "torch"),
-    "native": partial(manual, "native"),
-    "default": partial(manual, "default"),
+    **{name: partial(manual, name) for name in KERNEL_NAMES},
     "JAX": jax_scan,
     "ONNX Runtime": onnx_runtime,
     "Opacus": opacus,

@@ -49,6 +49,7 @@ __all__ = [
     "surely_zero",
     "torchscript",
     "transformed",
+    "wants_gradient",
     "way",
     "without_derivative",
 ]
@@ -109,14 +110,17 @@ def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:
         return RULES[name].by_reference if _needs_reference(kernel, *tensors) else seen(name)
     if kernel == REFERENCE or (kernel == DEFAULT and tensors[0] is not None and tensors[0].is_complex()):
         return RULES[name].by_reference
-    rule = RULES[name]
-    run = rule.compute
+    run = RULES[name].node if wants_gradient(*tensors) else RULES[name].compute
+    return profiled(name, run) if profiling() else run
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors."""
     if torch.is_grad_enabled():
         for x in tensors:
             if x is not None and x.requires_grad:
-                run = rule.node
-                break
-    return profiled(name, run) if profiling() else run
+                return True
+    return False
 
 
 def profiled(name: str, run: Way) -> Way:

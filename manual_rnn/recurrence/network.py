@@ -33,9 +33,9 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         return False
     tensors = [x, hx, *(w for group in weights for w in group)]
     if asked == kernels.DEFAULT:
-        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        pays = kernels.vendor_pays(x, hx, batch_sizes, wanted)
-        return pays and dispatch.plain(*tensors) and kernels.load(VENDOR).why_not(*tensors) is None
+        if not kernels.vendor_pays(x, hx, batch_sizes, dispatch.wants_gradient(*tensors)):
+            return False
+        return dispatch.plain(*tensors) and kernels.load(VENDOR).why_not(x) is None  # the others are like it
     reason = kernels.load(VENDOR).why_not(*tensors)
     if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"

@@ -449,7 +449,10 @@ def sum_of_products(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
         return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start
-    return at_first + m.narrow(-2, later, n).mT @ x.narrow(-2, earlier, n)
+    later_m, earlier_x = m.narrow(-2, later, n).mT, x.narrow(-2, earlier, n)
+    if at_first.dim() == 2:
+        return torch.addmm(at_first, later_m, earlier_x)
+    return at_first + later_m @ earlier_x
 
 
 for rule, name, tensors in (
