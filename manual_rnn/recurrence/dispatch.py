@@ -49,6 +49,7 @@ __all__ = [
     "surely_zero",
     "torchscript",
     "transformed",
+    "unhooked",
     "wants_gradient",
     "way",
     "without_derivative",
@@ -255,6 +256,15 @@ def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
             return jvp(SimpleNamespace(saved_tensors=saved, options=ctx.options), *tangents)
 
     return differentiable
+
+
+def unhooked(x: Tensor) -> Tensor:
+    """`x` as the result of a node of its own, no view of another.
+
+    A hook on one of two results of a node is called, with None, where only the other has a gradient; those
+    on results of `nn.RNN` aren't.
+    """
+    return x.transpose_(0, 0)
 
 
 def copy_on_write(x: Tensor) -> Tensor:

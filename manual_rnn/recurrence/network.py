@@ -58,7 +58,8 @@ def run_network(
     flat = [w for group in weights for w in group if w is not None]
     bias = weights[0][2] is not None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, hx, *flat)):
-        return Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
+        output, h_n = Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
+        return dispatch.unhooked(output), dispatch.unhooked(h_n)
     sizes = [] if batch_sizes is None else batch_sizes.tolist()
     return kernels.load(VENDOR).cudnn_forward(x, hx, flat, bias, sizes, phi, bidirectional, False)[:2]
 

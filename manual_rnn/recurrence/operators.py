@@ -69,14 +69,22 @@ def _by_newest(newest: dict[tuple[str, str], Any], key: tuple[str, str], *args: 
     return newest[key](*args, **kwargs)
 
 
-def fake_recurrence(x: Tensor, *_: Any) -> Tensor:
+def fake_recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
     """Shaped as the first tensor."""
+    _check_numbers(x, batch_sizes)
     return x.new_empty(x.shape)
 
 
-def fake_layer(x: Tensor, h0: Tensor, w_ih: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def fake_layer(x: Tensor, h0: Tensor, w_ih: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     """States, and the last of each sequence."""
+    _check_numbers(x, others[3])
     return x.new_empty((*x.shape[:-1], w_ih.size(0))), h0.new_empty(h0.shape)
+
+
+def _check_numbers(x: Tensor, batch_sizes: Tensor | None) -> None:
+    """Numbers packed by sizes that have none would come out as memory that nobody wrote."""
+    if batch_sizes is not None and batch_sizes.is_meta and not x.is_meta:
+        raise RuntimeError(f"expected batch_sizes with values for data on {x.device}, got some on meta")
 
 
 def fold_recurrence(name: str, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:

@@ -263,7 +263,8 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
-        return PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)[:2]
+        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        return dispatch.unhooked(states), last
 
     @staticmethod
     def forward(

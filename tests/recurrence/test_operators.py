@@ -215,3 +215,10 @@ def test_vmap_over_batch_sizes_raises():
     )
     with pytest.raises(ValueError, match="expected one packing for all, got one for each"):
         vmap(run)(sizes)
+
+
+@pytest.mark.parametrize("name", ["elman", "linear_recurrence"])
+def test_sizes_without_values_are_refused_for_data_that_has_some(name: str) -> None:
+    x, w, sizes = torch.randn(8, 2), torch.randn(2, 2), SIZES.to("meta")
+    with pytest.raises(RuntimeError, match="expected batch_sizes with values"):
+        getattr(OPS, name)(x, torch.randn(3, 2), w, sizes, "tanh", False, "default")
