@@ -31,10 +31,10 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         return False
     if not compiling and x.size(0) == 0:
         return False
+    if asked == kernels.DEFAULT and not kernels.vendor_pays(x, hx, batch_sizes, torch.is_grad_enabled()):
+        return False
     tensors = [x, hx, *(w for group in weights for w in group)]
     if asked == kernels.DEFAULT:
-        if not kernels.vendor_pays(x, hx, batch_sizes, dispatch.wants_gradient(*tensors)):
-            return False
         return dispatch.plain(*tensors) and kernels.load(VENDOR).why_not(x) is None  # the others are like it
     reason = kernels.load(VENDOR).why_not(*tensors)
     if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
