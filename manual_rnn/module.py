@@ -4,7 +4,7 @@ A call goes on like this, each step in the file of its name:
 
     sequences.plan                  whatever form the batch has becomes rows
     recurrence/layer.py             each layer, in each direction
-    recurrence/rules.py: layer      operator, autograd node or kernel
+    recurrence/layer_rule.py        operator, autograd node or kernel
     kernels/native.py: layer        on a CPU in float32, by default
 
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.

@@ -2,16 +2,17 @@ r"""From a layer's input to a kernel, closed under differentiation.
 
 layer.py         one layer, in each of its directions: a step of your own, or the rule
 per_sample.py    the same with torch's ExpandedWeights
-rules.py         the formulas, and beside each the code of its value and of its derivatives
+layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
+    rules.py         the same of the two recurrences
 operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
 """
 
 from .dispatch import plain, torchscript, transformed
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
+from .layer_rule import project
 from .network import VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
-from .rules import project
 
 __all__ = [
     "OWN_RECURRENCE",

@@ -5,7 +5,7 @@ r"""The one question: operator, autograd node or kernel?
     node            plain numbers, and gradients are wanted: one autograd node
     compute         plain numbers: the kernel itself
 
-Every rule of `rules.py` has these four, and each of its calls asks `way`. On the machine of the README an
+Every rule has these four, and each of its calls asks `way`. On the machine of the README an
 op costs 20 us, the question 1 to 2.
 
 Every private name of torch that this package uses stands here (tests/house has the list of the few that

@@ -1,6 +1,6 @@
 r"""One layer, in each of its directions of time.
 
-h_t = phi(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)        by `rules.layer`
+h_t = phi(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)        by `layer_rule.layer`
 h_t = step(x_t W_ih^T + b_ih + b_hh, h_{t-1}, W_hh)         a step of your own, by the reference
 """
 
@@ -14,7 +14,7 @@ from .. import kernels
 from ..checks import check_state
 from ..kernels import reference
 from ..kernels.walk import Walk
-from . import dispatch, rules
+from . import dispatch, layer_rule
 
 __all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "run_direction", "run_layer"]
 
@@ -57,8 +57,10 @@ def run_direction(
         return _by_own_step(input, h0, weights, phi(h0), Walk(0, reverse, batch_sizes))
     T = input.size(0)
     if dispatch.surely_zero(T) if torch.compiler.is_compiling() else T == 0:
-        return rules.project(input, *_without_recurrence(weights)), h0
-    return rules.layer(input, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernels.asked())
+        return layer_rule.project(input, *_without_recurrence(weights)), h0
+    return layer_rule.layer(
+        input, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernels.asked()
+    )
 
 
 def _without_recurrence(weights: Weights) -> Weights:
@@ -71,7 +73,7 @@ def _by_own_step(
 ) -> tuple[Tensor, Tensor]:
     if kernels.asked() not in (kernels.DEFAULT, kernels.REFERENCE):
         raise RuntimeError(f"kernel {kernels.asked()!r} can't run here: {OWN_RECURRENCE}")
-    gates, w_hh = rules.project(input, *_without_recurrence(weights)), weights[1]
+    gates, w_hh = layer_rule.project(input, *_without_recurrence(weights)), weights[1]
     if input.size(0) == 0:
         return gates, h0
 

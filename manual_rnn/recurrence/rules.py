@@ -1,8 +1,7 @@
-r"""The recurrences of an Elman network and its layer, closed under differentiation.
+r"""The two recurrences of an Elman network, closed under differentiation.
 
     elman                h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
-    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh, with w = w_hh
 
 phi is tanh or relu, and its slope phi' is written through the state: 1 - h*h, or h > 0. With `c` a
 cotangent, `'` a tangent, `first` the step at which time starts, "back" the other direction of time:
@@ -12,12 +11,10 @@ cotangent, `'` a tangent, `first` the step at which time starts, "back" the othe
     vjp of linear    dv = m = linear(c, h, a^T), back;  da = sum_t y_{t-1}^T m_t
                      dh_t = k_t * (c_t + m_{t+1} a^T) * (v_t + y_{t-1} a)
     jvp of linear    q + linear(v' + y_{t-1} a' + q_{t-1} a, h, a),  q_t = k_t * h'_t * (v_t + y_{t-1} a)
-    vjp of layer     that of elman for dz;  dx = dz w_ih;  dw_ih = sum_t dz_t^T x_t;  dbias = sum_t dz_t
-    jvp of layer     that of elman for z' = x' w_ih^T + x w_ih'^T + bias'
 
 where k is the derivative of the slope by h: -2h, or 0. So derivatives of any order, forward, reverse or
-mixed, stay inside the first two. Under `vmap` the new axis joins the batch where the weights are shared;
-else it makes an ensemble, `G` weight matrices side by side.
+mixed, stay inside these two functions. Under `vmap` the new axis joins the batch where the weights are
+shared; else it makes an ensemble, `G` weight matrices side by side.
 
 Letters and shapes are those of `kernels/contract.py`. Each rule is one op to every transform and trace
 (`operators.py`), and `dispatch.way` says how a call of it runs.
@@ -27,7 +24,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
@@ -37,7 +33,15 @@ from ..kernels.walk import Walk
 from . import dispatch, operators
 from .dispatch import Rule
 
-__all__ = ["elman", "layer", "linear_recurrence", "project"]
+__all__ = [
+    "Elman",
+    "LinearRecurrence",
+    "elman",
+    "jvp_of_states",
+    "linear_recurrence",
+    "sum_of_products",
+    "times",
+]
 
 
 def elman(
@@ -172,244 +176,6 @@ class LinearRecurrence(Rule):
         return q + linear_recurrence(dv, h, a, batch_sizes, phi, reverse, kernel)
 
 
-def layer(
-    x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
-    kernel: str,
-) -> tuple[Tensor, Tensor]:
-    r"""$h_t = \phi(x_t W_{ih}^T + b_{ih} + b_{hh} + h_{t-1} W_{hh}^T)$, and each sequence's last state."""
-    way = dispatch.way("layer", kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
-    return way(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernel)
-
-
-class Layer(Rule):
-    """`layer` and its derivatives."""
-
-    @staticmethod
-    def compute(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        phi: str,
-        reverse: bool,
-        kernel: str,
-    ) -> tuple[Tensor, Tensor]:
-        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
-        if x.size(0) and hasattr(able, "layer"):
-            found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
-            if found is not None:
-                if dispatch.profiling():
-                    dispatch.multiplied(x, w_ih)
-                    dispatch.multiplied(found[0], w_hh)
-                return found
-        z = project(x, w_ih, bias_ih, bias_hh)
-        if z.size(0) == 0:  # in a graph made for a length from data
-            return z, h0.clone()
-        if dispatch.profiling():
-            dispatch.multiplied(z, w_hh)
-        states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
-        return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
-
-    @staticmethod
-    def run(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """`compute` for whoever calls the operator."""
-        operators.check_layer(x, h0, (w_ih, w_hh, bias_ih, bias_hh), batch_sizes)
-        return Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-
-    @staticmethod
-    def by_reference(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        phi: str,
-        reverse: bool,
-        kernel: str,
-    ) -> tuple[Tensor, Tensor]:
-        return reference.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
-
-    @staticmethod
-    def node(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
-        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-        return dispatch.unhooked(states), last
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, ...]:
-        tensors = x, h0, w_ih, w_hh, bias_ih, bias_hh
-        states, last = dispatch.without_derivative("layer", *tensors)(*tensors, batch_sizes, *options)
-        ctx.options, ctx.B, ctx.leaves = (batch_sizes, *options), h0.size(0), None
-        ctx.set_materialize_grads(False)
-        kept = dispatch.sibling(states)
-        ctx.save_for_backward(states if kept is None else kept, x, h0, w_ih, w_hh)
-        ctx.save_for_forward(states, x, h0, w_ih, w_hh)
-        return (states, last) if kept is None else (states, last, kept)
-
-    @staticmethod
-    def backward(
-        ctx: Any, c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        h, x, h0, w_ih, w_hh = _saved(ctx)
-        batch_sizes, phi, reverse, kernel = ctx.options
-        need_x, need_h0, need_ih, need_hh, need_bias_ih, need_bias_hh = ctx.needs_input_grad[:6]
-        walk = Walk(0, reverse, batch_sizes)
-        c = _total_cotangent(c, c_last, c_kept, h, walk)
-        if w_hh is None:  # a single step
-            dz = PHI[phi].times_slope(c, h)
-        else:
-            dz = linear_recurrence(c, h, w_hh, batch_sizes, phi, not reverse, kernel)
-        rows = dz.reshape(-1, dz.size(-1))
-        dh0 = times(walk.first(dz, ctx.B), w_hh) if need_h0 else None
-        dw_hh = sum_of_products(dz, h, h0, walk) if need_hh else None
-        dx = times(dz, w_ih) if need_x else None
-        dw_ih = rows.mT @ x.reshape(-1, x.size(-1)) if need_ih else None
-        dbias_ih = rows.sum(0) if need_bias_ih else None
-        dbias_hh = None
-        if need_bias_hh:  # as memory of its own
-            dbias_hh = rows.sum(0) if dbias_ih is None else dbias_ih.clone()
-        return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh, None, None, None, None
-
-    @staticmethod
-    @dispatch.nestable
-    def jvp(
-        ctx: Any,
-        dx: Tensor | None,
-        dh0: Tensor | None,
-        dw_ih: Tensor | None,
-        dw_hh: Tensor | None,
-        dbias_ih: Tensor | None,
-        dbias_hh: Tensor | None,
-        *_: None,
-    ) -> tuple[Tensor, Tensor]:
-        h, x, h0, w_ih, w_hh = ctx.saved_tensors
-        batch_sizes, _, reverse, _ = ctx.options
-        dz = torch.zeros_like(h)
-        if dx is not None:
-            dz = dz + F.linear(dx, w_ih)
-        if dw_ih is not None:
-            dz = dz + F.linear(x, dw_ih)
-        for dbias in (dbias_ih, dbias_hh):
-            dz = dz if dbias is None else dz + dbias
-        tangent = jvp_of_states(dz, dh0, dw_hh, h, h0, w_hh, *ctx.options)
-        return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
-
-
-class PlainLayer(Layer):
-    """`Layer` for plain numbers: it keeps no more than backward needs, and nothing that a user can change."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, ...]:
-        states, last = Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
-        ctx.set_materialize_grads(False)
-        need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad
-        steps = (x if batch_sizes is None else batch_sizes).size(0)
-        keep = (
-            x if need_ih else None,
-            h0 if need_hh else None,
-            w_ih if need_x else None,
-            w_hh if need_h0 or steps > 1 else None,
-        )
-        leaves = [t if t is not None and t.grad_fn is None and t.requires_grad else None for t in keep]
-        ctx.leaves = [None if t is None else (t, t.data_ptr()) for t in leaves]
-        kept = dispatch.copy_on_write(states)
-        ctx.save_for_backward(kept, *[t if t is None or t.grad_fn is not None else t.detach() for t in keep])
-        return states, last, kept
-
-
-def _as_view(x: Tensor) -> Tensor:
-    """What backward keeps of a computed tensor: of itself `x.data = ...` would change what was kept."""
-    return x if x.grad_fn is None else x.view_as(x)
-
-
-def _saved(ctx: Any) -> list[Tensor]:
-    """What a layer's backward works with: numbers, or where it is itself to be differentiated, leaves."""
-    saved = list(ctx.saved_tensors)
-    if ctx.leaves is None or not torch.is_grad_enabled():
-        return saved
-    for place, kept in enumerate(ctx.leaves, start=1):
-        if kept is None:
-            continue
-        leaf, at = kept
-        if leaf.data_ptr() != at:
-            raise RuntimeError(
-                "expected the input and weights of the forward pass for a second derivative, got one whose "
-                ".data was replaced meanwhile"
-            )
-        saved[place] = leaf
-    return saved
-
-
-def _total_cotangent(
-    c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None, h: Tensor, walk: Walk
-) -> Tensor:
-    """Of the states, from that of the output, of the last states, and of the sibling that backward keeps."""
-    if c_kept is not None:
-        c = c_kept if c is None else c + c_kept
-    c = torch.zeros_like(h) if c is None else c
-    return c if c_last is None else walk.add_to_last(c, c_last)
-
-
-def project(x: Tensor, w_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor:
-    r"""$x_t W_{ih}^T + b_{ih} + b_{hh}$, read in the order in which `x` lies in memory."""
-    bias = bias_ih + bias_hh if bias_ih is not None and bias_hh is not None else None
-    if x.dim() == 3 and x.stride(0) < x.stride(1):
-        return F.linear(x.transpose(0, 1), w_ih, bias).transpose(0, 1)
-    return F.linear(x, w_ih, bias)
-
-
 def jvp_of_states(
     dz: Tensor | None, dh0: Tensor | None, dw: Tensor | None, h: Tensor, h0: Tensor, w: Tensor,
     batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str,
@@ -462,11 +228,3 @@ for rule, name, tensors in (
 ):
     fold = partial(operators.fold_recurrence, name)
     operators.define(rule, name, tensors, "Tensor", operators.fake_recurrence, fold)
-operators.define(
-    Layer,
-    "layer",
-    "Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh",
-    "(Tensor, Tensor)",
-    operators.fake_layer,
-    operators.fold_layer,
-)

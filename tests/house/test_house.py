@@ -42,7 +42,16 @@ HOUSE = {
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
 STOREYS = {
-    "recurrence": ["__init__", "network", "layer per_sample", "rules", "operators", "dispatch", "flops"],
+    "recurrence": [
+        "__init__",
+        "network",
+        "layer per_sample",
+        "layer_rule",
+        "rules",
+        "operators",
+        "dispatch",
+        "flops",
+    ],
     "kernels": ["__init__", "native vendor reference", "torch_loop", "contract request walk phi"],
 }
 # The inside of torch is asked in recurrence/dispatch.py, and there only, but for these.
