@@ -14,13 +14,26 @@ from typing import Any
 import torch
 
 from manual_rnn import kernels
-from manual_rnn.kernels import KernelName, native
+from manual_rnn.kernels import KernelName, native, vendor
 from manual_rnn.kernels.walk import Walk
 from manual_rnn.recurrence import layer_rule
 from manual_rnn.recurrence.layer_rule import layer
+from manual_rnn.recurrence.network import Network
 from manual_rnn.recurrence.rules import elman, linear_recurrence
 
-__all__ = ["FUSED", "OPS", "KernelName", "Walk", "elman", "kernels", "layer", "linear_recurrence", "native"]
+__all__ = [
+    "FUSED",
+    "OPS",
+    "KernelName",
+    "Network",
+    "Walk",
+    "elman",
+    "kernels",
+    "layer",
+    "linear_recurrence",
+    "native",
+    "vendor",
+]
 
 OPS: Any = torch.ops.manual_rnn
 FUSED: tuple[Any, str] = (layer_rule, "layer")
