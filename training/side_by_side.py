@@ -28,8 +28,6 @@ from training.datamodule import Batch, Task, at_least
 from training.gradients import Comparison, compare, relative_differences
 from training.networks import Network, Recurrent, set_weights, trained_gradients
 
-Kernel = Literal["default", "reference", "torch", "native"]
-
 
 class SideBySide(LightningModule):
     r"""The twins.
@@ -66,7 +64,7 @@ class SideBySide(LightningModule):
         bias: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        kernel: Kernel = "default",
+        kernel: manual_rnn.KernelName = "default",
         init_from: Path | None = None,
         recurrent: Recurrent | None = None,
         tbptt_steps: int | None = None,
