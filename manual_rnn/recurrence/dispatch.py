@@ -5,12 +5,11 @@ r"""The one question: operator, autograd node or kernel?
     node            plain numbers, and gradients are wanted: one autograd node
     compute         plain numbers: the kernel itself
 
-Every rule has these four, and each of its calls asks `way`. On the machine of the README an
-op costs 20 us, the question 1 to 2.
+Every rule has these four, and each of its calls asks `way`. On the machine of the README an op costs 20 us,
+the question 1 to 2.
 
 Every private name of torch that this package uses stands here (tests/house has the list of the few that
-can't), with the versions it was tried on. Where one is missing, `plain` is False: all goes through the
-operators then, which is slower and as right.
+can't), with the versions it was tried on. In another version that lacks one, importing the package says so.
 """
 
 import re
