@@ -33,6 +33,7 @@ from .recurrence import (
     is_expanded,
     run_layer,
     run_layer_per_sample,
+    run_layers,
     run_network,
     torchscript,
     transformed,
@@ -141,15 +142,7 @@ class ManualRNN(RNNBase):
             run = partial(run_network, bidirectional=self.bidirectional)
             if not (self.training and self.dropout):
                 return run(output, hx, weights, phi, batch_sizes)
-        if len(weights) == 1:
-            return run(output, hx, weights, phi, batch_sizes)
-        last, D = [], 2 if self.bidirectional else 1
-        for layer, h0 in enumerate(hx.split(D)):
-            if layer:
-                output = self._drop(output)
-            output, h_n = run(output, h0, weights[layer * D : layer * D + D], phi, batch_sizes)
-            last.append(h_n)
-        return output, torch.cat(last)
+        return run_layers(output, hx, weights, phi, batch_sizes, self.num_layers, run, self._drop)
 
     def _drop(self, output: Tensor) -> Tensor:
         """Dropout between layers, on memory in the order of time, so that masks are those of `nn.RNN`."""

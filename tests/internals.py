@@ -1,7 +1,7 @@
 r"""What tests know of the package's inside, named in one place: whoever moves it, changes it here.
 
 KernelName         the type of their names
-kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `load`, `reasons`
+kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `reasons`
 native             the kernel in C
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows

@@ -19,24 +19,18 @@ __all__ = [
     "KernelName",
     "asked",
     "choose",
-    "load",
     "reasons",
     "use_kernel",
     "vendor_pays",
 ]
 
 REFERENCE = "reference"
-KERNELS: dict[str, Any] = {  # the fastest first
+KERNELS: dict[str, Any] = {  # by name what `contract.Kernel` describes, the fastest first
     "native": native,
     "torch": torch_loop,
     "vendor": vendor,
     REFERENCE: reference,
 }
-
-
-def load(name: str) -> Any:
-    """The module of a kernel; `contract.Kernel` says what it offers."""
-    return KERNELS[name]
 
 
 def choose(name: str, *tensors: Tensor | None) -> Any:
@@ -46,10 +40,10 @@ def choose(name: str, *tensors: Tensor | None) -> Any:
         RuntimeError: if the one asked for can't, with its reason.
     """
     if name != DEFAULT:
-        reason = load(name).why_not(*tensors)
+        reason = KERNELS[name].why_not(*tensors)
         if reason is not None:
             raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
-        return load(name)
+        return KERNELS[name]
     for kernel in KERNELS.values():
         if kernel.why_not(*tensors) is None:
             return kernel
@@ -58,7 +52,7 @@ def choose(name: str, *tensors: Tensor | None) -> Any:
 
 def reasons(*tensors: Tensor | None) -> dict[str, str | None]:
     """For each kernel the reason why it can't take these tensors, or None: what `choose` goes by."""
-    return {name: load(name).why_not(*tensors) for name in KERNELS}
+    return {name: kernel.why_not(*tensors) for name, kernel in KERNELS.items()}
 
 
 def vendor_pays(x: Tensor, hx: Tensor, batch_sizes: Tensor | None, gradients: bool) -> bool:

@@ -9,7 +9,7 @@ dispatch.py      operator, autograd node or kernel?
 """
 
 from .dispatch import plain, torchscript, transformed
-from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer
+from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
 from .network import VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
@@ -27,6 +27,7 @@ __all__ = [
     "project",
     "run_layer",
     "run_layer_per_sample",
+    "run_layers",
     "run_network",
     "torchscript",
     "transformed",

@@ -16,7 +16,16 @@ from ..kernels import reference
 from ..kernels.walk import Walk
 from . import dispatch, layer_rule
 
-__all__ = ["OWN_RECURRENCE", "OwnStep", "Phi", "RunLayer", "Weights", "run_direction", "run_layer"]
+__all__ = [
+    "OWN_RECURRENCE",
+    "OwnStep",
+    "Phi",
+    "RunLayer",
+    "Weights",
+    "run_direction",
+    "run_layer",
+    "run_layers",
+]
 
 Weights = Sequence[Any]  # W_ih (H, I), W_hh (H, H) and both biases (H,), or None for each
 OwnStep = Callable[[Tensor, Tensor, Tensor], Tensor]  # (gates, hidden, weight_hh) -> hidden
@@ -48,6 +57,28 @@ def run_layer(
     return torch.cat((states, states_reverse), dim=-1), torch.stack((last, last_reverse))
 
 
+def run_layers(
+    output: Tensor,
+    hx: Tensor,
+    weights: Sequence[Weights],
+    phi: Phi,
+    batch_sizes: Tensor | None,
+    layers: int,
+    run: RunLayer = run_layer,
+    between: Callable[[Tensor], Tensor] = lambda output: output,
+) -> tuple[Tensor, Tensor]:
+    """Layer after layer by `run`, each on what `between` makes of the one before; `hx (L * D, B, H)`."""
+    if layers == 1:
+        return run(output, hx, weights, phi, batch_sizes)
+    last, D = [], len(weights) // layers
+    for layer, h0 in enumerate(hx.split(D)):
+        if layer:
+            output = between(output)
+        output, h_n = run(output, h0, weights[layer * D : layer * D + D], phi, batch_sizes)
+        last.append(h_n)
+    return output, torch.cat(last)
+
+
 def run_direction(
     input: Tensor, h0: Tensor, weights: Weights, phi: Phi, reverse: bool, batch_sizes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -57,15 +88,10 @@ def run_direction(
         return _by_own_step(input, h0, weights, phi(h0), Walk(0, reverse, batch_sizes))
     T = input.size(0)
     if dispatch.surely_zero(T) if torch.compiler.is_compiling() else T == 0:
-        return layer_rule.project(input, *_without_recurrence(weights)), h0
+        return layer_rule.project(input, w_ih, bias_ih, bias_hh), h0
     return layer_rule.layer(
         input, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse, kernels.asked()
     )
-
-
-def _without_recurrence(weights: Weights) -> Weights:
-    w_ih, _, bias_ih, bias_hh = weights
-    return w_ih, bias_ih, bias_hh
 
 
 def _by_own_step(
@@ -73,7 +99,8 @@ def _by_own_step(
 ) -> tuple[Tensor, Tensor]:
     if kernels.asked() not in (kernels.DEFAULT, kernels.REFERENCE):
         raise RuntimeError(f"kernel {kernels.asked()!r} can't run here: {OWN_RECURRENCE}")
-    gates, w_hh = layer_rule.project(input, *_without_recurrence(weights)), weights[1]
+    w_ih, w_hh, bias_ih, bias_hh = weights
+    gates = layer_rule.project(input, w_ih, bias_ih, bias_hh)
     if input.size(0) == 0:
         return gates, h0
 

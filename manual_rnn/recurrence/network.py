@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import kernels
 from . import dispatch
-from .layer import Weights, run_layer
+from .layer import Weights, run_layers
 
 __all__ = ["VENDOR", "chosen", "run_network"]
 
@@ -35,8 +35,10 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         return False
     tensors = [x, hx, *(w for group in weights for w in group)]
     if asked == kernels.DEFAULT:
-        return dispatch.plain(*tensors) and kernels.load(VENDOR).why_not(x) is None  # the others are like it
-    reason = kernels.load(VENDOR).why_not(*tensors)
+        return (
+            dispatch.plain(*tensors) and kernels.KERNELS[VENDOR].why_not(x) is None
+        )  # the others are like it
+    reason = kernels.KERNELS[VENDOR].why_not(*tensors)
     if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
     if reason is not None:
@@ -54,14 +56,14 @@ def run_network(
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the last layer's states and `h_n`."""
     if not x.is_cuda:
-        return kernels.load(VENDOR).network(x, hx, weights, batch_sizes, phi, bidirectional)
+        return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat = [w for group in weights for w in group if w is not None]
     bias = weights[0][2] is not None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, hx, *flat)):
+    if dispatch.wants_gradient(x, hx, *flat):
         output, h_n = Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
         return dispatch.unhooked(output), dispatch.unhooked(h_n)
     sizes = [] if batch_sizes is None else batch_sizes.tolist()
-    return kernels.load(VENDOR).cudnn_forward(x, hx, flat, bias, sizes, phi, bidirectional, False)[:2]
+    return kernels.KERNELS[VENDOR].cudnn_forward(x, hx, flat, bias, sizes, phi, bidirectional, False)[:2]
 
 
 class Network(dispatch.Function):
@@ -71,7 +73,7 @@ class Network(dispatch.Function):
     def forward(ctx: Any, options: tuple, x: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         bias, batch_sizes, phi, bidirectional = options
         ctx.sizes = [] if batch_sizes is None else batch_sizes.tolist()
-        vendor = kernels.load(VENDOR)
+        vendor = kernels.KERNELS[VENDOR]
         output, h_n, reserve, buffer = vendor.cudnn_forward(
             x, hx, flat, bias, ctx.sizes, phi, bidirectional, True
         )
@@ -90,7 +92,7 @@ class Network(dispatch.Function):
             return (None, *_composed(ctx, c, c_last, x, hx, flat))
         bias, _, phi, bidirectional = ctx.options
         ctx.fresh = False  # cuDNN uses its reserve up
-        dx, dhx, dflat = kernels.load(VENDOR).cudnn_backward(
+        dx, dhx, dflat = kernels.KERNELS[VENDOR].cudnn_backward(
             x, hx, flat, bias, ctx.sizes, phi, bidirectional, output, c, c_last, reserve, buffer,
             (need_x, need_hx, any(need_flat)),
         )  # fmt: skip
@@ -122,10 +124,7 @@ def _composed(
 
 def _by_layers(options: tuple, output: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
     bias, batch_sizes, phi, bidirectional = options
-    size, D, last = 4 if bias else 2, 1 + bidirectional, []
+    size = 4 if bias else 2
     groups = [(*flat[i : i + size], *([] if bias else [None, None])) for i in range(0, len(flat), size)]
     with kernels.use_kernel("torch"):
-        for layer, h0 in enumerate(hx.split(D)):
-            output, h_n = run_layer(output, h0, groups[layer * D : layer * D + D], phi, batch_sizes)
-            last.append(h_n)
-    return output, torch.cat(last)
+        return run_layers(output, hx, groups, phi, batch_sizes, len(groups) // (1 + bidirectional))
