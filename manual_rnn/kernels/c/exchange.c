@@ -6,7 +6,7 @@
  */
 #include "exchange.h"
 
-enum { MAJOR = 1, CPU = 1, INTEGER = 0, FLOAT = 2 };
+enum { MAJOR = 1, CPU = 1, INTEGER_CODE = 0, FLOAT_CODE = 2, BFLOAT_CODE = 4 };
 
 typedef struct {
     void *data;
@@ -78,55 +78,99 @@ static int on_cpu(PyObject *x)
     return found == Py_True;
 }
 
+/* The type of the numbers at an address that is aligned to them, or -1. */
+static long type_of(const DLTensor *x)
+{
+    static const struct { int code, bits; } known[TYPES] = {
+        [FLOAT] = {FLOAT_CODE, 32}, [DOUBLE] = {FLOAT_CODE, 64}, [BFLOAT] = {BFLOAT_CODE, 16}, [HALF] = {FLOAT_CODE, 16}};
+    for (long type = 0; type < TYPES; type++)
+        if (is_of(x, known[type].code, known[type].bits))
+            return ((uintptr_t)x->data + x->byte_offset) % (known[type].bits / 8) ? -1 : type;
+    return -1;
+}
+
 /* Storage is asked for first, since torch takes a millisecond to refuse to read a tensor without. */
-static int is_numbers(PyObject *x)
+static long type_of_numbers(PyObject *x)
 {
     DLTensor seen;
-    return is_exact(x) && says(is_neg, x, Py_False) && says(has_storage, x, Py_True)
-        && !exchange->read(x, &seen) && is_of(&seen, FLOAT, 32) && seen.data
-        && ((uintptr_t)seen.data + seen.byte_offset) % sizeof(float) == 0;
+    const int fine = is_exact(x) && says(is_neg, x, Py_False) && says(has_storage, x, Py_True)
+        && !exchange->read(x, &seen) && seen.data;
+    return fine ? type_of(&seen) : -1;
 }
 
 /* As slowly it refuses meta tensors. They don't come mixed with others, so the first tells. */
 int are_numbers(PyObject *const *xs, long count)
 {
-    int fine = exchange != NULL, first = 1;
+    int fine = exchange != NULL;
+    long type = -1;
     for (long i = 0; fine && i < count; i++)
         if (xs[i] != Py_None) {
-            fine = (!first || (is_exact(xs[i]) && on_cpu(xs[i]))) && is_numbers(xs[i]);
-            first = 0;
+            fine = type >= 0 || (is_exact(xs[i]) && on_cpu(xs[i]));
+            const long found = fine ? type_of_numbers(xs[i]) : -1;
+            fine = found >= 0 && (type < 0 || found == type);
+            type = found;
         }
     PyErr_Clear();
     return fine;
 }
 
-/* A tensor of one type of number on the CPU, with the reason of torch's refusal in words of our own. */
-static int look(DLTensor *seen, const char *name, PyObject *from, int code, int bits)
+static void copy_shape(Tensor *x, const DLTensor *seen)
 {
-    const char *type = code == FLOAT ? "float32" : "int64";
+    x->data = (char *)seen->data + seen->byte_offset, x->dims = seen->dims, x->type = type_of(seen);
+    for (long i = 0; i < x->dims; i++)
+        x->size[i] = seen->shape[i], x->stride[i] = seen->strides[i];
+}
+
+int see(Tensor *x, PyObject *from)
+{
+    DLTensor seen;
+    if (!exchange || from == Py_None || !is_exact(from) || !says(is_neg, from, Py_False)
+        || exchange->read(from, &seen) || !seen.data || seen.device != CPU || seen.dims > DIMS) {
+        PyErr_Clear();
+        return 0;
+    }
+    *x = (Tensor){0};
+    copy_shape(x, &seen);
+    int fine = x->type >= 0;
+    for (long i = 0; i < x->dims; i++)
+        fine &= x->size[i] > 0 && x->size[i] <= REACH && x->stride[i] >= 0;
+    return fine && spans(x);
+}
+
+/* A tensor on the CPU, with the reason of torch's refusal in words of our own. */
+static int look(DLTensor *seen, const char *name, PyObject *from)
+{
     if (!exchange || from == Py_None || !is_exact(from))
         return RAISE(TypeError, "expected a torch.Tensor for %s", name);
-    if (exchange->read(from, seen)) {
-        PyErr_Clear();
-        return RAISE(TypeError, "expected %s %s on the CPU, got no such memory", name, type);
-    }
-    return is_of(seen, code, bits) || RAISE(TypeError, "expected %s %s on the CPU", name, type);
+    if (!exchange->read(from, seen) && seen->device == CPU)
+        return 1;
+    PyErr_Clear();
+    return RAISE(TypeError, "expected %s on the CPU, got no such memory", name);
 }
 
 int take_floats(Tensor *x, const char *name, PyObject *from)
 {
     DLTensor seen;
-    if (!look(&seen, name, from, FLOAT, 32))
+    if (!look(&seen, name, from))
         return 0;
     if (seen.dims > DIMS)
         return RAISE(ValueError, "%s has too many dimensions", name);
-    *x = (Tensor){name, (char *)seen.data + seen.byte_offset, seen.dims};
-    for (long i = 0; i < x->dims; i++) {
-        x->size[i] = seen.shape[i], x->stride[i] = seen.strides[i];
+    *x = (Tensor){name};
+    copy_shape(x, &seen);
+    if (x->type < 0)
+        return RAISE(TypeError, "expected %s of float32, float64, bfloat16 or float16 numbers, aligned", name);
+    for (long i = 0; i < x->dims; i++)
         if (x->size[i] < 0 || x->size[i] > REACH || x->stride[i] < 0)
             return RAISE(ValueError, "expected %s of sizes from 0 to %ld", name, REACH);
-    }
     return check_memory(x);
+}
+
+static const char *sizes_data(const DLTensor *seen) { return (char *)seen->data + seen->byte_offset; }
+
+static int are_sizes(const DLTensor *seen)
+{
+    return is_of(seen, INTEGER_CODE, 64) && seen->dims == 1 && (seen->shape[0] <= 1 || seen->strides[0] == 1)
+        && seen->shape[0] <= REACH;
 }
 
 int take_sizes(Job *job, PyObject *from)
@@ -135,13 +179,14 @@ int take_sizes(Job *job, PyObject *from)
     job->packed = from != Py_None;
     if (!job->packed)
         return 1;
-    if (!look(&seen, "batch_sizes", from, INTEGER, 64))
+    if (!look(&seen, "batch_sizes", from))
         return 0;
-    if (seen.dims != 1 || (seen.shape[0] > 1 && seen.strides[0] != 1) || seen.shape[0] > REACH)
+    if (!is_of(&seen, INTEGER_CODE, 64))
+        return RAISE(TypeError, "expected batch_sizes int64 on the CPU");
+    if (!are_sizes(&seen))
         return RAISE(ValueError, "expected contiguous batch_sizes (T,)");
-    const char *data = (char *)seen.data + seen.byte_offset;
-    return check_address(data, "batch_sizes", sizeof(int64_t), seen.shape[0] == 0)
-        && copy_sizes(job, data, seen.shape[0]);
+    return check_address(sizes_data(&seen), "batch_sizes", sizeof(int64_t), seen.shape[0] == 0)
+        && copy_sizes(job, sizes_data(&seen), seen.shape[0]);
 }
 
 /* Sizes one by one: torch takes twice as long to read a tuple. */

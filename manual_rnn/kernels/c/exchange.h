@@ -11,13 +11,16 @@ int exchange_with_torch(PyObject *const *args);
  * when they're read. */
 int is_exact(PyObject *x);
 
-/* Whether the memory of each that isn't None holds the float32 that it stands for, on the CPU: no wrapper,
- * no pending negation, nothing sparse. Raises nothing. An empty tensor has no memory, as a wrapper has none,
+/* Whether the memory of each that isn't None holds the numbers that it stands for, all of one type, on the
+ * CPU: no wrapper, no pending negation, nothing sparse. Raises nothing. An empty tensor has no memory, as a wrapper has none,
  * so the answer is no. */
 int are_numbers(PyObject *const *xs, long count);
 
-/* An exact tensor of floats. */
+/* An exact tensor of numbers to reckon with. */
 int take_floats(Tensor *x, const char *name, PyObject *from);
+
+/* The same of a tensor with at least one number in every direction, and no exception where it isn't one. */
+int see(Tensor *x, PyObject *from);
 
 /* batch_sizes, or None. */
 int take_sizes(Job *job, PyObject *from);

@@ -5,6 +5,7 @@
 #define Py_LIMITED_API 0x030A0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include "numbers.h"
 #include "types.h"
 
 enum { DIMS = 4 }; /* G, T, B, H */
@@ -15,7 +16,7 @@ enum { DIMS = 4 }; /* G, T, B, H */
 typedef struct {
     const char *name;
     char *data;
-    long dims, size[DIMS], stride[DIMS]; /* none negative, no size above REACH */
+    long type, dims, size[DIMS], stride[DIMS]; /* in numbers; none negative, no size above REACH */
 } Tensor;
 
 /* An address of numbers of `width` bytes; NULL only where there are none. */
@@ -30,13 +31,15 @@ int copy_sizes(Job *job, const void *from, long count);
 /* What every job has: z, h_0 or h, w, y. */
 int fit_scan(Job *job, const Tensor *z, const Tensor *other, const Tensor *w, const Tensor *y);
 
-/* What a layer has beyond a scan: x, w_ih, and two biases or NULL. */
-int fit_layer(Job *job, const Tensor *x, const Tensor *u, const Tensor *biases);
+/* Whether a tensor's span can exist; a stride that's never taken becomes 1. */
+int spans(Tensor *x);
 
-/* Room for the last state of each sequence, in a contiguous tensor of a layer. */
-int fit_last(const Job *job, const Tensor *y, const Tensor *last);
+/* A tensor as a view whose axes are these, counted from 0, or -1 where there is none. */
+View view_of(const Tensor *x, int group, int step, int row, int column);
 
-/* Fills it in, from the states. */
-void copy_last(const Job *job, float *last);
+View transposed(View x);
+
+/* Whether batch_sizes are those of a packed batch of `job->steps` rows that begins with `job->B`. */
+int sizes_fit(const Job *job);
 
 #endif

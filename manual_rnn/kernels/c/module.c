@@ -1,5 +1,5 @@
-/* Python in, errors out: `_scan.layer` and `_scan.recurrence` of torch's tensors, `_scan.scan` of addresses
- * and, to look at plans, `_scan.plan` and `_scan.rows`.
+/* Python in, errors out: `_scan.network`, `_scan.network_vjp` and `_scan.recurrence` of torch's tensors,
+ * `_scan.scan` of addresses and, to look at plans, `_scan.plan` and `_scan.rows`.
  *
  * An address is trusted to lead to the memory that its strides and shape span. All else is checked before
  * anything runs: that numbers are ints within bounds, that a tensor's span can exist, that tensors fit each
@@ -10,14 +10,16 @@
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include "layer.h"
+#include "network.h"
 #include "plan.h"
-#include "scan.h"
 
 enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */
     MOST_LANES = 64, /* and more: the plans of wider vectors than there are can be looked at */
-    SCAN = 18,       /* arguments of a scan */
-    LAYER = 12,      /* arguments that a layer adds */
+    SCAN = 19,       /* arguments of a scan */
+    NETWORK = 12,    /* of a network */
+    VJP = 15,        /* and of its derivative */
     HOW = 5,         /* arguments before the first of torch's tensors */
 };
 
@@ -61,10 +63,10 @@ static int read_address(PyObject *from, const char *name, char **to)
 }
 
 /* A tensor as args[0], args[1] and args[2], its data_ptr(), stride() and shape. */
-static int read_tensor(Tensor *x, const char *name, PyObject *const *args)
+static int read_tensor(Tensor *x, const char *name, long type, PyObject *const *args)
 {
     long strides;
-    x->name = name;
+    *x = (Tensor){name, NULL, type};
     if (!read_tuple(args[2], name, REACH, x->size, &x->dims)
         || !read_tuple(args[1], name, LONG_MAX, x->stride, &strides))
         return 0;
@@ -94,56 +96,38 @@ static int read_how(Job *job, long *variant, PyObject *const *args)
 
 static const char *name_of_other(const Job *job) { return job->kind >= TANH_SLOPE ? "h" : "h0"; }
 
-/* packed, sizes, T, and what every job has: z, h_0 or h, w, y. */
+/* type, packed, sizes, T, and what every job has: z, h_0 or h, w, y. */
 static int read_scan(Job *job, PyObject *const *args)
 {
-    PyObject *const output[] = {args[12], args[13], args[5]};
+    PyObject *const output[] = {args[13], args[14], args[6]};
     Tensor z, other, w, y;
-    return read_long(args[0], "packed", 0, 1, &job->packed)
-        && (!job->packed || read_sizes(job, args[1], args[2])) && read_tensor(&z, "the input", args + 3)
-        && read_tensor(&other, name_of_other(job), args + 6) && read_tensor(&w, "w", args + 9)
-        && read_tensor(&y, "the output", output) && fit_scan(job, &z, &other, &w, &y);
-}
-
-static int both_or_none(PyObject *bias_ih, PyObject *bias_hh)
-{
-    return (bias_ih == Py_None) == (bias_hh == Py_None)
-        || RAISE(TypeError, "expected two biases or none");
-}
-
-/* What a layer has beyond a scan: x, w_ih, and two biases, or None for both. */
-static int read_layer(Job *job, PyObject *const *args)
-{
-    const int biased = args[6] != Py_None;
-    Tensor x, u, biases[2];
-    return read_tensor(&x, "the input", args) && read_tensor(&u, "w_ih", args + 3)
-        && both_or_none(args[6], args[9])
-        && (!biased
-            || (read_tensor(&biases[0], "a bias", args + 6) && read_tensor(&biases[1], "a bias", args + 9)))
-        && fit_layer(job, &x, &u, biased ? biases : NULL);
+    long type;
+    return read_long(args[0], "type", 0, TYPES - 1, &type) && read_long(args[1], "packed", 0, 1, &job->packed)
+        && (!job->packed || read_sizes(job, args[2], args[3]))
+        && read_tensor(&z, "the input", type, args + 4)
+        && read_tensor(&other, name_of_other(job), type, args + 7) && read_tensor(&w, "w", type, args + 10)
+        && read_tensor(&y, "the output", type, output) && fit_scan(job, &z, &other, &w, &y);
 }
 
 /* Plans and runs a job, unless there's nothing to do. */
-static int run(const Job *job, const Variant *variant)
+static int run(Job *job, long variant)
 {
-    int enough = 1;
+    long missing = 0;
     if (!job->G || !job->T || !job->B || !job->H || !job->steps)
         return 1;
-    const Plan plan = plan_of(job, variant->lanes, most_threads);
     Py_BEGIN_ALLOW_THREADS
-    enough = scan(variant, job, &plan);
+    missing = run_jobs(variant, job, 1, 1, most_threads);
     Py_END_ALLOW_THREADS
-    return enough || RAISE(MemoryError, "%ld bytes", plan.bytes);
+    return !missing || RAISE(MemoryError, "%ld bytes", missing);
 }
 
 static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     long variant;
-    if (count != SCAN && count != SCAN + LAYER)
-        return PyErr_Format(PyExc_TypeError, "scan: expected 18 or 30 arguments, got %zd", count);
-    const int done = read_how(&job, &variant, args) && read_scan(&job, args + 4)
-        && (count == SCAN || read_layer(&job, args + SCAN)) && run(&job, &variants[variant]);
+    if (count != SCAN)
+        return PyErr_Format(PyExc_TypeError, "scan: expected %d arguments, got %zd", SCAN, count);
+    const int done = read_how(&job, &variant, args) && read_scan(&job, args + 4) && run(&job, variant);
     free(job.sizes);
     return done ? Py_NewRef(Py_None) : NULL;
 }
@@ -156,21 +140,6 @@ static int take_recurrence(Job *job, PyObject *const *args, PyObject *made)
     return take_sizes(job, args[0]) && take_floats(&z, "the input", args[1])
         && take_floats(&other, name_of_other(job), args[2]) && take_floats(&w, "w", args[3])
         && take_floats(&y, "the output", made) && fit_scan(job, &z, &other, &w, &y);
-}
-
-/* The same of a layer: batch_sizes, x, h0, w_ih, w_hh, biases; states and last. */
-static int take_layer(Job *job, PyObject *const *args, PyObject *made, Tensor *last, PyObject *made_last)
-{
-    const int biased = args[5] != Py_None;
-    Tensor x, h0, u, w, biases[2], y;
-    return take_sizes(job, args[0]) && take_floats(&x, "the input", args[1])
-        && take_floats(&h0, "h0", args[2]) && take_floats(&u, "w_ih", args[3])
-        && take_floats(&w, "w", args[4]) && both_or_none(args[5], args[6])
-        && (!biased
-            || (take_floats(&biases[0], "a bias", args[5]) && take_floats(&biases[1], "a bias", args[6])))
-        && take_floats(&y, "the output", made) && take_floats(last, "the last states", made_last)
-        && fit_scan(job, &y, &h0, &w, &y) && fit_layer(job, &x, &u, biased ? biases : NULL)
-        && fit_last(job, &y, last);
 }
 
 static int all_exact(PyObject *const *args, Py_ssize_t count)
@@ -193,58 +162,72 @@ static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t
         return Py_NewRef(Py_NotImplemented);
     const int done = read_how(&job, &variant, args) && take_floats(&z, "the input", args[HOW])
         && (y = new_floats(args[HOW], z.size, z.dims)) && take_recurrence(&job, args + HOW - 1, y)
-        && run(&job, &variants[variant]);
+        && run(&job, variant);
     free(job.sizes);
     if (!done)
         Py_CLEAR(y);
     return y;
 }
 
-/* New tensors for the states and the last of each sequence. */
-static PyObject *new_states(PyObject *const *args)
+/* The numbers before a network's tensors, and that its weights are as many as layers and directions have. */
+static int read_network(How *how, PyObject *const *args, PyObject *weights)
 {
-    Tensor x, h0, w;
-    if (!take_floats(&x, "the input", args[1]) || !take_floats(&h0, "h0", args[2])
-        || !take_floats(&w, "w", args[4]))
-        return NULL;
-    if (x.dims < 2 || h0.dims != 2 || w.dims != 2)
-        return PyErr_Format(PyExc_ValueError, "expected an input of (T, B, I), or (N, I) if packed, h0 of "
-                                              "(B, H) and weights of (H, I) and (H, H)");
-    x.size[x.dims - 1] = h0.size[1] = w.size[0];
-    PyObject *states = new_floats(args[1], x.size, x.dims);
-    PyObject *last = states ? new_floats(args[1], h0.size, 2) : NULL;
-    PyObject *both = last ? PyTuple_Pack(2, states, last) : NULL;
-    Py_XDECREF(states);
-    Py_XDECREF(last);
-    return both;
+    long bidirectional;
+    if (!read_long(args[0], "variant", 0, variant_count - 1, &how->variant)
+        || !read_long(args[1], "kind", 0, TANH_SLOPE - 1, &how->kind)
+        || !read_long(args[2], "threads", 1, LONG_MAX, &how->threads)
+        || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
+        || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
+        || !read_long(args[5], "hidden_size", 1, REACH, &how->H) || !read_long(args[6], "bias", 0, 1, &how->bias))
+        return 0;
+    how->D = 1 + bidirectional;
+    const long each = (how->bias ? 4 : 2) * how->D;
+    if (!PyTuple_Check(weights) || PyTuple_Size(weights) < each || PyTuple_Size(weights) % each)
+        return RAISE(ValueError, "expected a tuple of weights for every layer and direction");
+    return supported(how->variant) || RAISE(ValueError, "expected a variant that this processor supports");
 }
 
-static PyObject *py_layer(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    Job job = {0};
-    Tensor last;
-    PyObject *both = NULL;
-    long variant;
-    if (count != HOW + 6)
-        return PyErr_Format(PyExc_TypeError, "layer: expected 11 arguments, got %zd", count);
-    if (!all_exact(args + HOW - 1, 7))
-        return Py_NewRef(Py_NotImplemented);
-    const int done = read_how(&job, &variant, args)
-        && (job.kind < TANH_SLOPE || RAISE(ValueError, "expected kind from 0 to %d", TANH_SLOPE - 1))
-        && (both = new_states(args + HOW - 1))
-        && take_layer(&job, args + HOW - 1, PyTuple_GetItem(both, 0), &last, PyTuple_GetItem(both, 1))
-        && run(&job, &variants[variant]);
-    if (done)
-        copy_last(&job, (float *)last.data);
-    else
-        Py_CLEAR(both);
-    free(job.sizes);
-    return both;
+    How how;
+    if (count != NETWORK)
+        return PyErr_Format(PyExc_TypeError, "network: expected %d arguments, got %zd", NETWORK, count);
+    if (!read_network(&how, args, args[11]))
+        return NULL;
+    return network(&how, most_threads, args[7] == Py_True, args[8], args[9], args[10], args[11]);
+}
+
+static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    How how;
+    if (count != VJP)
+        return PyErr_Format(PyExc_TypeError, "network_vjp: expected %d arguments, got %zd", VJP, count);
+    if (!read_network(&how, args, args[11]))
+        return NULL;
+    const long weights = PyTuple_Size(args[11]), L = weights / (how.D * (how.bias ? 4 : 2));
+    if (!PyTuple_Check(args[12]) || PyTuple_Size(args[12]) != L || !PyTuple_Check(args[7])
+        || PyTuple_Size(args[7]) != 2 + weights)
+        return PyErr_Format(PyExc_ValueError, "expected tuples of %ld states and %ld flags", L, 2 + weights);
+    return network_vjp(&how, most_threads, args[8], args[9], args[10], args[11], args[12], args[13], args[14],
+                       args[7]);
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     return PyBool_FromLong(are_numbers(args, count));
+}
+
+static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    long variant, type, rounds;
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "peak: expected 3 arguments, got %zd", count);
+    if (!read_long(args[0], "variant", 0, variant_count - 1, &variant)
+        || !read_long(args[1], "type", FLOAT, DOUBLE, &type) || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
+        return NULL;
+    if (!supported(variant))
+        return PyErr_Format(PyExc_ValueError, "expected a variant that this processor supports");
+    return PyFloat_FromDouble(variants[type][variant].peak(rounds));
 }
 
 static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -257,25 +240,28 @@ static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t c
 static PyObject *plan_dict(const Plan *p)
 {
     return Py_BuildValue(
-        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads", p->threads,
-        "sharing", p->sharing, "slices", p->slices, "vecs", p->vecs, "depth", p->depth, "beside", p->beside,
-        "ld", p->ld, "block", p->block, "matrix", p->matrix, "scratch", p->scratch, "carries", p->carries,
-        "counters", p->counters, "biases", p->biases, "bytes", p->bytes);
+        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
+        p->threads, "sharing", p->sharing, "slices", p->slices, "vecs", p->vecs, "ld", p->ld, "direct", p->direct,
+        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "wide", p->wide,
+        "tall", p->tall, "inputs", p->inputs, "carries", p->carries, "zs", p->zs, "dense", p->dense, "turned",
+        p->turned, "panels", p->panels, "sums", p->sums, "counters", p->counters, "bytes", p->bytes);
 }
 
 static PyObject *py_plan(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     long lanes, most;
-    if (count != 9)
-        return PyErr_Format(PyExc_TypeError, "plan: expected 9 arguments, got %zd", count);
+    if (count != 12)
+        return PyErr_Format(PyExc_TypeError, "plan: expected 12 arguments, got %zd", count);
     if (!read_long(args[0], "lanes", 1, MOST_LANES, &lanes) || !read_long(args[1], "most", 1, INT_MAX, &most)
         || !read_long(args[2], "threads", 1, LONG_MAX, &job.threads)
         || !read_long(args[3], "G", 1, REACH, &job.G) || !read_long(args[4], "steps", 1, REACH, &job.steps)
         || !read_long(args[5], "B", 1, REACH, &job.B) || !read_long(args[6], "H", 1, REACH, &job.H)
-        || !read_long(args[7], "I", 0, REACH, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed))
+        || !read_long(args[7], "I", 0, REACH, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed)
+        || !read_long(args[9], "type", 0, TYPES - 1, &job.type)
+        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies))
         return NULL;
-    const Plan plan = plan_of(&job, lanes, most);
+    const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, most);
     return plan_dict(&plan);
 }
 
@@ -297,23 +283,31 @@ static PyObject *py_rows(PyObject *self, PyObject *const *args, Py_ssize_t count
 #define METHOD(f) (PyCFunction)(void (*)(void))f, METH_FASTCALL
 static PyMethodDef methods[] = {
     {"scan", METHOD(py_scan),
-     "scan(variant, kind, threads, reverse, packed, sizes, T, *z, *h0_or_h, *w, *y[, *x, *w_ih, *b, *b2]):\n"
-     "each tensor as its data_ptr(), stride() and shape (none for y, thrice None for no bias); kind 0 to 3\n"
-     "is tanh, relu, tanh's slope, relu's slope. With x, only z's shape counts."},
+     "scan(variant, kind, threads, reverse, type, packed, sizes, T, *z, *h0_or_h, *w, *y): each tensor as its\n"
+     "data_ptr(), stride() and shape, none for y; kind 0 to 3 is tanh, relu, tanh's slope, relu's slope; type\n"
+     "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
      "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage): torch's\n"
      "Tensor.__dlpack_c_exchange_api__, types and functions, before the three below do anything."},
     {"numbers", METHOD(py_numbers),
      "numbers(*tensors) -> bool: whether each is None or exactly a torch.Tensor or a Parameter whose memory\n"
-     "holds its float32 numbers, on the CPU, at least one of them. Never raises."},
+     "holds its numbers, of one type for all, on the CPU, at least one of them. Never raises."},
     {"recurrence", METHOD(py_recurrence),
-     "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor. This and\n"
-     "`layer` return NotImplemented where a tensor isn't exactly a torch.Tensor or a Parameter."},
-    {"layer", METHOD(py_layer),
-     "layer(variant, kind, threads, reverse, batch_sizes, x, h0, w_ih, w_hh, b, b2) -> (states, last)"},
+     "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor; NotImplemented\n"
+     "where a tensor isn't exactly a torch.Tensor or a Parameter."},
+    {"network", METHOD(py_network),
+     "network(variant, kind, threads, batch_first, bidirectional, hidden_size, bias, keep, batch_sizes, input,\n"
+     "hx, weights) -> (output, h_n), and with `keep` the states of the layers before. `output` is time-major.\n"
+     "NotImplemented where a tensor isn't as it should be."},
+    {"network_vjp", METHOD(py_network_vjp),
+     "network_vjp(variant, kind, threads, batch_first, bidirectional, hidden_size, bias, need, batch_sizes,\n"
+     "input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
+     "the input is time-major, as the states are."},
+    {"peak", METHOD(py_peak),
+     "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},
     {"plan", METHOD(py_plan),
-     "plan(lanes, most, threads, G, steps, B, H, I, packed) -> dict: the Plan in types.h of a job that asks\n"
-     "for `threads` and gets `most` at most."},
+     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies) -> dict: the Plan in types.h of\n"
+     "a job that asks for `threads` and gets `most` at most."},
     {"rows", METHOD(py_rows), "rows(packed, B, slices, i) -> (first, apart, count): the rows of slice i."},
     {NULL, NULL, 0, NULL},
 };
@@ -326,7 +320,7 @@ static PyObject *variants_dict(void)
     PyObject *names = PyDict_New();
     for (int i = 0; names && i < variant_count; i++) {
         PyObject *index = supported(i) ? PyLong_FromLong(i) : NULL;
-        if (index && PyDict_SetItemString(names, variants[i].name, index))
+        if (index && PyDict_SetItemString(names, variants[0][i].name, index))
             Py_CLEAR(names);
         Py_XDECREF(index);
     }

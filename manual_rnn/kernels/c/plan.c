@@ -1,9 +1,12 @@
-/* Threads, slices and memory.
+/* Threads, slices, blocks and memory.
  *
  * The batch is cut into slices of rows; a thread runs all steps of a slice, so that no step waits for another
  * thread. Where there are too few rows to pay for reading a wide W, threads share a slice, each with some
  * columns of W, and meet at each step. With at least as many matrices as threads, each thread has matrices of
  * its own.
+ *
+ * Time is cut into blocks where products stand before or after the recurrence: forward z = x W_ih^T, backward
+ * all gradients. A block's rows stay in the cache from the one to the other.
  */
 #include "plan.h"
 
@@ -16,8 +19,13 @@ enum {
     WIDE = 640,       /* columns from which it takes WIDE_ROWS (measured) */
     MIDDLING_ROWS = 3,
     WIDE_ROWS = 12,
-    CACHED = 1 << 18, /* floats of W that stay in a second cache of 1 MiB while a slice's rows pass */
-    GAP = 16,         /* floats, a cache line, between rows: those of 2^n floats would meet in a few sets */
+    FEW = 4,             /* rows for which packing W doesn't pay, whatever its size; of a wide W */
+    PER_ROW = 32,        /* one row for so many columns, */
+    MANY = 32,           /* up to so many (all measured) */
+    CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
+    LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
+    MOST = 1024,
+    GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
 
 static long smaller(long a, long b) { return a < b ? a : b; }
@@ -32,39 +40,62 @@ static long rows_that_pay(long H)
     return H < MIDDLING ? 1 : H < WIDE ? MIDDLING_ROWS : WIDE_ROWS;
 }
 
+static long rows_of(const Job *job) { return job->packed ? job->steps : times(job->steps, job->B); }
+
 /* One where a second thread doesn't pay: a single row can't be cut into slices, only its columns be
  * shared. */
-static long threads_of(const Job *job, long most)
+long threads_of(const Job *job, long jobs, long most)
 {
-    const double rows = (double)job->steps * (job->packed ? 1 : job->B) + PACKING;
-    const double products = job->G * rows * job->H * (job->H + job->I); /* no integer could overflow */
-    const int single = job->G == 1 && job->B == 1 && job->H < NARROW;
+    const double rows = (double)rows_of(job) + PACKING;
+    const double products = jobs * job->G * rows * job->H * (job->H + job->I); /* no integer could overflow */
+    const int single = jobs * job->G == 1 && job->B == 1 && job->H < NARROW && !job->I;
     return single || products < ALONE ? 1 : smaller(job->threads, most);
 }
 
-/* W, the carries, a counter per thread, and the sum of the biases, one after the other. */
-static void reserve(Plan *plan, long matrices)
+/* Each part of the memory behind the one before, aligned for vectors. */
+static long reserve(Plan *plan, long width, long numbers)
 {
-    plan->carries = sizeof(float) * times(plan->matrix, matrices);
-    plan->counters = plan->carries + sizeof(float) * times(plan->scratch, plan->threads);
-    plan->biases = plan->counters + sizeof(long) * APART * plan->threads;
-    plan->bytes = plan->biases + sizeof(float) * plan->beside;
+    const long at = plan->bytes;
+    plan->bytes += quotient_up(width * numbers, 64) * 64;
+    return at;
 }
 
-Plan plan_of(const Job *job, long lanes, long most)
+static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
-    Plan plan = {.threads = threads_of(job, most), .depth = job->H + job->I};
+    const int backward = job->kind >= TANH_SLOPE;
+    const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
+    const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
+    const int half = job->type >= BFLOAT;
+    plan->wide = columns + GAP;
+    plan->tall = quotient_up(rows, lanes) * lanes + GAP;
+    plan->matrix = times(plan->direct ? one : plan->vecs * lanes, job->H);
+    plan->input_matrix = backward ? times(plan->direct ? one : larger(1, columns), job->H)
+                                  : times(plan->direct ? 1 : plan->vecs * lanes, larger(1, job->I));
+    plan->carry = times(2 * job->B, plan->ld);
+    reserve(plan, width, plan->matrix);
+    plan->inputs = reserve(plan, width, job->I ? plan->input_matrix : 0);
+    plan->carries = reserve(plan, width, plan->carry);
+    plan->zs = reserve(plan, width, job->I ? times(rows, plan->ld) : 0);
+    plan->dense = reserve(plan, width, job->I ? times(rows, plan->wide) : 0);
+    plan->turned = reserve(plan, width, job->I && backward ? times(plan->vecs * lanes, plan->tall) : 0);
+    plan->panels = reserve(plan, width, job->I && backward ? times(rows, columns + plan->vecs * lanes) : 0);
+    plan->sums = reserve(plan, width,
+                         job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->wide) : 0) : 0);
+    plan->counters = reserve(plan, sizeof(long), APART * (plan->threads + 1));
+}
+
+Plan plan_of(const Job *job, long lanes, long width, long most)
+{
+    Plan plan = {.threads = threads_of(job, 1, most)};
     const long team = job->G < plan.threads ? plan.threads : 1; /* threads at one W */
     const long crews = larger(1, smaller(team, job->B / rows_that_pay(job->H)));
-    plan.sharing = job->H < NARROW || job->I ? 1 : team / crews;
+    plan.sharing = job->H < NARROW ? 1 : team / crews;
     plan.slices = crews * quotient_up(job->B, crews * LIMIT);
     plan.vecs = quotient_up(job->H, lanes);
-    plan.beside = plan.vecs * lanes;
-    plan.ld = plan.beside + quotient_up(job->I, lanes) * lanes + GAP;
-    plan.block = 1 + CACHED / (plan.depth * lanes);
-    plan.matrix = times(plan.beside, plan.depth);
-    plan.scratch = times(2 * quotient_up(job->B, plan.slices), plan.ld);
-    reserve(&plan, team > 1 ? 1 : plan.threads);
+    plan.ld = plan.vecs * lanes + GAP;
+    plan.direct = job->lies && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
+    plan.rows = job->I ? smaller(MOST, larger(LEAST, CACHED / job->H)) : REACH;
+    lay_out(&plan, job, lanes, width);
     return plan;
 }
 
@@ -73,7 +104,31 @@ Plan plan_of(const Job *job, long lanes, long most)
 Slice slice_of(const Job *job, const Plan *plan, long i)
 {
     const long rows = job->B / plan->slices, more = job->B % plan->slices, mine = rows + (i < more);
-    if (job->packed)
-        return (Slice){i, plan->slices, mine, 0, 0};
-    return (Slice){i * rows + smaller(i, more), 1, mine, 0, 0};
+    const long before = i * rows + smaller(i, more);
+    return job->packed ? (Slice){i, plan->slices, mine, before, 0, 0} : (Slice){before, 1, mine, before, 0, 0};
+}
+
+static long size_of(const Job *job, long t) { return job->packed ? job->sizes[t] : job->B; }
+
+/* Steps whose rows begin in the same stretch of `plan->rows` rows. */
+Block block_after(const Job *job, const Plan *plan, Block last)
+{
+    Block block;
+    if (!job->reverse) {
+        block = (Block){last.to < 0 ? 0 : last.to, 0, last.first + last.rows, 0, 0};
+        block.to = block.from, block.index = block.first / plan->rows;
+        while (block.to < job->T && (block.first + block.rows) / plan->rows == block.index)
+            block.rows += size_of(job, block.to++);
+        return block;
+    }
+    const long total = job->packed ? job->steps : job->T * job->B;
+    block = (Block){last.to < 0 ? job->T : last.from, 0, last.to < 0 ? total : last.first, 0, 0};
+    block.to = block.from;
+    if (block.to)
+        block.index = (block.first - size_of(job, block.to - 1)) / plan->rows;
+    while (block.from && (block.first - size_of(job, block.from - 1)) / plan->rows == block.index) {
+        const long size = size_of(job, --block.from);
+        block.first -= size, block.rows += size;
+    }
+    return block;
 }

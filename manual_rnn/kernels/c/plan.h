@@ -3,11 +3,18 @@
 #define MANUAL_RNN_PLAN_H
 #include "types.h"
 
-/* The plan of a job with no size of 0, for vectors of `lanes` floats and at most `most` threads. Memory
- * that can't be addressed is planned as REACH floats, which no allocator grants. */
-Plan plan_of(const Job *job, long lanes, long most);
+/* The plan of a job with no size of 0, for vectors of `lanes` numbers of `width` bytes and at most `most`
+ * threads. Memory that can't be addressed is planned as REACH numbers, which no allocator grants. */
+Plan plan_of(const Job *job, long lanes, long width, long most);
+
+/* The threads that pay for each of so many jobs alike. */
+long threads_of(const Job *job, long jobs, long most);
 
 /* Slice i of `plan->slices`, which together hold every row of the batch once. */
 Slice slice_of(const Job *job, const Plan *plan, long i);
+
+/* The block that comes after `last` in the job's order of time; no rows after the last. Of a block that is
+ * nowhere yet, to = -1, the first. Both directions of a layer have the same blocks. */
+Block block_after(const Job *job, const Plan *plan, Block last);
 
 #endif

@@ -1,5 +1,5 @@
-/* next = (carry, input) times (W above U), for the rows and columns of a tile; and W in the order that this
- * reads it. tile.h tells what's defined before.
+/* Matrix products: rows times a matrix, whose columns lie in panels of one vector, or which is read as it is.
+ * tile.h tells what's defined before.
  */
 
 /* The lanes of a (numbered from 0) and b (from LANES) that `lanes` names. */
@@ -19,92 +19,90 @@ INLINE vec NAME(pick)(vec a, vec b, bits lanes)
  * after log2 LANES rounds a lane's index and its vector's have changed places. */
 INLINE void NAME(transpose)(vec *x)
 {
-    enum { HALF = LANES / 2 };
+    enum { HALF_LANES = LANES / 2 };
     bits low, high;
     vec y[LANES];
     UNROLL for (int i = 0; i < LANES; i++)
-        low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + HALF;
+        low[i] = i / 2 + i % 2 * LANES, high[i] = low[i] + HALF_LANES;
     UNROLL for (int round = 1; round < LANES; round *= 2) {
-        UNROLL for (int i = 0; i < HALF; i++) {
-            y[2 * i] = NAME(pick)(x[i], x[i + HALF], low);
-            y[2 * i + 1] = NAME(pick)(x[i], x[i + HALF], high);
+        UNROLL for (int i = 0; i < HALF_LANES; i++) {
+            y[2 * i] = NAME(pick)(x[i], x[i + HALF_LANES], low);
+            y[2 * i + 1] = NAME(pick)(x[i], x[i + HALF_LANES], high);
         }
         UNROLL for (int i = 0; i < LANES; i++)
             x[i] = y[i];
     }
 }
 
-/* One vector of columns of a (rows x columns) matrix from `from` on, row after row; zeros beyond
- * `columns`. */
-static TARGET void NAME(pack_rows)(const View *w, const float *from, long rows, long columns, vec *to)
+/* One vector of columns from `from` on, row after row; zeros beyond `columns`. */
+static TARGET void NAME(pack_panel)(const View *w, const char *from, long rows, long columns, vec *to)
 {
     vec x[LANES];
     long k = 0;
-    if (w->row == 1 && columns >= LANES)
+    if (w->row == sizeof(REAL) && w->type <= DOUBLE && columns >= LANES)
         for (; k + LANES <= rows; k += LANES) {
             UNROLL for (int i = 0; i < LANES; i++)
-                x[i] = *(const loose *)(from + k + i * w->column);
+                x[i] = *(const loose *)(from + k * w->row + i * w->column);
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
                 to[k + i] = x[i];
         }
     for (; k < rows; k++)
-        to[k] = NAME(load)(from + k * w->row, w->column, columns);
+        to[k] = NAME(load)(w->type, from + k * w->row, w->column, columns);
 }
 
-/* Vectors v0 to v1 of the columns of W, in the order `product` reads them: packed[v][k][lane], first what
- * multiplies the carry, then what multiplies the input. */
-static TARGET void NAME(pack)(const Work *work, long v0, long v1)
+/* Panels v0 to v1 of a matrix: packed[v][k][lane]; of one that's read where it lies, its last panel alone if
+ * it's no whole one. */
+static TARGET void NAME(pack)(const Matrix *m, long v0, long v1)
 {
-    const Job *job = work->job;
-    for (long v = v0; v < v1; v++) {
-        const long first = v * LANES, columns = job->H - first;
-        vec *to = (vec *)work->packed + v * work->plan->depth;
-        NAME(pack_rows)(&job->w, at(&job->w, work->g, 0, first), job->H, columns, to);
-        if (job->I)
-            NAME(pack_rows)(&job->u, at(&job->u, work->g, 0, first), job->I, columns, to + job->H);
-    }
+    const long whole = m->form == PACKED ? 0 : m->form == NATURAL ? m->columns / LANES : v1;
+    for (long v = v0 > whole ? v0 : whole; v < v1; v++)
+        NAME(pack_panel)(&m->from, m->from.data + v * LANES * m->from.column, m->K,
+                         m->columns - v * LANES, (vec *)m->packed + (v - whole) * m->K);
 }
 
-/* next = prev W for `rows` rows and `vecs` vectors of columns, both known to the compiler: the sums stay
- * in registers. Cost for each k: rows * vecs multiply-adds, rows + vecs loads. Sums are taken over BLOCK
- * k's at a time and then added, which keeps rounding errors as small as those of a BLAS. In a row of
- * `prev` the carry comes first, then the input. */
-INLINE void NAME(product)(int rows, int vecs, const Work *work, const float *prev, const vec *w, float *next)
+/* Rows of `to` = base + a w for `rows` rows and `vecs` panels, both known to the compiler: the sums stay in
+ * registers. Cost for each k: rows * vecs multiply-adds, rows + vecs loads. Sums are taken over RUN k's at a
+ * time and then added, which keeps rounding errors as small as those of a BLAS. */
+INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, const REAL *w, long panel,
+                          long apart, Target to, long columns)
 {
-    const long H = work->job->H, K = work->plan->depth, ld = work->plan->ld, beside = work->plan->beside;
     for (long begin = 0, end; begin < K; begin = end) {
-        const long limit = begin < H ? H : K;
-        const float *from = begin < H ? prev : prev + beside - H;
-        end = begin + BLOCK < limit ? begin + BLOCK : limit;
+        end = begin + RUN < K ? begin + RUN : K;
         vec sum[12][8];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[r][v] = (vec){0};
-        for (long k = begin; k < end; k++)
+        for (long k = begin; k < end; k++, w += apart)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int v = 0; v < vecs; v++)
-                    sum[r][v] += from[r * ld + k] * w[v * K + k];
+                    sum[r][v] += a[r * lda + k] * *(const loose *)(w + v * panel);
+        const REAL *base = begin ? (REAL *)to.at : (REAL *)to.base;
+        const long base_ld = begin ? to.ld : to.base_ld;
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++) {
-                vec *to = (vec *)(next + r * ld + v * LANES);
-                if (begin)
-                    sum[r][v] += *to;
-                *to = sum[r][v];
+                REAL *at = (REAL *)to.at + r * to.ld + v * LANES;
+                if (base)
+                    sum[r][v] += NAME(load)(OWN, (char *)(base + r * base_ld + v * LANES), sizeof(REAL),
+                                            columns - v * LANES);
+                NAME(store)(OWN, sum[r][v], (char *)at, sizeof(REAL), columns - v * LANES);
             }
     }
 }
 
-/* The same for any number of vectors, in the widest tiles that leave their sums in registers. */
-static TARGET void NAME(products)(
-    int rows, long vecs, const Work *work, const float *prev, const vec *w, float *next)
+/* The same for any number of panels, in the widest tiles that leave their sums in registers. */
+static TARGET void NAME(products)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w,
+                                  long panel, long apart, Target to, long columns)
 {
-    const long K = work->plan->depth;
-    for (long v = 0, width; v < vecs; v += width, w += width * K, next += width * LANES) {
-        for (width = 8; width > vecs - v || width * rows > SUMS;)
+    for (long width; vecs > 0; vecs -= width, w += width * panel, columns -= width * LANES) {
+        for (width = 8; width > vecs || width * rows > SUMS;)
             width /= 2;
         switch (16 * rows + width) {
-#define TILE(r, n) case 16 * r + n: if (r * n <= SUMS) NAME(product)(r, n, work, prev, w, next); break;
+#define TILE(r, n) \
+    case 16 * r + n: \
+        if (r * n <= SUMS) \
+            NAME(product)(r, n, K, a, lda, w, panel, apart, to, columns); \
+        break;
             TILE(1, 8) TILE(1, 4) TILE(1, 2) TILE(1, 1) TILE(2, 8) TILE(2, 4) TILE(2, 2) TILE(2, 1)
             TILE(3, 8) TILE(3, 4) TILE(3, 2) TILE(3, 1) TILE(4, 4) TILE(4, 2) TILE(4, 1)
             TILE(5, 4) TILE(5, 2) TILE(5, 1) TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(7, 2) TILE(7, 1)
@@ -112,5 +110,102 @@ static TARGET void NAME(products)(
             TILE(12, 2) TILE(12, 1)
 #undef TILE
         }
+        to.at += width * LANES * sizeof(REAL);
+        to.base += to.base ? width * LANES * sizeof(REAL) : 0;
     }
+}
+
+static Target NAME(moved)(Target to, long rows, long v)
+{
+    to.at += (rows * to.ld + v * LANES) * sizeof(REAL);
+    to.base += to.base ? (rows * to.base_ld + v * LANES) * sizeof(REAL) : 0;
+    return to;
+}
+
+/* The same of a matrix whose columns are contiguous, for `rows` rows and LANES / rows columns: each sum runs
+ * over a vector of k's, whose lanes are added up at the end. */
+INLINE void NAME(dot)(int rows, const Matrix *m, const REAL *a, long lda, long first, Target to)
+{
+    const int wide = LANES / rows;
+    const long columns = m->columns - first, whole = m->K / LANES * LANES;
+    const char *w[LANES];
+    vec sum[LANES];
+    UNROLL for (int i = 0; i < wide; i++)
+        w[i] = m->from.data + (first + (i < columns ? i : 0)) * m->from.column;
+    UNROLL for (int i = 0; i < LANES; i++)
+        sum[i] = (vec){0};
+    for (long k = 0; k < whole; k += LANES)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int i = 0; i < wide; i++)
+                sum[r * wide + i] += *(const loose *)(a + r * lda + k) * *(const loose *)(w[i] + k * sizeof(REAL));
+    if (whole < m->K)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int i = 0; i < wide; i++)
+                sum[r * wide + i] += NAME(load)(OWN, (char *)(a + r * lda + whole), sizeof(REAL), m->K - whole)
+                    * NAME(load)(OWN, w[i] + whole * sizeof(REAL), sizeof(REAL), m->K - whole);
+    NAME(transpose)(sum);
+    UNROLL for (int i = 1; i < LANES; i++)
+        sum[0] += sum[i];
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < wide && i < columns; i++) {
+            REAL *at = (REAL *)to.at + r * to.ld + first + i;
+            *at = sum[0][r * wide + i] + (to.base ? ((const REAL *)to.base)[r * to.base_ld + first + i] : 0);
+        }
+}
+
+/* The same for any number of rows and the columns of panel v. */
+static TARGET void NAME(dots)(const Matrix *m, long rows, const REAL *a, long lda, long v, Target to)
+{
+    enum { FOUR = LANES < 4 ? 1 : 4, TWO = LANES < 2 ? 1 : 2 };
+    for (long r = 0, tall; r < rows; r += tall, a += tall * lda) {
+        tall = rows - r >= FOUR ? FOUR : rows - r >= TWO ? TWO : 1;
+        for (long i = v * LANES; i < (v + 1) * LANES && i < m->columns; i += LANES / tall) {
+            if (tall == 4)
+                NAME(dot)(FOUR, m, a, lda, i, NAME(moved)(to, r, 0));
+            else if (tall == 2)
+                NAME(dot)(TWO, m, a, lda, i, NAME(moved)(to, r, 0));
+            else
+                NAME(dot)(1, m, a, lda, i, NAME(moved)(to, r, 0));
+        }
+    }
+}
+
+/* Rows k0 to k1 of a matrix as they lie in memory or in panels, times all rows of a: tile after tile of rows
+ * of about the same height. */
+static TARGET void NAME(tiles)(const Matrix *m, long rows, const REAL *a, long lda, long v, long vecs, long k0,
+                               long k1, Target to)
+{
+    const long whole = m->form == NATURAL ? m->columns / LANES : 0; /* panels that are read where they lie */
+    const int lies = v < whole;
+    const REAL *w = lies ? (REAL *)m->from.data + v * LANES : (REAL *)m->packed + (v - whole) * m->K * LANES;
+    const long panel = lies ? LANES : m->K * LANES, apart = lies ? m->from.row / (long)sizeof(REAL) : LANES;
+    if (k0) /* to what is there */
+        to.base = to.at, to.base_ld = to.ld;
+    for (long r = 0, tall; r < rows; r += tall) {
+        const long tiles = (rows - r + TALLEST - 1) / TALLEST;
+        tall = (rows - r + tiles - 1) / tiles;
+        NAME(products)(tall, vecs, k1 - k0, a + r * lda + k0, lda, w + k0 * apart, panel, apart,
+                       NAME(moved)(to, r, v), to.columns - v * LANES);
+    }
+}
+
+/* Panels v0 to v1 of all rows: as many panels as fit in the cache, then the next. A matrix that's read row by
+ * row where it lies comes in slabs of RUN rows instead, all columns of each. */
+static TARGET void NAME(multiply)(const Matrix *m, long rows, const char *from, long lda, long v0, long v1,
+                                  Target to)
+{
+    const REAL *a = (const REAL *)from;
+    const long block = 1 + CACHED / (m->K * LANES), whole = m->columns / LANES;
+    if (m->form == DOTS) {
+        for (long v = v0; v < v1; v++)
+            NAME(dots)(m, rows, a, lda, v, to);
+    } else if (m->form == NATURAL) {
+        const long middle = v1 < whole ? v1 : whole > v0 ? whole : v0;
+        for (long k = 0; k < m->K && v0 < middle; k += RUN)
+            NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, k + RUN < m->K ? k + RUN : m->K, to);
+        if (middle < v1)
+            NAME(tiles)(m, rows, a, lda, middle, v1 - middle, 0, m->K, to);
+    } else
+        for (long v = v0; v < v1; v += block)
+            NAME(tiles)(m, rows, a, lda, v, v + block < v1 ? block : v1 - v, 0, m->K, to);
 }

@@ -1,25 +1,79 @@
-/* The recurrences over a plan, in each variant: one instruction set of the processor. */
+/* What a variant, one instruction set and one type to reckon with, does with a job: all of it for one thread. */
 #ifndef MANUAL_RNN_SCAN_H
 #define MANUAL_RNN_SCAN_H
 #include "types.h"
 
-typedef struct { const Job *job; const Plan *plan; long g; float *packed; } Work; /* with matrix g */
-typedef struct { long *count, members, met; } Meeting;                            /* of `members` threads */
+enum { PACKED, NATURAL, DOTS }; /* how a matrix is read: from panels, row by row where it lies, column by column */
+
+/* K x columns, to multiply rows with. */
+typedef struct { View from; long K, columns, form; char *packed; } Matrix;
+
+/* Rows of a product, `ld` numbers apart, and what they are added to, or NULL. */
+typedef struct { char *at; long ld; const char *base; long base_ld, columns; } Target;
+
+typedef struct { long *count, members, met; } Meeting; /* of `members` threads */
+
+typedef struct {
+    const Job *job;
+    const Plan *plan;
+    long g;           /* with matrix g */
+    View z, y;        /* those of the job, or the block's */
+    Matrix w;
+    char *carry;
+} Work;
 
 typedef struct {
     const char *name;
-    long lanes;                                                            /* floats in a vector */
-    void (*pack)(const Work *, long v0, long v1);                          /* fills in `packed` */
-    void (*run)(const Work *, float *carry, Slice slice, Meeting *meeting); /* all steps of a slice */
+    long lanes, width; /* numbers in a vector; bytes of one */
+    void (*pack)(const Matrix *m, long v0, long v1);
+    void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, Target to);
+    void (*run)(const Work *work, Slice slice, const Block *block, Meeting *meeting);
+    /* Rows r0 to r1 of a block of `x`: into dense memory, and from there; panels v0 to v1 of x, or of the
+     * states before, as the matrix of a product over the block's rows. */
+    void (*gather)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
+                   char *to, long ld);
+    void (*spread)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
+                   const char *from, long ld);
+    void (*panel)(const Job *job, const View *x, int before, long columns, const Block *block, long v0, long v1,
+                  char *to);
+    /* Columns c0 to c1 of dense rows: as rows, and their sums added to `sums`. */
+    void (*turn)(long rows, long c0, long c1, const char *from, long ld, char *to, long tall, char *sums);
+    double (*peak)(long rounds); /* multiply-adds that it makes of registers alone */
 } Variant;
 
-extern const Variant variants[]; /* the widest vectors first */
+/* By type to reckon with (FLOAT or DOUBLE): the widest vectors first. */
+extern const Variant *const variants[2];
 extern const int variant_count;
 
 /* Whether this processor has the instructions. */
 int supported(int variant);
 
-/* Fills job->y; 0 where there's no memory. */
-int scan(const Variant *variant, const Job *job, const Plan *plan);
+/* Rows of a slice among the first `size` rows of the batch. */
+static inline long alive(Slice slice, long size)
+{
+    const long live = size <= slice.row ? 0 : (size - slice.row + slice.apart - 1) / slice.apart;
+    return live < slice.rows ? live : slice.rows;
+}
+
+/* Rows alive at step t of time; none before the first and after the last. */
+static inline long size_at(const Job *job, long t)
+{
+    if (t < 0 || t >= job->T)
+        return 0;
+    return job->packed ? job->sizes[t] : job->B;
+}
+
+static inline char *at(const View *x, long g, long row, long column)
+{
+    return x->data + g * x->group + row * x->row + column * x->column;
+}
+
+/* `step` is T's index or, if packed, that of the step's first row. */
+static inline char *at_step(const View *x, long g, long step, long row, long column)
+{
+    return at(x, g, row, column) + step * x->step;
+}
+
+void meet(Meeting *meeting);
 
 #endif

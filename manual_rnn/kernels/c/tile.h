@@ -1,10 +1,13 @@
-/* The arithmetic for one instruction set. scan.c includes this file once per set, having defined
+/* The arithmetic for one instruction set and type. scan.c includes this file once for each, having defined
  *   NAME(f)  f with the set's suffix      TARGET  the compiler's attribute for the set
- *   LANES    floats in a vector           SUMS    vector registers that may hold running sums
+ *   REAL, INT, SINGLE                     the type, an integer of its width, and whether it's float
+ *   LANES    numbers in a vector          SUMS    vector registers that may hold running sums
  *   SMALLER(a, b)                         the smaller of each pair, b where b is NaN
  *   TALLEST                               rows in a tile at most
- *   LOAD_FIRST, STORE_FIRST               the first `count` floats of a vector, zeros after them
+ *   LOAD_FIRST, STORE_FIRST               the first `count` numbers of a vector, zeros after them
+ *   LOAD_HALF, STORE_HALF                 a vector of halves
  */
+#define OWN (SINGLE ? FLOAT : DOUBLE)
 #include "vector.h"
 #include "product.h"
 
@@ -14,31 +17,35 @@ INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
     const vec zero = {0};
     switch (kind) {
     case TANH: return NAME(tanh)(x + z);
-    case RELU: return NAME(choose)(x + z <= 0.0f, zero, x + z);
-    case TANH_SLOPE: return (1.0f - h * h) * (x + z);
-    default: return NAME(choose)(h <= 0.0f, zero, x + z);
+    case RELU: return NAME(choose)(x + z <= (REAL)0, zero, x + z);
+    case TANH_SLOPE: return ((REAL)1 - h * h) * (x + z);
+    default: return NAME(choose)(h <= (REAL)0, zero, x + z);
     }
 }
 
 /* Closes the products of a tile, where they lie in `next` and in y, and asks for what the next step will
- * touch. */
-INLINE void NAME(finish_as)(int kind, const Work *work, Tile tile, float *next)
+ * touch. `own`: the type of all numbers, or -1 where they differ. */
+INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL *next)
 {
     const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE;
-    const View *z = &work->job->z, *h = &work->job->h, *y = &work->job->y;
+    const View *z = &work->z, *h = &work->job->h, *y = &work->y;
+    const int z_type = own < 0 ? z->type : own, h_type = own < 0 ? h->type : own, y_type = own < 0 ? y->type : own;
     const long z_ahead = tile.ahead * z->step, h_ahead = tile.ahead * h->step, y_ahead = tile.ahead * y->step;
     const long z_column = z->column, h_column = h->column, y_column = y->column;
     const long g = work->g, first = tile.v0 * LANES;
     const vec zero = {0};
     for (int r = 0; r < tile.rows; r++) {
         const long row = tile.row + r * tile.apart;
-        const float *z_j = at_step(z, g, tile.step, row, first), *h_j = at_step(h, g, tile.step, row, first);
-        float *y_j = (float *)at_step(y, g, tile.step, row, first), *x = next + r * work->plan->ld + first;
+        const char *z_j = at_step(z, g, tile.step, row, first);
+        const char *h_j = slope ? at_step(h, g, tile.step, row, first) : NULL;
+        char *y_j = at_step(y, g, tile.step, row, first);
+        REAL *x = next + r * work->plan->ld + first;
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
-            const vec old = slope ? NAME(load)(h_j, h_column, count) : zero;
-            const vec new = NAME(close)(kind, *(vec *)x, NAME(load)(z_j, z_column, count), old);
+            const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
+            const vec given = NAME(load)(z_type, z_j, z_column, count);
+            const vec new = NAME(rounded)(y_type, NAME(close)(kind, *(vec *)x, given, old));
             *(vec *)x = new;
-            NAME(store)(new, y_j, y_column, count);
+            NAME(store)(y_type, new, y_j, y_column, count);
             __builtin_prefetch(z_j + z_ahead);
             __builtin_prefetch(y_j + y_ahead, 1);
             if (slope)
@@ -48,107 +55,106 @@ INLINE void NAME(finish_as)(int kind, const Work *work, Tile tile, float *next)
     }
 }
 
-static TARGET void NAME(finish)(const Work *work, Tile tile, float *next)
+static TARGET void NAME(finish)(const Work *work, Tile tile, REAL *next)
 {
-    switch (work->job->kind) {
-    case TANH: NAME(finish_as)(TANH, work, tile, next); break;
-    case RELU: NAME(finish_as)(RELU, work, tile, next); break;
-    case TANH_SLOPE: NAME(finish_as)(TANH_SLOPE, work, tile, next); break;
-    default: NAME(finish_as)(RELU_SLOPE, work, tile, next);
+    const int own = work->z.type == OWN && work->y.type == OWN && work->job->type == OWN ? OWN : -1;
+    switch (2 * work->job->kind + (own < 0)) {
+    case 2 * TANH: NAME(finish_as)(TANH, OWN, work, tile, next); break;
+    case 2 * RELU: NAME(finish_as)(RELU, OWN, work, tile, next); break;
+    case 2 * TANH_SLOPE: NAME(finish_as)(TANH_SLOPE, OWN, work, tile, next); break;
+    case 2 * RELU_SLOPE: NAME(finish_as)(RELU_SLOPE, OWN, work, tile, next); break;
+    default: NAME(finish_as)(work->job->kind, -1, work, tile, next);
     }
 }
 
-/* h_0 as the carry of rows `from` to `to` before their first step. */
-static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to, float *prev)
+/* What rows `from` to `to` begin with, h_0 or the gradient of the last state, into their carry; zeros where
+ * nothing was given. */
+static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to, REAL *carry)
 {
-    const View *h0 = &work->job->h0;
+    const View *start = &work->job->start;
+    const vec zero = {0};
     for (long r = from; r < to; r++)
         for (long v = slice.v0; v < slice.v1; v++) {
             const long row = slice.row + r * slice.apart, column = v * LANES;
-            *(vec *)(prev + r * work->plan->ld + column)
-                = NAME(load)(at(h0, work->g, row, column), h0->column, work->job->H - column);
+            *(vec *)(carry + r * work->plan->ld + column)
+                = start->data ? NAME(load)(start->type, at(start, work->g, row, column), start->column,
+                                           work->job->H - column)
+                              : zero;
         }
 }
 
-/* Zeros in place of products. */
-static TARGET void NAME(clear)(long rows, long vecs, long ld, float *next)
+/* What rows `from` to `to` end with: their last state or, backward, the gradient of their first: one product
+ * more, which `spare` takes. */
+static TARGET void NAME(end)(const Work *work, Slice slice, long from, long to, const REAL *carry, REAL *spare)
 {
-    const vec zero = {0};
-    for (long r = 0; r < rows; r++)
-        for (long v = 0; v < vecs; v++)
-            *(vec *)(next + r * ld + v * LANES) = zero;
+    const View *end = &work->job->end;
+    const long ld = work->plan->ld;
+    if (from >= to)
+        return;
+    if (work->job->kind >= TANH_SLOPE) {
+        const Target product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
+        NAME(multiply)(&work->w, to - from, (const char *)(carry + from * ld), ld, slice.v0, slice.v1, product);
+        carry = spare;
+    }
+    for (long r = from; r < to; r++)
+        for (long v = slice.v0; v < slice.v1; v++) {
+            const long column = v * LANES;
+            NAME(store)(end->type, *(vec *)(carry + r * ld + column),
+                        at(end, work->g, slice.row + r * slice.apart, column), end->column,
+                        work->job->H - column);
+        }
 }
 
-/* The input of a step, for the first `live` rows of a slice, beside their carry. */
-static TARGET void NAME(take)(const Work *work, Slice slice, long step, long live, float *prev)
-{
-    const View *x = &work->job->x;
-    const long I = work->job->I;
-    for (long r = 0; r < live; r++)
-        for (long i = 0; i < I; i += LANES)
-            *(vec *)(prev + r * work->plan->ld + work->plan->beside + i) = NAME(load)(
-                at_step(x, work->g, step, slice.row + r * slice.apart, i), x->column, I - i);
-}
-
-/* One step of the first `live` rows of a slice, from `prev` to `next`: a block of W for tile after tile of
- * rows of about the same height, then the next block. Only the first `known` rows have a carry. For others
- * the product is left out, since 0 times an infinity in W would be NaN. */
+/* One step of the first `live` rows of a slice, from `prev` to `next`. Only the first `known` rows have a
+ * carry to multiply; backward others begin with what was given, for 0 times an infinity in W would be NaN. */
 static TARGET void NAME(advance)(const Work *work, Slice slice, long step, long ahead, long known, long live,
-                                 const float *prev, float *next)
+                                 const REAL *prev, REAL *next)
 {
-    const long ld = work->plan->ld, block = work->plan->block;
-    for (long v = slice.v0; v < slice.v1; v += block)
+    const long ld = work->plan->ld, block = 1 + CACHED / (work->job->H * LANES);
+    if (known < live)
+        NAME(start)(work, slice, known, live, next);
+    for (long v = slice.v0, end; v < slice.v1; v = end) {
+        end = v + block < slice.v1 ? v + block : slice.v1;
         for (long r = 0, rows; r < live; r += rows) {
-            const long end = r < known ? known : live, tiles = (end - r + TALLEST - 1) / TALLEST;
-            const long vecs = v + block < slice.v1 ? block : slice.v1 - v;
-            const vec *w = (const vec *)work->packed + v * work->plan->depth;
-            float *to = next + r * ld + v * LANES;
-            rows = (end - r + tiles - 1) / tiles;
-            const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, v + vecs};
+            const long limit = r < known ? known : live, tiles = (limit - r + TALLEST - 1) / TALLEST;
+            rows = (limit - r + tiles - 1) / tiles;
+            const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, end};
+            const Target to = {(char *)(next + r * ld), ld, NULL, 0, ld};
             if (r < known)
-                NAME(products)(rows, vecs, work, prev + r * ld, w, to);
-            else
-                NAME(clear)(rows, vecs, ld, to);
+                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld), ld, v, end, to);
             NAME(finish)(work, tile, next + r * ld);
         }
+    }
 }
 
-/* All steps of one slice: its rows, and vectors v0 to v1 of their columns. Threads that share rows meet at
- * each step; those that begin at this step must be there too. `step` is T's index or, if packed, that of
- * the step's first row. */
-static TARGET void NAME(run)(const Work *work, float *carry, Slice slice, Meeting *meeting)
+/* The steps of a block for one slice: its rows, and vectors v0 to v1 of their columns. Threads that share
+ * rows meet at each step; those that begin at this step must be there too. */
+static TARGET void NAME(run)(const Work *work, Slice slice, const Block *block, Meeting *meeting)
 {
     const Job *job = work->job;
     const int slope = job->kind >= TANH_SLOPE; /* starts from nothing */
-    float *prev = carry, *next = carry + slice.rows * work->plan->ld;
-    long live = 0, step = job->reverse ? job->steps : 0;
-    for (long i = 0; i < job->T; i++) {
-        const long size = job->packed ? job->sizes[job->reverse ? job->T - 1 - i : i] : job->B;
-        const long before = live, moved = job->packed ? size : 1;
-        live = alive(slice, size);
+    const long on = job->reverse ? -1 : 1;
+    REAL *carries[2] = {(REAL *)work->carry + 2 * slice.place * work->plan->ld};
+    carries[1] = carries[0] + slice.rows * work->plan->ld;
+    long step = !job->packed ? (job->reverse ? block->to : block->from)
+                             : block->first + (job->reverse ? block->rows : 0);
+    for (long i = 0; i < block->to - block->from; i++) {
+        const long t = job->reverse ? block->to - 1 - i : block->from + i, size = size_at(job, t);
+        const long moved = job->packed ? size : 1, live = alive(slice, size);
+        const long before = alive(slice, size_at(job, t - on)), after = alive(slice, size_at(job, t + on));
         const long known = slope && before < live ? before : live;
+        REAL *prev = carries[t & 1], *next = carries[!(t & 1)];
         step -= job->reverse ? moved : 0;
         if (!slope)
             NAME(start)(work, slice, before, live, prev);
-        NAME(take)(work, slice, step, live, prev);
         if (live > before)
             meet(meeting);
-        NAME(advance)(work, slice, step, job->reverse ? -moved : moved, known, live, prev, next);
-        step += job->reverse ? 0 : moved;
-        float *swap = prev;
-        prev = next, next = swap;
+        NAME(advance)(work, slice, step, on * moved, known, live, prev, next);
         meet(meeting);
+        if (job->end.data)
+            NAME(end)(work, slice, after, live, next, prev);
+        step += job->reverse ? 0 : moved;
     }
 }
-#undef INLINE
-#undef vec
-#undef loose
-#undef bits
-#undef NAME
-#undef TARGET
-#undef LANES
-#undef SUMS
-#undef TALLEST
-#undef SMALLER
-#undef LOAD_FIRST
-#undef STORE_FIRST
+
+#include "block.h"

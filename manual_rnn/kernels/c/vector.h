@@ -1,13 +1,15 @@
-/* A vector of floats of one instruction set. A vector expression is written as if for one float; the compiler
- * keeps it in one register. tile.h tells what's defined before.
+/* A vector of numbers of one instruction set. A vector expression is written as if for one number; the
+ * compiler keeps it in one register. tile.h tells what's defined before.
  */
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define vec NAME(vec)
 #define loose NAME(loose)
 #define bits NAME(bits)
-typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef float loose __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
+#define shorts NAME(shorts)
+typedef REAL vec __attribute__((vector_size(sizeof(REAL) * LANES), may_alias));
+typedef REAL loose __attribute__((vector_size(sizeof(REAL) * LANES), may_alias, aligned(sizeof(REAL))));
+typedef INT bits __attribute__((vector_size(sizeof(REAL) * LANES), may_alias));
+typedef uint16_t shorts __attribute__((vector_size(2 * LANES), may_alias, aligned(2)));
 
 /* yes where the mask is set, no elsewhere */
 INLINE vec NAME(choose)(bits mask, vec yes, vec no)
@@ -16,50 +18,121 @@ INLINE vec NAME(choose)(bits mask, vec yes, vec no)
 }
 
 /* tanh x = u / (u + 1) with u = (e^2x - 1) / 2. For x = n ln2/2 + p and s = 2^n, u(x) = s u(p) + (s -
- * 1)/2, and u(p) = p + p^2 q(p) with q fitted to a relative error of 2e-8 on |p| <= ln2/4. Works on |x|;
- * the sign is put back last. At most 2.6 ulp from tanh (every float was tried); x itself where x is tiny
- * or denormal; 1 from 9.02 on; NaN for NaN. */
+ * 1)/2, and u(p) = p + p^2 q(p) on |p| <= ln2/4: for floats q is fitted to a relative error of 2e-8, for
+ * doubles it is u's own series. Works on |x|; the sign is put back last. At most 2.6 ulp from tanh in float
+ * (every one was tried); x itself where x is tiny or denormal; 1 from 9.02 or 19.1 on; NaN for NaN. */
 INLINE vec NAME(tanh)(vec x)
 {
-    const bits sign = (bits)x & INT32_MIN;
+    const bits sign = (bits)x & (INT)((INT)1 << (8 * sizeof(INT) - 1));
     const vec zero = {0}, size = (vec)((bits)x ^ sign);
+#if SINGLE
     const vec m = SMALLER(zero + 9.1f, size);
     const vec shifted = m * 2.88539f + 12583039.0f; /* 1.5 * 2^23 + 127: rounds, low bits are n + 127 */
     const vec n = shifted - 12583039.0f, s = (vec)((bits)shifted << 23);
     const vec p = m - n * 0.34657359f;
     const vec q = 0.99999994f + p * (0.66666174f + p * (0.3333376f + p * (0.13386476f + p * 0.044424053f)));
-    const vec u = s * (p + p * p * q) + (s * 0.5f - 0.5f);
-    return (vec)((bits)(u / (u + 1.0f)) | sign);
+#else
+    const vec m = SMALLER(zero + 19.1, size);
+    const vec shifted = m * 2.8853900817779268 + 6755399441056767.0; /* 1.5 * 2^52 + 1023 */
+    const vec n = shifted - 6755399441056767.0, s = (vec)((bits)shifted << 52);
+    const vec p = (m - n * 0x1.62e42fefap-2) - n * 0x1.cf79abc9e3b3ap-41; /* ln2/2 in two parts */
+    static const double series[] = {SERIES};
+    vec q = zero + series[0];
+    UNROLL for (unsigned i = 1; i < sizeof series / sizeof *series; i++)
+        q = q * p + series[i];
+#endif
+    const vec u = s * (p + p * p * q) + (s * (REAL)0.5 - (REAL)0.5);
+    return (vec)((bits)(u / (u + (REAL)1)) | sign);
 }
 
-/* `count` floats, `stride` apart, and zeros after them; as many as fit in a vector. */
-static __attribute__((noinline)) TARGET vec NAME(gather)(const float *from, long stride, long count)
+/* One number of any type. */
+INLINE REAL NAME(number)(int type, const char *at)
 {
-    float x[LANES] __attribute__((aligned(4 * LANES))) = {0};
+#if SINGLE
+    switch (type) {
+    case BFLOAT: return float_of_bfloat(*(const uint16_t *)at);
+    case HALF: return float_of_half(*(const uint16_t *)at);
+    }
+#endif
+    return *(const REAL *)at;
+}
+
+INLINE void NAME(write)(int type, REAL x, char *at)
+{
+#if SINGLE
+    switch (type) {
+    case BFLOAT: *(uint16_t *)at = bfloat_of_float(x); return;
+    case HALF: *(uint16_t *)at = half_of_float(x); return;
+    }
+#endif
+    *(REAL *)at = x;
+}
+
+/* `count` numbers, `stride` bytes apart, and zeros after them; as many as fit in a vector. */
+static __attribute__((noinline)) TARGET vec NAME(gather)(int type, const char *from, long stride, long count)
+{
+    REAL x[LANES] __attribute__((aligned(sizeof(REAL) * LANES))) = {0};
     for (long i = 0; i < LANES && i < count; i++)
-        x[i] = from[i * stride];
+        x[i] = NAME(number)(type, from + i * stride);
     return *(vec *)x;
 }
 
-static __attribute__((noinline)) TARGET void NAME(scatter)(vec x, float *to, long stride, long count)
+static __attribute__((noinline)) TARGET void NAME(scatter)(int type, vec x, char *to, long stride, long count)
 {
     for (long i = 0; i < LANES && i < count; i++)
-        to[i * stride] = x[i];
+        NAME(write)(type, x[i], to + i * stride);
 }
 
-INLINE vec NAME(load)(const float *from, long stride, long count)
+#if SINGLE
+INLINE vec NAME(widen)(int type, const char *from)
 {
-    if (stride == 1 && count >= LANES)
-        return *(const loose *)from;
-    return stride == 1 ? (vec)LOAD_FIRST(from, count) : NAME(gather)(from, stride, count);
+    if (type == BFLOAT)
+        return (vec)(__builtin_convertvector(*(const shorts *)from, bits) << 16);
+    return (vec)LOAD_HALF(from);
 }
 
-INLINE void NAME(store)(vec x, float *to, long stride, long count)
+INLINE void NAME(narrow)(int type, vec x, char *to)
 {
-    if (stride == 1 && count >= LANES)
-        *(loose *)to = x;
-    else if (stride == 1)
+    const bits nan = {0}, raw = (bits)x;
+    if (type == BFLOAT) {
+        const vec rounded = (vec)(raw + 0x7fff + ((raw >> 16) & 1));
+        const bits kept = (bits)NAME(choose)(x == x, rounded, (vec)(nan + 0x7fc00000));
+        *(shorts *)to = __builtin_convertvector(kept >> 16, shorts);
+    } else
+        STORE_HALF(x, to);
+}
+#else
+INLINE vec NAME(widen)(int type, const char *from) { return *(const loose *)from; }
+INLINE void NAME(narrow)(int type, vec x, char *to) { *(loose *)to = x; }
+#endif
+
+INLINE vec NAME(load)(int type, const char *from, long stride, long count)
+{
+    if (stride == WIDTH[type] && count >= LANES)
+        return type <= DOUBLE ? (vec) * (const loose *)from : NAME(widen)(type, from);
+    return stride == sizeof(REAL) && type <= DOUBLE ? (vec)LOAD_FIRST(from, count)
+                                                    : NAME(gather)(type, from, stride, count);
+}
+
+INLINE void NAME(store)(int type, vec x, char *to, long stride, long count)
+{
+    if (stride == WIDTH[type] && count >= LANES) {
+        if (type <= DOUBLE)
+            *(loose *)to = x;
+        else
+            NAME(narrow)(type, x, to);
+    } else if (stride == sizeof(REAL) && type <= DOUBLE)
         STORE_FIRST(x, to, count);
     else
-        NAME(scatter)(x, to, stride, count);
+        NAME(scatter)(type, x, to, stride, count);
+}
+
+/* x as it will be read where it's stored. */
+INLINE vec NAME(rounded)(int type, vec x)
+{
+    char kept[sizeof(vec)] __attribute__((aligned(64)));
+    if (type <= DOUBLE)
+        return x;
+    NAME(narrow)(type, x, kept);
+    return NAME(widen)(type, kept);
 }

@@ -1,0 +1,398 @@
+/* A layer in one direction, block of time after block, each with the products around its recurrence:
+ *
+ *     forward     z = x W_ih^T + b_ih + b_hh                 then elman over the block
+ *     backward    the linear recurrence gives dz             then, while dz is in the cache,
+ *                 dx = dz W_ih    dW_ih += dz^T x    dW_hh += dz^T h_before    db += sum dz
+ *
+ * so that neither z nor dz is ever kept whole. Cost: forward 2 N H (H + I) flops, backward twice as much.
+ *
+ * The threads of a team meet between these parts. Two directions of a layer run side by side on half of the
+ * threads each, and add up dx: who comes to a block first writes there, the other adds, in whatever order
+ * the same sum.
+ */
+#include "layer.h"
+#include <omp.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include "plan.h"
+
+enum { FREE, TAKEN, DONE };       /* a claim */
+enum { ROWS_TO_SHARE = 12 };      /* per thread; of fewer, columns are shared */
+#define MUCH (1L << 56)           /* bytes that no processor can address */
+
+typedef struct { long me, size; Meeting meeting; } Member; /* of a team */
+
+typedef struct {
+    const Variant *variant;
+    const Job *job;
+    const Plan *plan;
+    Member *member;
+    char *memory;
+    Matrix u;
+    Work work;
+} Run;
+
+static long share(long all, long me, long size) { return all * me / size; }
+static long quotient_up(long a, long b) { return (a + b - 1) / b; }
+static int is_backward(const Job *job) { return job->kind >= TANH_SLOPE; }
+
+static const Variant *variant_of(int variant, const Job *job)
+{
+    return &variants[job->type == DOUBLE][variant];
+}
+
+static Matrix matrix_of(const Run *run, const View *w, long K, long columns, char *packed)
+{
+    const int direct = run->plan->direct;
+    const long form = !direct ? PACKED : w->row == run->variant->width ? DOTS : NATURAL;
+    return (Matrix){*w, K, columns, form, packed};
+}
+
+/* Its share of the panels of both weights. */
+static void pack(Run *run, long g)
+{
+    const Job *job = run->job;
+    const Member *member = run->member;
+    Matrix *both[] = {&run->work.w, &run->u};
+    View w = job->w;
+    w.data += g * w.group;
+    run->work.w = matrix_of(run, &w, job->H, job->H, run->memory);
+    run->u = matrix_of(run, &job->u, is_backward(job) ? job->H : job->I, is_backward(job) ? job->I : job->H,
+                       run->memory + run->plan->inputs);
+    const int given[] = {1, job->u.data != NULL};
+    for (int i = 0; i < 2; i++) {
+        const long vecs = quotient_up(both[i]->columns, run->variant->lanes);
+        if (given[i])
+            run->variant->pack(both[i], share(vecs, member->me, member->size),
+                               share(vecs, member->me + 1, member->size));
+    }
+}
+
+/* Whether all rows of a view are equally far from each other, as numbers to reckon with. */
+static int is_dense(const Run *run, const View *x)
+{
+    const Job *job = run->job;
+    const int even = job->packed || job->B == 1 || job->T == 1 || x->step == job->B * x->row;
+    return x->type <= DOUBLE && x->column == run->variant->width && even
+        && x->row % run->variant->width == 0 && x->step % run->variant->width == 0;
+}
+
+static long apart(const Run *run, const View *x)
+{
+    return (run->job->packed || run->job->B > 1 ? x->row : x->step) / run->variant->width;
+}
+
+static char *first_row(const Run *run, const View *x, const Block *block)
+{
+    return at_step(x, 0, run->job->packed ? block->first : block->from, 0, 0);
+}
+
+/* rows times m, shared among the team: by rows, or by columns where there are few rows. */
+static void multiply(const Run *run, const Matrix *m, long rows, const char *a, long lda, Target to)
+{
+    const Member *member = run->member;
+    const long vecs = quotient_up(m->columns, run->variant->lanes), width = run->variant->width;
+    if (rows >= ROWS_TO_SHARE * member->size || member->size == 1) {
+        const long r0 = share(rows, member->me, member->size), r1 = share(rows, member->me + 1, member->size);
+        to.at += r0 * to.ld * width, to.base += to.base ? r0 * to.base_ld * width : 0;
+        run->variant->multiply(m, r1 - r0, a + r0 * lda * width, lda, 0, vecs, to);
+    } else
+        run->variant->multiply(m, rows, a, lda, share(vecs, member->me, member->size),
+                               share(vecs, member->me + 1, member->size), to);
+}
+
+/* z of a block, where the recurrence reads it. */
+static void project(Run *run, const Block *block)
+{
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    const Member *member = run->member;
+    const int dense = is_dense(run, &job->x);
+    char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->dense;
+    if (!dense) {
+        run->variant->gather(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
+                             share(block->rows, member->me + 1, member->size), 0, a, plan->wide);
+        meet(&run->member->meeting);
+    }
+    const char *bias = job->bias[0].data ? run->memory + plan->sums : NULL;
+    const Target to = {run->memory + plan->zs, plan->ld, bias, 0, plan->ld};
+    multiply(run, &run->u, block->rows, a, dense ? apart(run, &job->x) : plan->wide, to);
+    meet(&run->member->meeting);
+}
+
+/* Of two directions whoever comes first to these rows of dx writes them, and the other waits until that's
+ * done. */
+static int comes_second(long *claim)
+{
+    long found = FREE;
+    if (__atomic_compare_exchange_n(claim, &found, TAKEN, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        return 0;
+    while (__atomic_load_n(claim, __ATOMIC_ACQUIRE) != DONE)
+        sched_yield();
+    return 1;
+}
+
+/* Its share of the rows of dx = dz W_ih. */
+static void to_input(Run *run, const Block *block)
+{
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    const Member *member = run->member;
+    const long r0 = share(block->rows, member->me, member->size);
+    const long r1 = share(block->rows, member->me + 1, member->size);
+    const long width = run->variant->width, vecs = quotient_up(job->I, run->variant->lanes);
+    const int dense = is_dense(run, &job->dx);
+    long *claim = job->claims ? job->claims + block->index * member->size + member->me : NULL;
+    const int add = claim && comes_second(claim);
+    const long ld = dense ? apart(run, &job->dx) : plan->wide;
+    char *rows = dense ? first_row(run, &job->dx, block) : run->memory + plan->dense;
+    const Target to = {rows + r0 * ld * width, ld, dense && add ? rows + r0 * ld * width : NULL, ld,
+                       dense ? job->I : ld};
+    run->variant->multiply(&run->u, r1 - r0, run->memory + plan->zs + r0 * plan->ld * width, plan->ld, 0, vecs, to);
+    if (!dense)
+        run->variant->spread(job, &job->dx, job->I, block, r0, r1, add, rows, plan->wide);
+    if (claim)
+        __atomic_store_n(claim, DONE, __ATOMIC_RELEASE);
+}
+
+/* Where the gradient of a weight grows: in its own memory or, of halves, as floats at `place`. */
+static Target sum_of(const Run *run, const View *dw, long columns, long place, long ld, int first)
+{
+    const int half = dw->type >= BFLOAT;
+    char *at = half ? run->memory + run->plan->sums + place * run->variant->width : dw->data;
+    ld = half ? ld : dw->row / run->variant->width;
+    return (Target){at, ld, first ? NULL : at, ld, columns};
+}
+
+/* A block's part of the gradients of both weights and of the biases. */
+static void to_weights(Run *run, const Block *block, int first)
+{
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    const Member *member = run->member;
+    const long lanes = run->variant->lanes, width = run->variant->width;
+    const long before = plan->ld + job->H * plan->wide; /* numbers before the sum of dW_hh */
+    char *turned = run->memory + plan->turned, *panels = run->memory + plan->panels;
+    const long inputs = quotient_up(job->I, lanes), states = plan->vecs;
+    char *of_states = panels + inputs * lanes * block->rows * width;
+    run->variant->turn(block->rows, share(plan->vecs, member->me, member->size) * lanes,
+                       share(plan->vecs, member->me + 1, member->size) * lanes, run->memory + plan->zs,
+                       plan->ld, turned, plan->tall, run->memory + plan->sums);
+    if (job->du.data)
+        run->variant->panel(job, &job->x, 0, job->I, block, share(inputs, member->me, member->size),
+                            share(inputs, member->me + 1, member->size), panels);
+    if (job->dw.data)
+        run->variant->panel(job, &job->h, 1, job->H, block, share(states, member->me, member->size),
+                            share(states, member->me + 1, member->size), of_states);
+    meet(&run->member->meeting);
+    const Matrix x = {{0}, block->rows, job->I, PACKED, panels};
+    const Matrix h = {{0}, block->rows, job->H, PACKED, of_states};
+    if (job->du.data)
+        multiply(run, &x, job->H, turned, plan->tall, sum_of(run, &job->du, job->I, plan->ld, plan->wide, first));
+    if (job->dw.data)
+        multiply(run, &h, job->H, turned, plan->tall, sum_of(run, &job->dw, job->H, before, plan->ld, first));
+}
+
+/* Numbers to reckon with, as rows of a view. */
+static void put(const Run *run, const View *to, long rows, long columns, long place, long ld)
+{
+    const Job all = {.T = 1, .B = rows};
+    const Block block = {0, 1, 0, rows, 0};
+    const char *from = run->memory + run->plan->sums + place * run->variant->width;
+    if (to->data)
+        run->variant->spread(&all, to, columns, &block, 0, rows, 0, from, ld);
+}
+
+/* What has grown as floats, where it's wanted. */
+static void put_gradients(const Run *run)
+{
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    for (int i = 0; i < 2; i++)
+        put(run, &job->db[i], 1, job->H, 0, plan->ld);
+    if (job->type < BFLOAT)
+        return;
+    put(run, &job->du, job->H, job->I, plan->ld, plan->wide);
+    put(run, &job->dw, job->H, job->H, plan->ld + job->H * plan->wide, plan->ld);
+}
+
+/* The sum of both biases; of a backward job, zeros for their gradient to grow on. */
+static void begin_sums(const Run *run)
+{
+    const Job *job = run->job, row = {.T = 1, .B = 1};
+    const Block block = {0, 1, 0, 1, 0};
+    char *sums = run->memory + run->plan->sums;
+    memset(sums, 0, run->plan->ld * run->variant->width);
+    for (int i = 0; i < 2; i++)
+        if (job->bias[i].data)
+            run->variant->gather(&row, &job->bias[i], job->H, &block, 0, 1, i, sums, run->plan->ld);
+}
+
+/* Its share of the slices: those of its crew, and of their columns its part. */
+static void recur(Run *run, const Block *block, Meeting *crews_meeting)
+{
+    const Plan *plan = run->plan;
+    const Member *member = run->member;
+    const long sharing = plan->sharing < member->size ? plan->sharing : member->size;
+    const long crews = member->size / sharing, crew = member->me / sharing, part = member->me % sharing;
+    for (long i = crew; crew < crews && i < plan->slices; i += crews) {
+        Slice slice = slice_of(run->job, plan, i);
+        slice.v0 = share(plan->vecs, part, sharing), slice.v1 = share(plan->vecs, part + 1, sharing);
+        run->variant->run(&run->work, slice, block, crews_meeting);
+    }
+}
+
+/* A block's rows as the recurrence sees them. */
+static View block_view(const Run *run, const Block *block)
+{
+    const long row = run->plan->ld * run->variant->width, step = run->job->packed ? row : run->job->B * row;
+    const long first = run->job->packed ? block->first : block->from;
+    const long type = run->variant->width == sizeof(double) ? DOUBLE : FLOAT;
+    return (View){run->memory + run->plan->zs - first * step, type, 0, step, row, run->variant->width};
+}
+
+static void run_block(Run *run, const Block *block, int first, Meeting *crew)
+{
+    const Job *job = run->job;
+    const int layer = job->I > 0, backward = is_backward(job);
+    if (layer && !backward) {
+        project(run, block);
+        run->work.z = block_view(run, block);
+    } else if (layer)
+        run->work.y = block_view(run, block);
+    recur(run, block, crew);
+    if (!layer)
+        return;
+    meet(&run->member->meeting); /* before the block's memory is written again */
+    if (!backward)
+        return;
+    if (job->dx.data)
+        to_input(run, block);
+    if (job->du.data || job->dw.data || job->db[0].data || job->db[1].data)
+        to_weights(run, block, first);
+    meet(&run->member->meeting);
+}
+
+/* What a member of a team does for a job; of many matrices only its own. */
+static void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, Member *member)
+{
+    const int together = job->G < plan->threads || plan->threads == 1;
+    Member alone = {0, 1, {NULL, 1, 0}};
+    Run run = {variant, job, plan, together ? member : &alone, together ? memory : memory + member->me * plan->bytes};
+    const long sharing = plan->sharing < run.member->size ? plan->sharing : run.member->size;
+    for (long g = together ? 0 : member->me; g < job->G; g += together ? 1 : member->size) {
+        long *counters = (long *)(run.memory + plan->counters);
+        Meeting crew = {counters + APART * (run.member->me / sharing), sharing, 0};
+        run.work = (Work){job, plan, g, job->z, job->y, {{0}}, run.memory + plan->carries};
+        pack(&run, g);
+        if (run.member->me == 0) {
+            memset(counters, 0, sizeof(long) * APART * plan->threads);
+            if (job->I)
+                begin_sums(&run);
+        }
+        meet(&run.member->meeting);
+        int first = 1;
+        for (Block block = block_after(job, plan, (Block){.to = -1}); block.rows;
+             block = block_after(job, plan, block), first = 0)
+            run_block(&run, &block, first, &crew);
+        if (job->I && is_backward(job) && run.member->me == 0)
+            put_gradients(&run);
+        meet(&run.member->meeting);
+    }
+}
+
+typedef struct {
+    int variant;
+    Job *jobs;
+    long waves, width, sides; /* jobs of a wave that run side by side */
+    long each;                /* bytes for a job */
+    char *memory;
+    long *counters;
+} Jobs;
+
+/* One thread of `size`: in every wave its side's jobs, and then it waits for the other sides. */
+static void run_thread(const Jobs *all, long me, long size)
+{
+    const long sides = all->sides < size ? all->sides : size, team = size / sides, side = me / team;
+    Member member = {me % team, team, {all->counters + APART * (1 + side), team, 0}};
+    Meeting everybody = {all->counters, size, 0};
+    for (long wave = 0; wave < all->waves; wave++) {
+        for (long i = side; side < sides && i < all->width; i += sides) {
+            const Job *job = all->jobs + wave * all->width + i;
+            const Variant *variant = variant_of(all->variant, job);
+            const Plan plan = plan_of(job, variant->lanes, variant->width, team);
+            if (member.me < plan.threads) {
+                Member some = {member.me, plan.threads, {member.meeting.count, plan.threads, member.meeting.met}};
+                run_job(variant, job, &plan, all->memory + side * all->each, &some);
+                member.meeting.met = some.meeting.met;
+            }
+        }
+        meet(&everybody);
+    }
+}
+
+/* The threads that pay for some wave. */
+static long threads_for(const Jobs *all, long most)
+{
+    long threads = 1;
+    for (long i = 0; i < all->waves * all->width; i++) {
+        const long pay = threads_of(&all->jobs[i], all->width, most);
+        threads = pay > threads ? pay : threads;
+    }
+    return threads;
+}
+
+/* The most that a job needs, for each of the threads that have matrices of their own. */
+static long bytes_for(const Jobs *all, long team)
+{
+    long bytes = 0;
+    for (long i = 0; i < all->waves * all->width; i++) {
+        const Job *job = all->jobs + i;
+        const Variant *variant = variant_of(all->variant, job);
+        const Plan plan = plan_of(job, variant->lanes, variant->width, team);
+        const long copies = job->G < plan.threads ? 1 : plan.threads;
+        const long needed = plan.bytes > MUCH / copies ? MUCH : copies * plan.bytes;
+        bytes = needed > bytes ? needed : bytes;
+    }
+    return bytes;
+}
+
+/* Claims for the blocks of each wave, behind the counters. */
+static void hand_out_claims(Jobs *all, long *claims, long each)
+{
+    for (long i = 0; i < all->waves * all->width; i++)
+        all->jobs[i].claims = all->width > 1 ? claims + i / all->width * each : NULL;
+}
+
+static long claims_of(const Jobs *all, long team)
+{
+    const Job *job = all->jobs;
+    const Variant *variant = variant_of(all->variant, job);
+    const Plan plan = plan_of(job, variant->lanes, variant->width, team);
+    const long rows = job->packed ? job->steps : job->steps * job->B;
+    return all->width > 1 && is_backward(job) ? (rows / plan.rows + 1) * team : 0;
+}
+
+long run_jobs(int variant, Job *jobs, long waves, long width, long most)
+{
+    Jobs all = {variant, jobs, waves, width, 1, 0, NULL, NULL};
+    const long threads = threads_for(&all, most);
+    all.sides = threads > 1 ? width : 1;
+    const long team = threads / all.sides > 0 ? threads / all.sides : 1, claims = claims_of(&all, team);
+    all.each = bytes_for(&all, team);
+    if (all.each >= MUCH || posix_memalign((void **)&all.memory, 64, all.sides * all.each))
+        return all.sides * all.each;
+    all.counters = calloc(APART * (2 + threads) + waves * claims, sizeof(long));
+    if (all.counters) {
+        hand_out_claims(&all, all.counters + APART * (2 + threads), claims);
+        if (threads == 1)
+            run_thread(&all, 0, 1);
+        else
+#pragma omp parallel num_threads(threads)
+            run_thread(&all, omp_get_thread_num(), omp_get_num_threads());
+    }
+    free(all.memory);
+    free(all.counters);
+    return all.counters ? 0 : all.each;
+}

@@ -1,0 +1,437 @@
+/* From a network's tensors to the jobs of its layers, and back. L layers, D directions; what layer l reads is
+ * what layer l - 1 wrote, directions side by side.
+ */
+#include "network.h"
+#include <stdlib.h>
+#include "layer.h"
+
+typedef struct {
+    const How *how;
+    long L, each;      /* layers; weights of a direction */
+    Job like;          /* what all jobs have in common */
+    Tensor x, hx;      /* data NULL where there is none */
+    Tensor *weights;   /* L * D * each */
+    Tensor *states;    /* of each layer */
+    Job *jobs;
+    void *nothing;     /* zeros, a row of them */
+} Network;
+
+static void forget(Network *net)
+{
+    free(net->like.sizes), free(net->weights), free(net->states), free(net->jobs), free(net->nothing);
+}
+
+/* Room for the parts; 0 with an exception set. */
+static int begin(Network *net, const How *how, long weights)
+{
+    *net = (Network){how, 0, how->bias ? 4 : 2};
+    net->L = weights / (how->D * net->each);
+    net->weights = calloc(weights + 1, sizeof(Tensor));
+    net->states = calloc(net->L + 1, sizeof(Tensor));
+    net->jobs = calloc(net->L * how->D + 1, sizeof(Job));
+    net->nothing = calloc(how->H, sizeof(double));
+    if (!net->weights || !net->states || !net->jobs || !net->nothing)
+        return RAISE(MemoryError, "%ld layers", net->L);
+    net->like = (Job){.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H};
+    return 1;
+}
+
+static int is_shape(const Tensor *x, long dims, long a, long b, long c)
+{
+    const long want[] = {a, b, c};
+    int fits = x->dims == dims;
+    for (long i = 0; fits && i < dims; i++)
+        fits = x->size[i] == want[i];
+    return fits;
+}
+
+/* A tensor of the network's type, or none where None is allowed. */
+static int see_alike(const Network *net, Tensor *x, PyObject *from, int optional)
+{
+    *x = (Tensor){0};
+    return from == Py_None ? optional : see(x, from) && x->type == net->like.type;
+}
+
+/* Of a step, a row and a column; of one sequence, or of packed rows, the rows have no axis of their own. */
+static View rows_view(const Network *net, const Tensor *x, int swapped)
+{
+    if (!x->data)
+        return (View){0};
+    if (x->dims == 2)
+        return view_of(x, -1, 0, net->like.packed ? 0 : -1, 1);
+    return view_of(x, -1, swapped, !swapped, 2);
+}
+
+static View columns_from(View x, long column)
+{
+    x.data += x.data ? column * x.column : 0;
+    return x;
+}
+
+static View state_view(const Network *net, const Tensor *x, long index)
+{
+    if (!x->data)
+        return (View){0};
+    View view = view_of(x, -1, -1, x->dims == 3 ? 1 : -1, x->dims - 1);
+    view.data += index * x->stride[0] * WIDTH[x->type];
+    return view;
+}
+
+static View weight_view(const Tensor *w)
+{
+    if (!w->data)
+        return (View){0};
+    return w->dims == 1 ? view_of(w, -1, -1, -1, 0) : view_of(w, -1, -1, 0, 1);
+}
+
+/* T, B and the rows, from the shape of an input or of states; 0 where it isn't one. */
+static int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes)
+{
+    Job *job = &net->like;
+    job->type = x->type;
+    if (!take_sizes(job, batch_sizes)) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (job->packed) {
+        job->steps = x->size[0], job->B = job->T ? job->sizes[0] : 0;
+        return x->dims == 2 && job->B > 0 && sizes_fit(job);
+    }
+    job->T = job->steps = x->dims == 3 ? x->size[swapped] : x->size[0];
+    job->B = x->dims == 3 ? x->size[!swapped] : 1;
+    return x->dims == 2 || x->dims == 3;
+}
+
+static long sum_of_rows(const Job *job) { return job->packed ? job->steps : job->T * job->B; }
+static long inputs_of(const Network *net, long layer, long I) { return layer ? net->how->D * net->how->H : I; }
+
+static int see_weights(Network *net, PyObject *weights, long I, int optional)
+{
+    const long H = net->how->H, count = PyTuple_Size(weights);
+    for (long i = 0; i < count; i++) {
+        Tensor *w = &net->weights[i];
+        const long part = i % net->each, layer = i / (net->each * net->how->D);
+        if (!see_alike(net, w, PyTuple_GetItem(weights, i), optional))
+            return 0;
+        if (w->data && (part < 2 ? !is_shape(w, 2, H, part ? H : inputs_of(net, layer, I), 0) : !is_shape(w, 1, H, 0, 0)))
+            return 0;
+    }
+    return 1;
+}
+
+static int see_hx(Network *net, Tensor *hx, PyObject *from)
+{
+    const long LD = net->L * net->how->D;
+    if (!see_alike(net, hx, from, 1))
+        return 0;
+    return !hx->data || (hx->dims == 2 ? net->like.B == 1 && is_shape(hx, 2, LD, net->how->H, 0)
+                                       : is_shape(hx, 3, LD, net->like.B, net->how->H));
+}
+
+static int lie(const View *w, const View *u)
+{
+    const long width = WIDTH[w->data ? w->type : u->type];
+    return (!w->data || (w->type <= DOUBLE && w->column == width)) && (!u->data || (u->type <= DOUBLE && u->column == width));
+}
+
+/* What forward and backward jobs of a layer and direction share: all but the results. */
+static void share_job(const Network *net, Job *job, long layer, long d, long I)
+{
+    const Tensor *weights = net->weights + (layer * net->how->D + d) * net->each;
+    *job = net->like;
+    job->I = inputs_of(net, layer, I), job->reverse = d;
+    job->u = weight_view(&weights[0]), job->w = weight_view(&weights[1]);
+    job->lies = lie(&job->w, &job->u);
+    job->x = layer ? rows_view(net, &net->states[layer - 1], 0) : rows_view(net, &net->x, net->how->batch_first);
+}
+
+static void forward_job(Network *net, long layer, long d, long I, const Tensor *h_n)
+{
+    const long index = layer * net->how->D + d;
+    Job *job = &net->jobs[index];
+    const Tensor *weights = net->weights + index * net->each;
+    share_job(net, job, layer, d, I);
+    job->u = transposed(job->u), job->w = transposed(job->w);
+    for (int i = 0; i < net->each - 2; i++)
+        job->bias[i] = weight_view(&weights[2 + i]);
+    job->y = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
+    job->start = state_view(net, &net->hx, index), job->end = state_view(net, h_n, index);
+}
+
+static int run_waves(Network *net, long most)
+{
+    long missing;
+    Py_BEGIN_ALLOW_THREADS
+    missing = run_jobs(net->how->variant, net->jobs, net->L, net->how->D, most);
+    Py_END_ALLOW_THREADS
+    return !missing || RAISE(MemoryError, "%ld bytes", missing);
+}
+
+/* New tensors shaped like an input, time first: the states of each layer that's kept and of the last. Without
+ * `keep`, layers before the last write to two in turn. */
+static PyObject *new_states(const Network *net, PyObject *input, int keep)
+{
+    long shape[3] = {net->like.T, net->like.B, net->how->D * net->how->H}, dims = net->x.dims;
+    if (dims == 2)
+        shape[0] = net->like.steps, shape[1] = shape[2];
+    PyObject *states = PyTuple_New(net->L);
+    for (long i = 0; states && i < net->L; i++) {
+        PyObject *made = !keep && i > 1 && i < net->L - 1 ? Py_NewRef(PyTuple_GetItem(states, i - 2))
+                                                          : new_floats(input, shape, dims);
+        if (!made || PyTuple_SetItem(states, i, made))
+            Py_CLEAR(states);
+    }
+    return states;
+}
+
+static PyObject *new_h_n(const Network *net, PyObject *input)
+{
+    const long shape[3] = {net->L * net->how->D, net->like.B, net->how->H}, one[2] = {shape[0], shape[2]};
+    return net->x.dims == 2 && !net->like.packed ? new_floats(input, one, 2) : new_floats(input, shape, 3);
+}
+
+static int see_states(Network *net, PyObject *states)
+{
+    const long DH = net->how->D * net->how->H, T = net->like.T, B = net->like.B;
+    for (long i = 0; i < net->L; i++) {
+        Tensor *h = &net->states[i];
+        if (!see_alike(net, h, PyTuple_GetItem(states, i), 0)
+            || !(h->dims == 2 ? is_shape(h, 2, sum_of_rows(&net->like), DH, 0) : is_shape(h, 3, T, B, DH)))
+            return 0;
+    }
+    return 1;
+}
+
+static PyObject *results(PyObject *states, PyObject *h_n, int keep)
+{
+    const long L = PyTuple_Size(states), count = keep ? L + 1 : 2;
+    PyObject *found = PyTuple_New(count);
+    if (!found)
+        return NULL;
+    PyTuple_SetItem(found, 0, Py_NewRef(PyTuple_GetItem(states, L - 1)));
+    PyTuple_SetItem(found, 1, Py_NewRef(h_n));
+    for (long i = 0; i < count - 2; i++)
+        PyTuple_SetItem(found, 2 + i, Py_NewRef(PyTuple_GetItem(states, i)));
+    return found;
+}
+
+/* A tensor once more, if it has kept its shape. */
+static int see_same(const Network *net, Tensor *x, PyObject *from)
+{
+    const Tensor before = *x;
+    return see_alike(net, x, from, 0) && is_shape(x, before.dims, before.size[0], before.size[1], before.size[2]);
+}
+
+/* Everything is read after the last Python code has run that could change it: that which made the results. */
+static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_sizes, PyObject *input,
+                             PyObject *hx, PyObject *weights)
+{
+    PyObject *states = NULL, *h_n = NULL, *found = NULL;
+    Tensor last;
+    int fine = see(&net->x, input) && measure(net, &net->x, net->how->batch_first, batch_sizes);
+    if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_h_n(net, input))))
+        goto end;
+    fine = fine && see_same(net, &net->x, input);
+    const long I = fine ? net->x.size[net->x.dims - 1] : 0;
+    fine = fine && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states)
+        && see_hx(net, &last, h_n) && (!net->hx.data || net->hx.dims == last.dims);
+    if (!fine) {
+        found = Py_NewRef(Py_NotImplemented);
+        goto end;
+    }
+    for (long i = 0; i < net->L * net->how->D; i++)
+        forward_job(net, i / net->how->D, i % net->how->D, I, &last);
+    if (run_waves(net, most))
+        found = results(states, h_n, keep);
+end:
+    Py_XDECREF(states);
+    Py_XDECREF(h_n);
+    return found;
+}
+
+PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, PyObject *input, PyObject *hx,
+                  PyObject *weights)
+{
+    Network net;
+    PyObject *found = NULL;
+    if (begin(&net, how, PyTuple_Size(weights)))
+        found = run_forward(&net, most, keep, batch_sizes, input, hx, weights);
+    forget(&net);
+    return found;
+}
+
+/* The gradients that are wanted, as tensors, shaped like what they are of; None elsewhere. */
+static PyObject *new_gradients(const Network *net, PyObject *like, PyObject *need, long I)
+{
+    const Job *job = &net->like;
+    const long H = net->how->H, LD = net->L * net->how->D, dims = net->states[0].dims;
+    const int single = dims == 2 && !job->packed;
+    const long x[3] = {dims == 2 ? sum_of_rows(job) : job->T, dims == 2 ? I : job->B, I};
+    const long hx[3] = {LD, single ? H : job->B, H};
+    PyObject *made = PyTuple_New(PyTuple_Size(need));
+    for (long i = 0; made && i < PyTuple_Size(need); i++) {
+        const long part = (i - 2) % net->each, layer = (i - 2) / (net->each * net->how->D);
+        const long w[2] = {H, part == 1 ? H : inputs_of(net, layer, I)};
+        PyObject *each = PyTuple_GetItem(need, i) != Py_True ? Py_NewRef(Py_None)
+            : i == 0 ? new_floats(like, x, dims)
+            : i == 1 ? new_floats(like, hx, single ? 2 : 3)
+                     : new_floats(like, w, part < 2 ? 2 : 1);
+        if (!each || PyTuple_SetItem(made, i, each))
+            Py_CLEAR(made);
+    }
+    return made;
+}
+
+static View zeros(const Network *net)
+{
+    const long type = net->like.type;
+    return (View){net->nothing, type, 0, 0, 0, WIDTH[type]};
+}
+
+static void backward_job(Network *net, Job *job, long layer, long d, long I, View c, const Tensor *c_last, View dx,
+                         const Tensor *dhx, const Tensor *dw)
+{
+    const long index = layer * net->how->D + d, first = index * net->each;
+    share_job(net, job, layer, d, I);
+    job->kind = net->how->kind + TANH_SLOPE, job->reverse = !d;
+    job->z = c.data ? columns_from(c, d * net->how->H) : zeros(net);
+    job->h = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
+    job->start = state_view(net, c_last, index), job->end = state_view(net, dhx, index);
+    job->h0 = net->hx.data ? state_view(net, &net->hx, index) : zeros(net);
+    job->dx = dx;
+    job->u.data = dx.data ? job->u.data : NULL;
+    job->du = weight_view(&dw[first]), job->dw = weight_view(&dw[first + 1]);
+    for (int i = 0; i < net->each - 2; i++)
+        job->db[i] = weight_view(&dw[first + 2 + i]);
+}
+
+/* The gradient of a layer's states, in memory of its own. */
+static View between(const Network *net, char *memory)
+{
+    const long width = WIDTH[net->like.type], row = net->how->D * net->how->H * width;
+    return (View){memory, net->like.type, 0, net->like.packed ? row : net->like.B * row, row, width};
+}
+
+/* The lowest layer that something wants a gradient of. */
+static long lowest(const Network *net, PyObject *need)
+{
+    const long each = net->each * net->how->D, count = PyTuple_Size(need);
+    if (PyTuple_GetItem(need, 0) == Py_True || PyTuple_GetItem(need, 1) == Py_True)
+        return 0;
+    for (long i = 2; i < count; i++)
+        if (PyTuple_GetItem(need, i) == Py_True)
+            return (i - 2) / each;
+    return net->L;
+}
+
+/* Jobs from the last layer down to the lowest. */
+static int run_backward(Network *net, long most, long I, long low, const Tensor *c, const Tensor *c_last,
+                        const Tensor *gradients)
+{
+    const long rows = sum_of_rows(&net->like), D = net->how->D, waves = net->L - low;
+    const long bytes = rows * D * net->how->H * WIDTH[net->like.type];
+    char *memory[2] = {NULL, NULL};
+    long missing = 0;
+    for (long i = 0; i < 2 && i < waves - 1; i++)
+        if (!(memory[i] = malloc(bytes)))
+            missing = bytes;
+    for (long wave = 0; wave < waves && !missing; wave++)
+        for (long d = 0; d < D; d++) {
+            const long layer = net->L - 1 - wave;
+            const View above = wave ? between(net, memory[(wave - 1) % 2]) : rows_view(net, c, net->how->batch_first);
+            const View below = layer > low ? between(net, memory[wave % 2])
+                : layer ? (View){0} : rows_view(net, &gradients[0], 0);
+            backward_job(net, &net->jobs[wave * D + d], layer, d, I, above, c_last, below, &gradients[1], gradients + 2);
+        }
+    Py_BEGIN_ALLOW_THREADS
+    missing = missing ? missing : run_jobs(net->how->variant, net->jobs, waves, D, most);
+    Py_END_ALLOW_THREADS
+    free(memory[0]), free(memory[1]);
+    return !missing || RAISE(MemoryError, "%ld bytes", missing);
+}
+
+static int see_gradients(Network *net, Tensor *to, PyObject *gradients)
+{
+    for (long i = 0; i < PyTuple_Size(gradients); i++)
+        if (!see_alike(net, &to[i], PyTuple_GetItem(gradients, i), 1))
+            return 0;
+    return 1;
+}
+
+static int is_like_output(const Network *net, const Tensor *c)
+{
+    const long DH = net->how->D * net->how->H, T = net->like.T, B = net->like.B;
+    const int swapped = net->how->batch_first;
+    return !c->data || (c->dims == 2 ? net->states[0].dims == 2 && is_shape(c, 2, sum_of_rows(&net->like), DH, 0)
+                                     : is_shape(c, 3, swapped ? B : T, swapped ? T : B, DH));
+}
+
+/* An input of the same steps and rows as the states, or none. */
+static int is_like_input(const Network *net)
+{
+    const Tensor *x = &net->x, *h = &net->states[net->L - 1];
+    const int swapped = x->dims == 3 && net->how->batch_first;
+    return !x->data || (x->dims == h->dims && x->size[swapped] == h->size[0] && (x->dims == 2 || x->size[!swapped] == h->size[1]));
+}
+
+static long input_size(const Network *net)
+{
+    const Tensor *w = &net->weights[0];
+    return net->x.data ? net->x.size[net->x.dims - 1] : w->data && w->dims == 2 ? w->size[1] : 1;
+}
+
+/* Whether every tensor that a wanted gradient needs is there. */
+static int is_enough(const Network *net, const Tensor *gradients, long low)
+{
+    const long D = net->how->D, each = net->each;
+    for (long i = 0; i < net->L * D; i++) {
+        const Tensor *w = net->weights + i * each, *dw = gradients + 2 + i * each;
+        const long layer = i / D;
+        const int below = layer > low || (layer == 0 && gradients[0].data);
+        if (layer < low)
+            continue;
+        if ((below && !w[0].data) || (!w[1].data && (net->like.T > 1 || gradients[1].data))
+            || (dw[0].data && layer == 0 && !net->x.data))
+            return 0;
+    }
+    return 1;
+}
+
+static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_sizes, PyObject *input,
+                         PyObject *hx, PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last,
+                         PyObject *need)
+{
+    Tensor *last = &net->states[net->L - 1], above, above_last;
+    PyObject *like = PyTuple_GetItem(states, net->L - 1), *gradients = NULL, *found = NULL;
+    const long low = lowest(net, need);
+    long I = 1;
+    int fine = see(last, like) && measure(net, last, 0, batch_sizes) && see_alike(net, &net->x, input, 1)
+        && see_alike(net, &net->weights[0], PyTuple_GetItem(weights, 0), 1);
+    net->states[0] = *last;
+    I = fine ? input_size(net) : 1;
+    if (fine && !(gradients = new_gradients(net, like, need, I)))
+        return NULL;
+    fine = fine && see_same(net, last, like) && see_states(net, states) && see_alike(net, &net->x, input, 1)
+        && is_like_input(net) && input_size(net) == I && see_weights(net, weights, I, 1)
+        && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1) && is_like_output(net, &above)
+        && see_hx(net, &above_last, c_last) && see_gradients(net, to, gradients) && is_enough(net, to, low);
+    if (!fine)
+        found = Py_NewRef(Py_NotImplemented);
+    else if (run_backward(net, most, I, low, &above, &above_last, to))
+        found = Py_NewRef(gradients);
+    Py_XDECREF(gradients);
+    return found;
+}
+
+PyObject *network_vjp(const How *how, long most, PyObject *batch_sizes, PyObject *input, PyObject *hx,
+                      PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last, PyObject *need)
+{
+    Network net;
+    PyObject *found = NULL;
+    Tensor *to = calloc(PyTuple_Size(need), sizeof(Tensor));
+    if (begin(&net, how, PyTuple_Size(weights)) && (to || RAISE(MemoryError, "gradients")))
+        found = run_vjp(&net, to, most, batch_sizes, input, hx, weights, states, c, c_last, need);
+    forget(&net);
+    free(to);
+    return found;
+}

@@ -1,0 +1,19 @@
+/* What differs from variant to variant, undone. No header guard: it is read after each. */
+#undef SINGLE
+#undef NAME
+#undef REAL
+#undef INT
+#undef LANES
+#undef SMALLER
+#undef FIRST
+#undef LOAD_FIRST
+#undef STORE_FIRST
+#undef LOAD_HALF
+#undef STORE_HALF
+#undef OWN
+#undef INLINE
+#undef vec
+#undef loose
+#undef bits
+#undef shorts
+#undef EACH_ROW
