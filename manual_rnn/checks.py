@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .private import any_autocast
+
 __all__ = [
     "check_attributes",
     "check_batch_sizes",
@@ -173,7 +175,7 @@ def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
         dtype = self._flat_weights[0].dtype
     else:
         dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
-    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+    if input.dtype != dtype and not any_autocast():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"

@@ -141,6 +141,7 @@ class Layer(Rule):
         ctx.options, ctx.B, ctx.leaves = (batch_sizes, *options), h0.size(0), None
         ctx.set_materialize_grads(False)
         kept = dispatch.sibling(states)
+        ctx.has_sibling = kept is not None
         ctx.save_for_backward(states if kept is None else kept, x, h0, w_ih, w_hh)
         ctx.save_for_forward(states, x, h0, w_ih, w_hh)
         return (states, last) if kept is None else (states, last, kept)
@@ -180,7 +181,7 @@ class Layer(Rule):
         dbias_ih: Tensor | None,
         dbias_hh: Tensor | None,
         *_: None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         h, x, h0, w_ih, w_hh = ctx.saved_tensors
         batch_sizes, _, reverse, _ = ctx.options
         dz = torch.zeros_like(h)
@@ -191,7 +192,8 @@ class Layer(Rule):
         for dbias in (dbias_ih, dbias_hh):
             dz = dz if dbias is None else dz + dbias
         tangent = jvp_of_states(dz, dh0, dw_hh, h, h0, w_hh, *ctx.options)
-        return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
+        last = Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
+        return (tangent, last, tangent.clone()) if ctx.has_sibling else (tangent, last)
 
 
 class PlainLayer(Layer):
