@@ -63,7 +63,7 @@ class Layer(Rule):
         reverse: bool,
         kernel: str,
     ) -> tuple[Tensor, Tensor]:
-        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes=batch_sizes)
         if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
@@ -237,7 +237,10 @@ def _as_view(x: Tensor) -> Tensor:
 def _saved(ctx: Any) -> list[Tensor]:
     """What a layer's backward works with: numbers, or where it is itself to be differentiated, leaves."""
     saved = list(ctx.saved_tensors)
-    if ctx.leaves is None or not torch.is_grad_enabled():
+    if ctx.leaves is None:
+        return saved
+    kernels.check_memory(*saved[1:4])  # the others are the recurrence's to read
+    if not torch.is_grad_enabled():
         return saved
     for place, kept in enumerate(ctx.leaves, start=1):
         if kept is None:

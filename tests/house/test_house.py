@@ -36,7 +36,7 @@ HOUSE = {
     "onnx": "recurrence kernels.phi",
     "recurrence": "recurrence kernels checks private",
     "kernels": "kernels",
-    "checks": "private",
+    "checks": "private kernels.contract",
     "private": "",
     "convert": "checks parameters",
     "functional": "",  # stands alone, to be read alone
