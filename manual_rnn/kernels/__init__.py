@@ -41,21 +41,13 @@ def choose(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None
     Raises:
         RuntimeError: if the one asked for can't, with its reason; if a tensor's storage ends before it does.
     """
-    able = _able(name, *tensors)
-    check_memory(*tensors, batch_sizes)
-    return able
-
-
-def _able(name: str, *tensors: Tensor | None) -> Any:
-    if name != DEFAULT:
-        reason = KERNELS[name].why_not(*tensors)
-        if reason is not None:
-            raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
-        return KERNELS[name]
-    for kernel in KERNELS.values():
-        if kernel.why_not(*tensors) is None:
+    reason = None
+    for kernel in KERNELS.values() if name == DEFAULT else (KERNELS[name],):
+        reason = kernel.why_not(*tensors)
+        if reason is None:
+            check_memory(tensors if batch_sizes is None else (*tensors, batch_sizes))
             return kernel
-    raise AssertionError("unreachable: the reference takes any tensor")
+    raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
 
 
 def reasons(*tensors: Tensor | None) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ one more axis `G` in front of all or of none. `phi` is a key of `phi.PHI`; `reve
 What comes back is new, contiguous memory.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -64,16 +65,15 @@ def why_foreign(x: Tensor) -> str | None:
     return None
 
 
-def check_memory(*tensors: Tensor | None) -> None:
-    """Each tensor ends within its storage, which may have been resized since; a kernel reads what lies there
-    unasked. For a tenth of a microsecond or two each, since every call pays it.
+def check_memory(tensors: Sequence[Tensor | None]) -> None:
+    """Each tensor ends within its storage, which may have been resized since: a kernel reads what lies there
+    unasked. Every call pays for it, a fifth of a microsecond each.
 
     Raises:
-        RuntimeError: in PyTorch's own words, which it says as soon as a view is made of such a tensor.
+        RuntimeError: in the words that PyTorch has as soon as a view is made of such a tensor.
     """
     for x in tensors:
-        if x is None:
-            continue
-        room, offset = x.untyped_storage().nbytes() - x.nbytes, x.storage_offset()
-        if room < 0 or (offset and room < offset * x.itemsize):
-            x.as_strided(x.shape, x.stride())
+        if x is not None:
+            room = x.untyped_storage().nbytes() - x.nbytes
+            if room < 0 or ((offset := x.storage_offset()) and room < offset * x.itemsize):
+                x.as_strided(x.shape, x.stride())

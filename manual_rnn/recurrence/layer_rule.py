@@ -239,7 +239,7 @@ def _saved(ctx: Any) -> list[Tensor]:
     saved = list(ctx.saved_tensors)
     if ctx.leaves is None:
         return saved
-    kernels.check_memory(*saved[1:4])  # the others are the recurrence's to read
+    kernels.check_memory(saved[1:4])  # the others are the recurrence's to read
     if not torch.is_grad_enabled():
         return saved
     for place, kept in enumerate(ctx.leaves, start=1):
