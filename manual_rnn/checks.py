@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .kernels.contract import check_memory
+from .private import any_autocast
+
 __all__ = [
     "check_attributes",
     "check_batch_sizes",
@@ -173,7 +176,7 @@ def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
         dtype = self._flat_weights[0].dtype
     else:
         dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
-    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+    if input.dtype != dtype and not any_autocast():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -201,6 +204,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
         raise RuntimeError(f"Expected batch_sizes of dtype torch.int64, got {batch_sizes.dtype}")
     if torch.compiler.is_compiling():  # a graph in the making has no values to look at
         return
+    check_memory([batch_sizes])
     sizes = batch_sizes.tolist()
     falling = all(n >= m for n, m in zip(sizes, [*sizes[1:], 0], strict=False))
     if not falling or sum(sizes) != rows:

@@ -24,6 +24,7 @@ from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
+from .private import any_autocast, torchscript, transformed
 from .recurrence import (
     OwnStep,
     Phi,
@@ -35,8 +36,6 @@ from .recurrence import (
     run_layer_per_sample,
     run_layers,
     run_network,
-    torchscript,
-    transformed,
 )
 from .sequences import Sequences, plan
 
@@ -261,7 +260,7 @@ torch.serialization.add_safe_globals([ManualRNN])
 
 def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
     """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does."""
-    if not torch._C._is_any_autocast_enabled():
+    if not any_autocast():
         return input, hx, weights
     kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

@@ -67,7 +67,8 @@ class RNNBase(nn.RNNBase):
     _assigned = cast(Any, None)  # by `_flat_weights = ...`: those, and the module's own at the time
     if not TYPE_CHECKING:  # mypy finds attributes set only where this is a method
         __setattr__ = nn.Module.__setattr__
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+    if hasattr(nn.Module, "_replicate_for_data_parallel"):
+        _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
     @checks.refuses_projection
     def __init__(

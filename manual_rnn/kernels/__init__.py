@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import native, reference, torch_loop, vendor  # as statements, which torch.package follows
+from .contract import check_memory
 from .request import DEFAULT, KernelName, asked, use_kernel
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "REFERENCE",
     "KernelName",
     "asked",
+    "check_memory",
     "choose",
     "reasons",
     "use_kernel",
@@ -33,21 +35,19 @@ KERNELS: dict[str, Any] = {  # by name what `contract.Kernel` describes, the fas
 }
 
 
-def choose(name: str, *tensors: Tensor | None) -> Any:
+def choose(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None) -> Any:
     """The kernel that computes with these tensors: the one asked for, or the fastest that can.
 
     Raises:
-        RuntimeError: if the one asked for can't, with its reason.
+        RuntimeError: if the one asked for can't, with its reason; if a tensor's storage ends before it does.
     """
-    if name != DEFAULT:
-        reason = KERNELS[name].why_not(*tensors)
-        if reason is not None:
-            raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
-        return KERNELS[name]
-    for kernel in KERNELS.values():
-        if kernel.why_not(*tensors) is None:
+    reason = None
+    for kernel in KERNELS.values() if name == DEFAULT else (KERNELS[name],):
+        reason = kernel.why_not(*tensors)
+        if reason is None:
+            check_memory(tensors if batch_sizes is None else (*tensors, batch_sizes))
             return kernel
-    raise AssertionError("unreachable: the reference takes any tensor")
+    raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
 
 
 def reasons(*tensors: Tensor | None) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from .torch_loop import elman, linear_recurrence
 
 __all__ = ["cudnn_backward", "cudnn_forward", "elman", "linear_recurrence", "network", "why_not"]
 
-RUN = {"tanh": torch._VF.rnn_tanh, "relu": torch._VF.rnn_relu}  # type: ignore[attr-defined]
+RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 CUDNN_MODE = {"relu": 0, "tanh": 1}
 CUDNN_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
@@ -31,6 +31,8 @@ def why_not(*tensors: Tensor | None) -> str | None:
             continue
         if reason := why_foreign(x):
             return reason
+        if x.is_cuda and not hasattr(torch.ops.aten, "_cudnn_rnn"):
+            return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
         if x.is_cuda and not (torch.backends.cudnn.is_acceptable(x) and x.dtype in CUDNN_DTYPES):
             return f"expected cuDNN to take {x.dtype} on {x.device}"
         if not (x.is_cuda or x.is_cpu):

@@ -7,30 +7,36 @@ r"""The one question: operator, autograd node or kernel?
 
 Every rule has these four, and each of its calls asks `way`. On the machine of the README an op costs 20 us,
 the question 1 to 2.
-
-Every private name of torch that this package uses stands here (tests/house has the list of the few that
-can't), with the versions it was tried on. In another version that lacks one, importing the package says so.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._profiler import _RecordFunctionFast  # the one event with shapes (torch 2.11 to 2.15)
-from torch._functorch import config
-from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.profiler import record_function
-from torch.utils._device import DeviceContext
 
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
 from ..kernels.native import numbers
+from ..private import (
+    LACKING,
+    Function,
+    below_this_level,
+    copy_on_write,
+    event,
+    exports_with_numbers,
+    in_forward_mode,
+    is_wrapper,
+    keys_of,
+    modes,
+    nobody_looks_on,
+    profiling,
+    single_level,
+)
 from . import flops
 
 __all__ = [
@@ -40,34 +46,17 @@ __all__ = [
     "copy_on_write",
     "multiplied",
     "nestable",
+    "node_at_this_level",
     "op",
     "plain",
     "profiling",
     "sibling",
-    "single_level",
     "surely_zero",
-    "torchscript",
-    "transformed",
     "unhooked",
     "wants_gradient",
     "way",
     "without_derivative",
 ]
-
-# The base of `autograd.Function` without what hands a Function to functorch (torch 2.11 to 2.15): these
-# rules are always at one level, below the operator whose Autograd key they are. `Function` itself raises
-# there since 2.14, and its Python `apply` binds a signature at every call, for 40 us.
-Function: Any = _SingleLevelFunction
-# Of the one transform that the dispatcher is at (torch 2.11 to 2.15).
-single_level = enable_single_level_autograd_function
-
-# What `torch.jit.trace` and the ONNX exporter built on it are tracing, or None (torch 2.11 to 2.15).
-torchscript = torch._C._get_tracing_state
-# Whether `vmap`, `grad` or another of `torch.func` is at work (torch 2.11 to 2.15).
-transformed = torch._C._are_functorch_transforms_active
-
-# Whether a profiler is at work (torch 2.11 to 2.15).
-profiling = torch.autograd._profiler_enabled
 
 Way = Callable[..., Any]
 
@@ -99,8 +88,8 @@ def op(name: str) -> Way:
 
 def seen(name: str) -> Way:
     """The operator of a rule, once the modes that will see it know its cost."""
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
-        flops.tell(map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack())))
+    if not torch.compiler.is_compiling() and (looking := modes()):
+        flops.tell(looking)
     return op(name)
 
 
@@ -143,7 +132,7 @@ def multiplied(x: Tensor, w: Tensor, batch_sizes: Tensor | None = None, from_zer
     if from_zero and x.numel():
         unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
     rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
-    with _RecordFunctionFast("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
+    with event("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
         pass
 
 
@@ -153,7 +142,7 @@ def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
     Raises:
         RuntimeError: if another kernel was asked for, with its reason.
     """
-    if kernel == REFERENCE or (kernel == DEFAULT and _runs_while_exporting()):
+    if kernel == REFERENCE or (kernel == DEFAULT and exports_with_numbers()):
         return True
     for x in tensors:
         if x is not None and (reason := why_foreign(x)):
@@ -161,12 +150,6 @@ def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
                 raise RuntimeError(f"kernel {kernel!r} can't run here: {reason}")
             return True
     return False
-
-
-def _runs_while_exporting() -> bool:
-    """Whether `torch.export.draft_export` is at work, which calls operators with numbers too, and takes an
-    absent `Tensor?` for one that was written to (torch 2.11 to 2.15)."""
-    return torch.compiler.is_exporting() and config.fake_tensor_propagate_real_tensors
 
 
 def surely_zero(size: int) -> bool:
@@ -178,27 +161,13 @@ def surely_zero(size: int) -> bool:
     return guard_or_false(size == 0)
 
 
-_keys = torch._C._dispatch_keys  # what a tensor asks the dispatcher for (torch 2.11 to 2.15)
-_plain_keys: dict[str, frozenset[int]] = {}
+_plain_keys: dict[str, frozenset[Any]] = {}
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether eager numbers are all there is to these tensors (gradients may still be wanted).
-
-    No transform, mode, tracer or forward-mode level is in force (torch 2.11 to 2.15). Modes of
-    `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only the
-    default device, which is one, doesn't.
-    """
-    if (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state()
-        or forward_ad._current_level >= 0
-    ):
+    """Whether eager numbers are all there is to these tensors (gradients may still be wanted)."""
+    if not nobody_looks_on():
         return False
-    for place in range(torch._C._len_torch_function_stack()):
-        if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
-            return False
     if numbers(*tensors):  # the quick answer for most
         return True
     for x in tensors:
@@ -206,20 +175,39 @@ def plain(*tensors: Tensor | None) -> bool:
             continue
         kind = "cpu" if x.is_cpu else x.device.type
         known = _plain_keys.get(kind) or _learn_keys(kind)
-        if type(x) not in PLAIN_TYPES or _keys(x).raw_repr() not in known:
+        if type(x) not in PLAIN_TYPES or keys_of(x) not in known:
             return False
     return True
 
 
-def _learn_keys(kind: str) -> frozenset[int]:
+def _learn_keys(kind: str) -> frozenset[Any]:
     """The keys of a tensor of numbers on this kind of device: no wrapper of a transform, no pending
     conjugation or negation, nothing sparse, nothing without memory of its own."""
     found = []
     for inference in (False, True):
         with torch.inference_mode(inference):
-            found.append(_keys(torch.empty(0, device=kind)).raw_repr())
+            found.append(keys_of(torch.empty(0, device=kind)))
     _plain_keys[kind] = frozenset(found)
     return _plain_keys[kind]
+
+
+def node_at_this_level(rule: type[Rule], *args: Any) -> Any:
+    """A node for the one transform or trace that the dispatcher is at; by the reference, of PyTorch's own
+    operations, where this torch can't carry ours.
+
+    Raises:
+        RuntimeError: if another kernel was asked for there.
+    """
+    if not LACKING:
+        with single_level():
+            return rule.apply(*args)
+    kernel = args[-1]
+    if kernel not in (DEFAULT, REFERENCE):
+        raise RuntimeError(
+            f"kernel {kernel!r} can't run here: below a transform or a trace its derivatives need "
+            f"{', '.join(LACKING)}, which torch {torch.__version__} lacks"
+        )
+    return rule.by_reference(*args)
 
 
 def without_derivative(name: str, *tensors: Tensor | None) -> Way:
@@ -234,14 +222,6 @@ def without_derivative(name: str, *tensors: Tensor | None) -> Way:
     return below_autograd
 
 
-@contextmanager
-def below_this_level() -> Iterator[None]:
-    """For the forward of a rule: `apply` turns off all differentiation, but a transform around the present
-    one still wants its own."""
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
-        yield
-
-
 def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """A rule's `jvp` that another jvp around it can differentiate.
 
@@ -250,9 +230,9 @@ def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def differentiable(ctx: Any, *tangents: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
+        with in_forward_mode():
             saved = [x if x is None else forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
-            return jvp(SimpleNamespace(saved_tensors=saved, options=ctx.options), *tangents)
+            return jvp(SimpleNamespace(**vars(ctx), saved_tensors=saved), *tangents)
 
     return differentiable
 
@@ -266,21 +246,14 @@ def unhooked(x: Tensor) -> Tensor:
     return x.transpose_(0, 0)
 
 
-def copy_on_write(x: Tensor) -> Tensor:
-    """`x` for backward to keep while the user may write to `x`: copied only when either is written (torch
-    2.11 to 2.15)."""
-    return torch._lazy_clone(x)
-
-
 def sibling(x: Tensor) -> Tensor | None:
     """The same under a transform, which knows no such copy and makes it at once.
 
-    None where nobody can write in between: in a trace, which turns edits into operations, and in forward
-    mode.
+    None in a trace, which turns edits into operations.
     """
-    if type(x) not in PLAIN_TYPES or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+    if type(x) not in PLAIN_TYPES or modes():
         return None
-    if not torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not is_wrapper(x):
         return copy_on_write(x)
     with below_this_level():
         return x.clone()

@@ -63,7 +63,7 @@ class Layer(Rule):
         reverse: bool,
         kernel: str,
     ) -> tuple[Tensor, Tensor]:
-        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh)
+        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes=batch_sizes)
         if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
@@ -141,6 +141,7 @@ class Layer(Rule):
         ctx.options, ctx.B, ctx.leaves = (batch_sizes, *options), h0.size(0), None
         ctx.set_materialize_grads(False)
         kept = dispatch.sibling(states)
+        ctx.has_sibling = kept is not None
         ctx.save_for_backward(states if kept is None else kept, x, h0, w_ih, w_hh)
         ctx.save_for_forward(states, x, h0, w_ih, w_hh)
         return (states, last) if kept is None else (states, last, kept)
@@ -180,7 +181,7 @@ class Layer(Rule):
         dbias_ih: Tensor | None,
         dbias_hh: Tensor | None,
         *_: None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         h, x, h0, w_ih, w_hh = ctx.saved_tensors
         batch_sizes, _, reverse, _ = ctx.options
         dz = torch.zeros_like(h)
@@ -191,7 +192,8 @@ class Layer(Rule):
         for dbias in (dbias_ih, dbias_hh):
             dz = dz if dbias is None else dz + dbias
         tangent = jvp_of_states(dz, dh0, dw_hh, h, h0, w_hh, *ctx.options)
-        return tangent, Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
+        last = Walk(0, reverse, batch_sizes).last(tangent, h0.size(0)).clone()
+        return (tangent, last, tangent.clone()) if ctx.has_sibling else (tangent, last)
 
 
 class PlainLayer(Layer):
@@ -235,7 +237,10 @@ def _as_view(x: Tensor) -> Tensor:
 def _saved(ctx: Any) -> list[Tensor]:
     """What a layer's backward works with: numbers, or where it is itself to be differentiated, leaves."""
     saved = list(ctx.saved_tensors)
-    if ctx.leaves is None or not torch.is_grad_enabled():
+    if ctx.leaves is None:
+        return saved
+    kernels.check_memory(saved[1:4])  # the others are the recurrence's to read
+    if not torch.is_grad_enabled():
         return saved
     for place, kept in enumerate(ctx.leaves, start=1):
         if kept is None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.walk import Walk
-from .dispatch import NAMESPACE, RULES, Rule, op, single_level
+from .dispatch import NAMESPACE, RULES, Rule, node_at_this_level, op
 
 __all__ = [
     "check_layer",
@@ -46,8 +46,7 @@ def define(
     outputs = result.count("Tensor")
 
     def autograd(*args: Any) -> Any:
-        with single_level():
-            found = rule.apply(*args)
+        found = node_at_this_level(rule, *args)
         return found if outputs == 1 else found[:outputs]
 
     register: dict[str, tuple[Any, Callable[[Any], Any]]] = {

@@ -61,7 +61,8 @@ class Elman(Rule):
         operators.check_recurrence("elman", z, h0, w, batch_sizes)
         if dispatch.profiling():
             dispatch.multiplied(z, w)
-        return kernels.choose(kernel, z, h0, w).elman(z, h0, w, batch_sizes, phi, reverse)
+        able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes)
+        return able.elman(z, h0, w, batch_sizes, phi, reverse)
 
     run = compute
 
@@ -120,7 +121,8 @@ class LinearRecurrence(Rule):
         operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
         if dispatch.profiling():
             dispatch.multiplied(v, a, batch_sizes, from_zero=True)
-        return kernels.choose(kernel, v, h, a).linear_recurrence(v, h, a, batch_sizes, phi, reverse)
+        able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes)
+        return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 
     run = compute
 

@@ -30,13 +30,14 @@ HOUSE = {
     "explain": "module sequences recurrence kernels checks",
     "inspect": "tracing checks",
     "tracing": "module recurrence checks kernels.reference kernels.phi kernels.walk",
-    "module": "parameters sequences checks onnx convert recurrence kernels",
+    "module": "parameters sequences checks onnx convert recurrence kernels private",
     "parameters": "checks kernels.phi",
     "sequences": "checks parameters recurrence kernels.walk",
     "onnx": "recurrence kernels.phi",
-    "recurrence": "recurrence kernels checks",
+    "recurrence": "recurrence kernels checks private",
     "kernels": "kernels",
-    "checks": "",
+    "checks": "private kernels.contract",
+    "private": "",
     "convert": "checks parameters",
     "functional": "",  # stands alone, to be read alone
 }
@@ -54,18 +55,14 @@ STOREYS = {
     ],
     "kernels": ["__init__", "native vendor reference", "torch_loop", "contract request walk phi"],
 }
-# The inside of torch is asked in recurrence/dispatch.py, and there only, but for these.
-DISPATCH = PACKAGE / "recurrence" / "dispatch.py"
+# The inside of torch is asked in private.py, and there only, but for these.
+INSIDE = PACKAGE / "private.py"
 PRIVATE = {
     ("kernels/native.py", "torch._C._has_storage"): "a kernel imports nothing from recurrence",
-    ("checks.py", "torch._C._is_any_autocast_enabled"): "`torch.is_autocast_enabled` asks for one device",
-    ("module.py", "torch._C._is_any_autocast_enabled"): "the same, and asked first: mostly none is on",
     (
         "parameters.py",
         "torch.nn.Module._replicate_for_data_parallel",
     ): "that of `nn.RNNBase` copies its cache",
-    ("kernels/vendor.py", "torch._VF.rnn_tanh"): "what `nn.RNN.forward` calls, and has no public name",
-    ("kernels/vendor.py", "torch._VF.rnn_relu"): "the same",
     ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn"): "cuDNN's network; what `nn.RNN` calls on CUDA",
     ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn_backward"): "its derivative",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",
@@ -177,7 +174,7 @@ def test_the_checks_below_can_fail(tmp_path: Path) -> None:
         "torch.autograd.function._y",
         "_dynamo_disable",
     }
-    assert private_names(DISPATCH)
+    assert private_names(INSIDE)
 
 
 def test_every_file_has_a_place() -> None:
@@ -225,13 +222,13 @@ def test_no_circle() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in [*FILES, *TRAINING] if path != DISPATCH],
+    [path for path in [*FILES, *TRAINING] if path != INSIDE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_the_inside_of_torch_is_asked_in_one_file(path: Path) -> None:
     place = path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
     excepted = {name for file, name in PRIVATE if file == place}
-    assert private_names(path) - excepted == set(), "belongs into recurrence/dispatch.py"
+    assert private_names(path) - excepted == set(), "belongs into private.py"
     assert excepted - private_names(path) == set(), "an exception nobody needs any more"
 
 

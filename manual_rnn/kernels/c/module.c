@@ -25,8 +25,12 @@ enum {
 
 static long most_threads = 1; /* until the module is loaded */
 
-/* In a child made by fork the OpenMP threads are gone, and asking for them would hang. */
-static void note_fork(void) { most_threads = 1; }
+/* A child made by fork has none of OpenMP's threads, and asking for them would hang, in torch's products too.
+ * So they are sent home before, and both parent and child get new ones when they next want some. From within
+ * a parallel region they can't be sent, and the child goes on alone. */
+static int sent_home;
+static void before_fork(void) { sent_home = !omp_pause_resource_all(omp_pause_soft); }
+static void note_fork(void) { most_threads = sent_home ? most_threads : 1; }
 
 /* An int from `low` to `high`. */
 static int read_long(PyObject *from, const char *name, long low, long high, long *to)
@@ -334,6 +338,6 @@ PyMODINIT_FUNC PyInit__scan(void)
         Py_CLEAR(self);
     Py_XDECREF(names);
     most_threads = PER_CORE * (long)omp_get_num_procs();
-    pthread_atfork(NULL, NULL, note_fork);
+    pthread_atfork(before_fork, NULL, note_fork);
     return self;
 }

@@ -1,0 +1,163 @@
+r"""Every private name of torch that this package uses, and what serves where a torch lacks one.
+
+Tried on torch 2.11, 2.13, 2.14.1 and 2.15.0, which have them all. Without one nothing fails at import, and
+no number changes:
+
+    what tells who looks on        every call is taken for one that somebody sees: its operator, 20 us more
+    what carries a node of ours    under a transform or a trace the reference runs, by PyTorch's derivatives;
+                                   another kernel, if it was asked for, raises
+    a copy made when written to    a copy made at once
+    what a profiler is told        it is told nothing
+
+The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = [
+    "LACKING",
+    "Function",
+    "any_autocast",
+    "below_this_level",
+    "copy_on_write",
+    "event",
+    "exports_with_numbers",
+    "in_forward_mode",
+    "is_wrapper",
+    "keys_of",
+    "modes",
+    "nobody_looks_on",
+    "profiling",
+    "single_level",
+    "torchscript",
+    "transformed",
+]
+
+
+def find(module: str, name: str | None = None) -> Any:
+    """A module of torch or a name in it, or None where that is missing."""
+    try:
+        found = import_module(module)
+    except ImportError:
+        return None
+    return found if name is None else getattr(found, name, None)
+
+
+# What `torch.jit.trace` and the ONNX exporter built on it are tracing, or None.
+torchscript: Callable[[], Any] = find("torch._C", "_get_tracing_state") or (
+    lambda: torch.jit.is_tracing() or None
+)
+
+# Who looks on: a transform of torch.func, a mode, a level of forward mode.
+_transforms = find("torch._C", "_are_functorch_transforms_active")
+_mode_count = find("torch._C", "_len_torch_dispatch_stack")
+_mode_at = find("torch._C", "_get_dispatch_stack_at")
+_function_mode_count = find("torch._C", "_len_torch_function_stack")
+_function_mode_at = find("torch._C", "_get_function_stack_at")
+_can_tell = hasattr(forward_ad, "_current_level") and None not in (
+    _transforms, _mode_count, _function_mode_count, _function_mode_at,
+)  # fmt: skip
+transformed: Callable[[], bool] = _transforms or (lambda: False)
+_DeviceContext = find("torch.utils._device", "DeviceContext")
+
+
+def nobody_looks_on() -> bool:
+    """Whether no transform, mode, tracer or forward-mode level is in force.
+
+    Modes of `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only
+    the default device, which is one, doesn't.
+    """
+    if (
+        not _can_tell
+        or _transforms()
+        or _mode_count()
+        or torchscript()
+        or forward_ad._current_level >= 0
+    ):  # fmt: skip
+        return False
+    count = _function_mode_count()
+    return not count or all(type(_function_mode_at(place)) is _DeviceContext for place in range(count))
+
+
+def modes() -> list[Any]:
+    """The modes that see every operator."""
+    if _mode_count is None or _mode_at is None:
+        return []
+    return [_mode_at(place) for place in range(_mode_count())]
+
+
+_dispatch_keys = find("torch._C", "_dispatch_keys")
+_readable = hasattr(find("torch._C", "DispatchKeySet"), "raw_repr")
+
+
+def keys_of(x: Tensor) -> Any:
+    """What a tensor asks the dispatcher for, to be compared; without it, what equals nothing."""
+    return _dispatch_keys(x).raw_repr() if _dispatch_keys and _readable else object()
+
+
+is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch_wrapped_tensor") or (
+    lambda x: True
+)
+
+# The base of `autograd.Function` without what hands a Function to functorch: these rules are always at one
+# level, below the operator whose Autograd key they are. `Function` itself raises there since 2.14, and its
+# Python `apply` binds a signature at every call, for 40 us. `single_level` is of the one transform that the
+# dispatcher is at.
+_single_level_function = find("torch.autograd.function", "_SingleLevelFunction")
+single_level = find("torch._functorch.autograd_function", "enable_single_level_autograd_function")
+_forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+_below_autograd = find("torch._C", "_AutoDispatchBelowAutograd")
+LACKING = [  # of what a node of ours needs below a transform or a trace
+    name
+    for name, found in {
+        "torch.autograd.function._SingleLevelFunction": _single_level_function,
+        "torch._functorch.autograd_function.enable_single_level_autograd_function": single_level,
+        "torch.autograd.forward_ad._set_fwd_grad_enabled": _forward_mode,
+        "torch._C._AutoDispatchBelowAutograd": _below_autograd,
+    }.items()
+    if found is None
+]
+Function: Any = _single_level_function or torch.autograd.Function
+
+
+def in_forward_mode() -> Any:
+    """A block in which forward mode goes on, where PyTorch has turned it off."""
+    return _forward_mode(True)
+
+
+@contextmanager
+def below_this_level() -> Iterator[None]:
+    """For the forward of a rule: `apply` turns off all differentiation, but a transform around the present
+    one still wants its own."""
+    with torch.enable_grad(), in_forward_mode(), _below_autograd():
+        yield
+
+
+# `x` for backward to keep while the user may write to `x`: copied only when either is written.
+copy_on_write: Callable[[Tensor], Tensor] = find("torch", "_lazy_clone") or Tensor.clone
+
+# Whether a profiler is at work, and the one event that tells it of shapes.
+profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled") or (lambda: False)
+event: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast") or (lambda *_: nullcontext())
+
+# Whether autocast is on for any kind of device; PyTorch's public question is of one.
+any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") or (
+    lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
+)
+
+_functorch_config = find("torch._functorch.config")
+
+
+def exports_with_numbers() -> bool:
+    """Whether `torch.export.draft_export` is at work, which calls operators with numbers too, and takes an
+    absent `Tensor?` for one that was written to."""
+    return torch.compiler.is_exporting() and getattr(
+        _functorch_config, "fake_tensor_propagate_real_tensors", False
+    )
