@@ -137,8 +137,10 @@ class ManualRNN(RNNBase):
             run = run_layer_per_sample
         else:
             checks.check_tensors(self, output, hx, weights)
-        if run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes):
-            run = partial(run_network, bidirectional=self.bidirectional)
+        if run is run_layer and isinstance(phi, str) and (
+            kernel := chosen(output, hx, weights, batch_sizes)
+        ):
+            run = partial(run_network, kernel, bidirectional=self.bidirectional)
             if not (self.training and self.dropout):
                 return run(output, hx, weights, phi, batch_sizes)
         return run_layers(output, hx, weights, phi, batch_sizes, self.num_layers, run, self._drop)

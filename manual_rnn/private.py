@@ -7,6 +7,7 @@ no number changes:
     what carries a node of ours    under a transform or a trace the reference runs, by PyTorch's derivatives;
                                    another kernel, if it was asked for, raises
     a copy made when written to    a copy made at once
+    where memory is                C serves the recurrences alone, by addresses
     what a profiler is told        it is told nothing
 
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
@@ -27,8 +28,10 @@ __all__ = [
     "any_autocast",
     "below_this_level",
     "copy_on_write",
+    "data_address",
     "event",
     "exports_with_numbers",
+    "has_storage",
     "in_forward_mode",
     "is_wrapper",
     "keys_of",
@@ -142,6 +145,10 @@ def below_this_level() -> Iterator[None]:
 
 # `x` for backward to keep while the user may write to `x`: copied only when either is written.
 copy_on_write: Callable[[Tensor], Tensor] = find("torch", "_lazy_clone") or Tensor.clone
+
+# Where a tensor's memory is, without that copy; and whether it has any.
+data_address: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
+has_storage: Callable[[Tensor], bool] | None = find("torch._C", "_has_storage")
 
 # Whether a profiler is at work, and the one event that tells it of shapes.
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled") or (lambda: False)

@@ -1,8 +1,12 @@
-r"""The recurrences and the layer in C, on the CPU in float32: `c/`, compiled when the package is installed.
+r"""The recurrences and the whole network in C, on the CPU: `c/`, compiled when the package is installed.
 
     elman                h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
-    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh, with no z in memory
+    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh
+    network              layer after layer, in each direction, and its gradients
+
+In float32 and float64, and in bfloat16 and float16, which are reckoned with in float32. No z and no gradient
+of it is ever whole in memory.
 
 A wrong shape, batch size or alignment raises ValueError in C, before anything runs. Nothing is copied.
 
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..private import data_address, has_storage
 from .contract import PLAIN_TYPES, why_foreign
 from .phi import PHI
 from .walk import Walk
@@ -31,25 +36,34 @@ else:
     except ImportError as error:
         _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
-__all__ = ["compiled", "elman", "layer", "linear_recurrence", "numbers", "why_not"]
+__all__ = [
+    "compiled",
+    "elman",
+    "exchanges",
+    "layer",
+    "linear_recurrence",
+    "network",
+    "network_vjp",
+    "numbers",
+    "why_not",
+]
 
-# Weights read anew at every step, rather than once for all steps, pay as long as they stay in the first
-# cache, or in the second where a step has rows to share them. Measured with one and two threads: 1.2 times as
-# fast at (T, B, I, H) = (50, 1, 32, 64), 0.7 at (50, 1, 128, 128), 1.1 at (100, 32, 128, 128), 1.0 at
-# (100, 64, 256, 256).
-FEW_WEIGHTS, MANY_WEIGHTS, MANY_ROWS = 8192, 65536, 8
 LINEAR = len(PHI)  # in C the linear recurrences are numbered after the others
 _variant = min(_scan.variants.values()) if _scan else -1  # the widest vectors of this processor
-_float32, _strided = torch.float32, torch.strided
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as they are numbered in C
+_strided = torch.strided
 
 
 def _exchange() -> bool:
     """Whether C can read this torch's tensors."""
-    if _scan is None:
+    if _scan is None or data_address is None or has_storage is None:
         return False
     try:
         capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
-        _scan.exchange(capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, torch._C._has_storage)
+        _scan.exchange(
+            capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, has_storage, Tensor.untyped_storage,
+            torch.UntypedStorage.nbytes, Tensor.storage_offset, data_address, TYPES,
+        )  # fmt: skip
     except (AttributeError, TypeError, ValueError):
         return False
     return True
@@ -58,9 +72,15 @@ def _exchange() -> bool:
 _exchanges = _exchange()
 
 
+def exchanges() -> bool:
+    """Whether C reads torch's tensors, without which it offers no network."""
+    return _exchanges
+
+
 def numbers(*tensors: Tensor | None) -> bool:
-    """Whether each is None or exactly a Tensor or Parameter of float32 numbers in memory, on the CPU: no
-    wrapper of a transform, no pending negation. False where there's no quick telling, as of an empty one."""
+    """Whether each is None or exactly a Tensor or Parameter of numbers in memory, of one of C's types, on the
+    CPU: no wrapper of a transform, no pending negation. False where there's no quick telling, as of an empty
+    one."""
     return _exchanges and _scan.numbers(*tensors)
 
 
@@ -75,18 +95,21 @@ def why_not(*tensors: Tensor | None) -> str | None:
         return _not_compiled
     if _exchanges and _scan.numbers(*tensors):
         return None
+    dtypes = {x.dtype for x in tensors if x is not None}
     for x in tensors:
         if x is None:
             continue
-        if x.dtype is not _float32 or not x.is_cpu or type(x) not in PLAIN_TYPES or x.layout is not _strided:
+        if type(x) not in PLAIN_TYPES or x.layout is not _strided or x.dtype not in TYPES or not x.is_cpu:
             if reason := why_foreign(x):
                 return reason
-            if x.dtype is not _float32 or not x.is_cpu:
-                return f"expected float32 on the CPU, got {x.dtype} on {x.device}"
+            if x.dtype not in TYPES or not x.is_cpu:
+                return f"expected floating-point numbers on the CPU, got {x.dtype} on {x.device}"
+        if len(dtypes) > 1:
+            return f"expected tensors of one dtype, got {' and '.join(sorted(map(str, dtypes)))}"
         if x.is_neg():
             return "expected a tensor without a pending negation"
-        if x.data_ptr() % 4:
-            return "expected data aligned to 4 bytes"
+        if x.data_ptr() % x.itemsize:
+            return f"expected data aligned to {x.itemsize} bytes"
     return None
 
 
@@ -115,32 +138,62 @@ def layer(
 ) -> tuple[Tensor, Tensor] | None:
     r"""`x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`, `w_ih (H, I)`, `w_hh (H, H)`, biases `(H,)` or None.
 
-    Returns the states and the last of each sequence; None where a matrix product over all steps comes first
-    at less cost.
+    Returns the states and the last of each sequence; None where C can't read the tensors themselves.
     """
-    if w_ih.numel() + w_hh.numel() > (FEW_WEIGHTS if h0.size(0) < MANY_ROWS else MANY_WEIGHTS):
+    if not _exchanges:
         return None
-    if _exchanges:
-        how = _variant, PHI[phi].code, torch.get_num_threads(), reverse
-        found = _scan.layer(*how, batch_sizes, x, h0, w_ih, w_hh, bias_ih, bias_hh)
-        if found is not NotImplemented:
-            return found
-    biases: tuple[Any, ...] = (None,) * 6
-    if bias_ih is not None and bias_hh is not None:
-        biases = (
-            bias_ih.data_ptr(), bias_ih.stride(), bias_ih.shape,
-            bias_hh.data_ptr(), bias_hh.stride(), bias_hh.shape,
-        )  # fmt: skip
-    sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
-    states = x.new_empty(x.shape[:-1] + w_hh.shape[:1])
-    at, strides = states.data_ptr(), states.stride()
-    _scan.scan(
-        _variant, PHI[phi].code, torch.get_num_threads(), reverse, batch_sizes is not None, sizes, T,
-        at, strides, states.shape, h0.data_ptr(), h0.stride(), h0.shape,
-        w_hh.data_ptr(), w_hh.stride(), w_hh.shape, at, strides,
-        x.data_ptr(), x.stride(), x.shape, w_ih.data_ptr(), w_ih.stride(), w_ih.shape, *biases,
-    )  # fmt: skip
-    return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()
+    how = _variant, PHI[phi].code, torch.get_num_threads(), False, False, reverse
+    weights = (w_ih, w_hh) if bias_ih is None else (w_ih, w_hh, bias_ih, bias_hh)
+    bias = bias_ih is not None
+    found = _scan.network(*how, h0.size(1), bias, False, batch_sizes, x, h0.unsqueeze(0), weights)
+    return None if found is NotImplemented else (found[0], found[1].squeeze_(0))
+
+
+def network(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    phi: str,
+    batch_first: bool,
+    bidirectional: bool,
+    bias: bool,
+    hidden_size: int,
+    keep: bool,
+) -> Any:
+    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; `hx (L * D, B, H)` or None for zeros;
+    weights of layer after layer and direction after direction.
+
+    Returns the last layer's states `(T, B, D * H)` and `h_n`, with `keep` the states of the layers before
+    too; NotImplemented where a tensor isn't exactly as it should be, which the caller's checks then name.
+    """
+    how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
+    return _scan.network(*how, hidden_size, bias, keep, batch_sizes, x, hx, weights)
+
+
+def network_vjp(
+    need: tuple[bool, ...],
+    x: Tensor | None,
+    hx: Tensor | None,
+    weights: tuple[Tensor | None, ...],
+    states: tuple[Tensor, ...],
+    c: Tensor | None,
+    c_last: Tensor | None,
+    batch_sizes: Tensor | None,
+    phi: str,
+    batch_first: bool,
+    bidirectional: bool,
+    bias: bool,
+    hidden_size: int,
+) -> Any:
+    r"""Gradients of `x`, time-major, of `hx` and of each weight that `need` asks for, from those of the output
+    and of `h_n`, and the states of every layer; NotImplemented as above. Tensors that no gradient needs may be
+    None.
+    """
+    how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
+    return _scan.network_vjp(
+        *how, hidden_size, bias, need, batch_sizes, x, hx, weights, states, c, c_last
+    )
 
 
 def _scan_like(
@@ -154,7 +207,7 @@ def _scan_like(
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
     y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(
-        _variant, code, torch.get_num_threads(), reverse, batch_sizes is not None, sizes, T,
+        _variant, code, torch.get_num_threads(), reverse, TYPES.index(z.dtype), batch_sizes is not None, sizes, T,
         z.data_ptr(), z.stride(), z.shape, other.data_ptr(), other.stride(), other.shape,
         w.data_ptr(), w.stride(), w.shape, y.data_ptr(), y.stride(),
     )  # fmt: skip

@@ -13,6 +13,7 @@ PyTorch would record six nodes, each a few microseconds, and hold z in memory. T
 with the recurrences, so they have derivatives of any order. Letters and shapes: `kernels/contract.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from ..kernels.phi import PHI
 from ..kernels.walk import Walk
 from . import dispatch, operators
 from .dispatch import Rule
+from .keeping import as_view, keep, kept
 from .rules import jvp_of_states, linear_recurrence, sum_of_products, times
 
-__all__ = ["layer", "project"]
+__all__ = ["gradients", "layer", "project"]
 
 
 def layer(
@@ -120,7 +122,7 @@ class Layer(Rule):
         batch_sizes: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
-        x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
+        x, h0, w_ih, w_hh = map(as_view, (x, h0, w_ih, w_hh))
         states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
         return dispatch.unhooked(states), last
 
@@ -150,25 +152,14 @@ class Layer(Rule):
     def backward(
         ctx: Any, c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        h, x, h0, w_ih, w_hh = _saved(ctx)
-        batch_sizes, phi, reverse, kernel = ctx.options
-        need_x, need_h0, need_ih, need_hh, need_bias_ih, need_bias_hh = ctx.needs_input_grad[:6]
-        walk = Walk(0, reverse, batch_sizes)
-        c = _total_cotangent(c, c_last, c_kept, h, walk)
-        if w_hh is None:  # a single step
-            dz = PHI[phi].times_slope(c, h)
-        else:
-            dz = linear_recurrence(c, h, w_hh, batch_sizes, phi, not reverse, kernel)
-        rows = dz.reshape(-1, dz.size(-1))
-        dh0 = times(walk.first(dz, ctx.B), w_hh) if need_h0 else None
-        dw_hh = sum_of_products(dz, h, h0, walk) if need_hh else None
-        dx = times(dz, w_ih) if need_x else None
-        dw_ih = rows.mT @ x.reshape(-1, x.size(-1)) if need_ih else None
-        dbias_ih = rows.sum(0) if need_bias_ih else None
-        dbias_hh = None
-        if need_bias_hh:  # as memory of its own
-            dbias_hh = rows.sum(0) if dbias_ih is None else dbias_ih.clone()
-        return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh, None, None, None, None
+        saved = list(ctx.saved_tensors) if ctx.leaves is None else kept(ctx)
+        if ctx.leaves is not None:
+            kernels.check_memory(saved[1:])  # the states are the recurrence's to read
+        h, x, h0, w_ih, w_hh = saved
+        if c_kept is not None:
+            c = c_kept if c is None else c + c_kept
+        need = ctx.needs_input_grad[:6]
+        return *gradients(c, c_last, h, x, h0, w_ih, w_hh, need, ctx.B, *ctx.options), None, None, None, None
 
     @staticmethod
     @dispatch.nestable
@@ -216,53 +207,54 @@ class PlainLayer(Layer):
         ctx.set_materialize_grads(False)
         need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad
         steps = (x if batch_sizes is None else batch_sizes).size(0)
-        keep = (
+        needed = (
             x if need_ih else None,
             h0 if need_hh else None,
             w_ih if need_x else None,
             w_hh if need_h0 or steps > 1 else None,
         )
-        leaves = [t if t is not None and t.grad_fn is None and t.requires_grad else None for t in keep]
-        ctx.leaves = [None if t is None else (t, t.data_ptr()) for t in leaves]
-        kept = dispatch.copy_on_write(states)
-        ctx.save_for_backward(kept, *[t if t is None or t.grad_fn is not None else t.detach() for t in keep])
-        return states, last, kept
+        sibling = dispatch.copy_on_write(states)
+        keep(ctx, [sibling], needed)
+        return states, last, sibling
 
 
-def _as_view(x: Tensor) -> Tensor:
-    """What backward keeps of a computed tensor: of itself `x.data = ...` would change what was kept."""
-    return x if x.grad_fn is None else x.view_as(x)
+def gradients(
+    c: Tensor | None,
+    c_last: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor | None,
+    need: Sequence[bool],
+    B: int,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+    kernel: str,
+) -> tuple[Tensor | None, ...]:
+    """Of a layer's six tensors, where `need` has True, from those of its states and of the last ones.
 
-
-def _saved(ctx: Any) -> list[Tensor]:
-    """What a layer's backward works with: numbers, or where it is itself to be differentiated, leaves."""
-    saved = list(ctx.saved_tensors)
-    if ctx.leaves is None:
-        return saved
-    kernels.check_memory(saved[1:4])  # the others are the recurrence's to read
-    if not torch.is_grad_enabled():
-        return saved
-    for place, kept in enumerate(ctx.leaves, start=1):
-        if kept is None:
-            continue
-        leaf, at = kept
-        if leaf.data_ptr() != at:
-            raise RuntimeError(
-                "expected the input and weights of the forward pass for a second derivative, got one whose "
-                ".data was replaced meanwhile"
-            )
-        saved[place] = leaf
-    return saved
-
-
-def _total_cotangent(
-    c: Tensor | None, c_last: Tensor | None, c_kept: Tensor | None, h: Tensor, walk: Walk
-) -> Tensor:
-    """Of the states, from that of the output, of the last states, and of the sibling that backward keeps."""
-    if c_kept is not None:
-        c = c_kept if c is None else c + c_kept
+    What no gradient needs may be None: `x`, `h0`, `w_ih`, and of a single step `w_hh`.
+    """
+    need_x, need_h0, need_ih, need_hh, need_bias_ih, need_bias_hh = need
+    walk = Walk(0, reverse, batch_sizes)
     c = torch.zeros_like(h) if c is None else c
-    return c if c_last is None else walk.add_to_last(c, c_last)
+    c = c if c_last is None else walk.add_to_last(c, c_last)
+    if w_hh is None:  # a single step
+        dz = PHI[phi].times_slope(c, h)
+    else:
+        dz = linear_recurrence(c, h, w_hh, batch_sizes, phi, not reverse, kernel)
+    rows = dz.reshape(-1, dz.size(-1))
+    dh0 = times(walk.first(dz, B), w_hh) if need_h0 and w_hh is not None else None
+    dw_hh = sum_of_products(dz, h, h0, walk) if need_hh else None
+    dx = times(dz, w_ih) if need_x else None
+    dw_ih = rows.mT @ x.reshape(-1, x.size(-1)) if need_ih else None
+    dbias_ih = rows.sum(0) if need_bias_ih else None
+    dbias_hh = None
+    if need_bias_hh:  # as memory of its own
+        dbias_hh = rows.sum(0) if dbias_ih is None else dbias_ih.clone()
+    return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh
 
 
 def project(x: Tensor, w_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor:

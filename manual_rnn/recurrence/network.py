@@ -12,41 +12,49 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..kernels import native
 from . import dispatch
 from .layer import Weights, run_layers
+from .whole import run_whole
 
-__all__ = ["VENDOR", "chosen", "run_network"]
+__all__ = ["NATIVE", "VENDOR", "chosen", "run_network"]
 
-VENDOR = "vendor"
+NATIVE, VENDOR = "native", "vendor"
 
 
-def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tensor | None) -> bool:
-    """Whether the whole network runs as one call of the vendor's.
+def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tensor | None) -> str | None:
+    """The kernel that runs the whole network as one job, if one does.
 
     Raises:
-        RuntimeError: if that was asked for and can't be, with the reason.
+        RuntimeError: if the vendor was asked for and can't, with the reason.
     """
     asked, compiling = kernels.asked(), torch.compiler.is_compiling()
-    if asked not in (kernels.DEFAULT, VENDOR) or (asked == kernels.DEFAULT and compiling):
-        return False
-    if not compiling and x.size(0) == 0:
-        return False
-    if asked == kernels.DEFAULT and not kernels.vendor_pays(x, hx, batch_sizes, torch.is_grad_enabled()):
-        return False
     tensors = [x, hx, *(w for group in weights for w in group)]
-    if asked == kernels.DEFAULT:
-        return (
-            dispatch.plain(*tensors) and kernels.KERNELS[VENDOR].why_not(x) is None
-        )  # the others are like it
+    if asked == VENDOR:
+        return _vendor(tensors, compiling)
+    if asked not in (kernels.DEFAULT, NATIVE) or compiling or x.size(0) == 0 or not dispatch.plain(*tensors):
+        return None
+    if native.exchanges() and not dispatch.profiling() and native.why_not(*tensors) is None:
+        return NATIVE
+    if asked == NATIVE or kernels.KERNELS[VENDOR].why_not(x) is not None:  # the others are like it
+        return None
+    return VENDOR if kernels.vendor_pays(x, hx, batch_sizes, torch.is_grad_enabled()) else None
+
+
+def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
+    x = tensors[0]
+    if not compiling and x.size(0) == 0:
+        return None
     reason = kernels.KERNELS[VENDOR].why_not(*tensors)
     if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
     if reason is not None:
         raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
-    return True
+    return VENDOR
 
 
 def run_network(
+    kernel: str,
     x: Tensor,
     hx: Tensor,
     weights: Sequence[Weights],
@@ -55,6 +63,10 @@ def run_network(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the last layer's states and `h_n`."""
+    if kernel == NATIVE:
+        flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
+        found = run_whole(x, hx, flat, batch_sizes, phi, False, bidirectional, bias, hx.size(2))
+        return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
     if not x.is_cuda:
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat = [w for group in weights for w in group if w is not None]

@@ -6,6 +6,7 @@
  */
 #include "exchange.h"
 
+enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, NBYTES, OFFSET, ADDRESS, FUNCTIONS };
 enum { MAJOR = 1, CPU = 1, INTEGER_CODE = 0, FLOAT_CODE = 2, BFLOAT_CODE = 4 };
 
 typedef struct {
@@ -25,7 +26,8 @@ typedef struct Exchange {
 } Exchange;
 
 static const Exchange *exchange;
-static PyObject *tensor_type, *parameter_type, *new_empty, *is_neg, *has_storage, *cpu;
+static PyObject *tensor_type, *parameter_type, *cpu;
+static PyObject *functions[FUNCTIONS], *dtypes; /* of torch; a tuple in the order of the types */
 
 static void keep(PyObject **at, PyObject *x)
 {
@@ -41,11 +43,14 @@ int exchange_with_torch(PyObject *const *args)
         offered = offered->older;
     if (PyErr_Occurred() || !offered || !offered->read)
         return PyErr_Occurred() ? 0 : RAISE(ValueError, "expected DLPack 1, which reads tensors");
-    for (int i = 1; i < 6; i++)
+    for (int i = 1; i < 3 + FUNCTIONS; i++)
         if (i < 3 ? !PyType_Check(args[i]) : !PyCallable_Check(args[i]))
-            return RAISE(TypeError, "expected two types and three functions");
-    keep(&tensor_type, args[1]), keep(&parameter_type, args[2]);
-    keep(&new_empty, args[3]), keep(&is_neg, args[4]), keep(&has_storage, args[5]);
+            return RAISE(TypeError, "expected two types and %d functions", FUNCTIONS);
+    if (!PyTuple_Check(args[3 + FUNCTIONS]) || PyTuple_Size(args[3 + FUNCTIONS]) != TYPES)
+        return RAISE(TypeError, "expected a tuple of %d dtypes", TYPES);
+    keep(&tensor_type, args[1]), keep(&parameter_type, args[2]), keep(&dtypes, args[3 + FUNCTIONS]);
+    for (int i = 0; i < FUNCTIONS; i++)
+        keep(&functions[i], args[3 + i]);
     if (!cpu && !(cpu = PyUnicode_InternFromString("is_cpu")))
         return 0;
     exchange = offered;
@@ -93,7 +98,7 @@ static long type_of(const DLTensor *x)
 static long type_of_numbers(PyObject *x)
 {
     DLTensor seen;
-    const int fine = is_exact(x) && says(is_neg, x, Py_False) && says(has_storage, x, Py_True)
+    const int fine = is_exact(x) && says(functions[IS_NEG], x, Py_False) && says(functions[HAS_STORAGE], x, Py_True)
         && !exchange->read(x, &seen) && seen.data;
     return fine ? type_of(&seen) : -1;
 }
@@ -121,20 +126,77 @@ static void copy_shape(Tensor *x, const DLTensor *seen)
         x->size[i] = seen->shape[i], x->stride[i] = seen->strides[i];
 }
 
-int see(Tensor *x, PyObject *from)
+static int says_contiguous(PyObject *x)
 {
-    DLTensor seen;
-    if (!exchange || from == Py_None || !is_exact(from) || !says(is_neg, from, Py_False)
-        || exchange->read(from, &seen) || !seen.data || seen.device != CPU || seen.dims > DIMS) {
-        PyErr_Clear();
-        return 0;
-    }
-    *x = (Tensor){0};
-    copy_shape(x, &seen);
+    PyObject *found = PyObject_CallMethod(x, "is_contiguous", NULL);
+    Py_XDECREF(found);
+    return found == Py_True;
+}
+
+/* What a function of one thing says, an int; -1 with an exception set. */
+static long long_of(PyObject *function, PyObject *x)
+{
+    PyObject *found = PyObject_CallFunctionObjArgs(function, x, NULL);
+    const long number = found ? PyLong_AsLong(found) : -1;
+    Py_XDECREF(found);
+    return number;
+}
+
+/* Whether a tensor ends within its storage, which may have been resized since. */
+static int ends_in_storage(const Tensor *x, PyObject *from)
+{
+    long numbers = 1;
+    for (long i = 0; i < x->dims; i++)
+        numbers += (x->size[i] - 1) * x->stride[i];
+    PyObject *storage = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
+    const long bytes = storage ? long_of(functions[NBYTES], storage) : -1;
+    const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
+    Py_XDECREF(storage);
+    return offset >= 0 && offset + numbers <= bytes / WIDTH[x->type];
+}
+
+static int is_span(Tensor *x)
+{
     int fine = x->type >= 0;
     for (long i = 0; i < x->dims; i++)
         fine &= x->size[i] > 0 && x->size[i] <= REACH && x->stride[i] >= 0;
     return fine && spans(x);
+}
+
+int see(Tensor *x, PyObject *from)
+{
+    DLTensor seen;
+    *x = (Tensor){0};
+    if (exchange && from != Py_None && is_exact(from) && says(functions[IS_NEG], from, Py_False)
+        && !exchange->read(from, &seen) && seen.data && seen.device == CPU && seen.dims <= DIMS) {
+        copy_shape(x, &seen);
+        if (is_span(x) && ends_in_storage(x, from))
+            return 1;
+    }
+    PyErr_Clear();
+    return 0;
+}
+
+/* DLPack would make a copy of memory that a tensor shares until one of the two is written to. */
+int see_shared(Tensor *x, PyObject *from)
+{
+    PyObject *shape = NULL, *dtype = NULL;
+    long stride = 1, address;
+    *x = (Tensor){0};
+    if (exchange && from != Py_None && is_exact(from) && on_cpu(from) && says(functions[IS_NEG], from, Py_False)
+        && (shape = PyObject_GetAttrString(from, "shape")) && (dtype = PyObject_GetAttrString(from, "dtype"))
+        && (address = long_of(functions[ADDRESS], from)) > 0 && PyTuple_Size(shape) <= DIMS) {
+        x->data = (char *)address, x->dims = PyTuple_Size(shape), x->type = -1;
+        for (long type = 0; type < TYPES; type++)
+            x->type = dtype == PyTuple_GetItem(dtypes, type) ? type : x->type;
+        for (long i = x->dims; i-- > 0; stride *= x->size[i])
+            x->size[i] = PyLong_AsLong(PyTuple_GetItem(shape, i)), x->stride[i] = stride;
+    }
+    const int fine = x->data && says_contiguous(from) && is_span(x) && ends_in_storage(x, from);
+    Py_XDECREF(shape);
+    Py_XDECREF(dtype);
+    PyErr_Clear();
+    return fine;
 }
 
 /* A tensor on the CPU, with the reason of torch's refusal in words of our own. */
@@ -199,7 +261,7 @@ PyObject *new_floats(PyObject *like, const long *shape, long dims)
     for (long i = 0; i < dims; i++)
         PyTuple_SetItem(args, 1 + i, PyLong_FromLong(shape[i])); /* keeps NULL, which is seen below */
     if (!PyErr_Occurred())
-        made = PyObject_Call(new_empty, args, NULL);
+        made = PyObject_Call(functions[NEW_EMPTY], args, NULL);
     Py_DECREF(args);
     return made;
 }

@@ -22,6 +22,9 @@ int take_floats(Tensor *x, const char *name, PyObject *from);
 /* The same of a tensor with at least one number in every direction, and no exception where it isn't one. */
 int see(Tensor *x, PyObject *from);
 
+/* The same of a contiguous one whose memory is another tensor's too until either is written to. */
+int see_shared(Tensor *x, PyObject *from);
+
 /* batch_sizes, or None. */
 int take_sizes(Job *job, PyObject *from);
 

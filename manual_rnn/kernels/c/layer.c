@@ -56,11 +56,11 @@ static void pack(Run *run, long g)
     const Member *member = run->member;
     Matrix *both[] = {&run->work.w, &run->u};
     View w = job->w;
-    w.data += g * w.group;
+    w.data += w.data ? g * w.group : 0; /* none for a single step backward */
     run->work.w = matrix_of(run, &w, job->H, job->H, run->memory);
     run->u = matrix_of(run, &job->u, is_backward(job) ? job->H : job->I, is_backward(job) ? job->I : job->H,
                        run->memory + run->plan->inputs);
-    const int given[] = {1, job->u.data != NULL};
+    const int given[] = {w.data != NULL, job->u.data != NULL};
     for (int i = 0; i < 2; i++) {
         const long vecs = quotient_up(both[i]->columns, run->variant->lanes);
         if (given[i])

@@ -18,9 +18,10 @@ enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */
     MOST_LANES = 64, /* and more: the plans of wider vectors than there are can be looked at */
     SCAN = 19,       /* arguments of a scan */
-    NETWORK = 12,    /* of a network */
-    VJP = 15,        /* and of its derivative */
+    NETWORK = 13,    /* of a network */
+    VJP = 16,        /* and of its derivative */
     HOW = 5,         /* arguments before the first of torch's tensors */
+    EXCHANGE = 11,   /* of torch's own */
 };
 
 static long most_threads = 1; /* until the module is loaded */
@@ -182,7 +183,8 @@ static int read_network(How *how, PyObject *const *args, PyObject *weights)
         || !read_long(args[2], "threads", 1, LONG_MAX, &how->threads)
         || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
         || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
-        || !read_long(args[5], "hidden_size", 1, REACH, &how->H) || !read_long(args[6], "bias", 0, 1, &how->bias))
+        || !read_long(args[5], "reverse", 0, 1, &how->reverse)
+        || !read_long(args[6], "hidden_size", 1, REACH, &how->H) || !read_long(args[7], "bias", 0, 1, &how->bias))
         return 0;
     how->D = 1 + bidirectional;
     const long each = (how->bias ? 4 : 2) * how->D;
@@ -196,9 +198,9 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     How how;
     if (count != NETWORK)
         return PyErr_Format(PyExc_TypeError, "network: expected %d arguments, got %zd", NETWORK, count);
-    if (!read_network(&how, args, args[11]))
+    if (!read_network(&how, args, args[12]))
         return NULL;
-    return network(&how, most_threads, args[7] == Py_True, args[8], args[9], args[10], args[11]);
+    return network(&how, most_threads, args[8] == Py_True, args[9], args[10], args[11], args[12]);
 }
 
 static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -206,14 +208,14 @@ static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_
     How how;
     if (count != VJP)
         return PyErr_Format(PyExc_TypeError, "network_vjp: expected %d arguments, got %zd", VJP, count);
-    if (!read_network(&how, args, args[11]))
+    if (!read_network(&how, args, args[12]))
         return NULL;
-    const long weights = PyTuple_Size(args[11]), L = weights / (how.D * (how.bias ? 4 : 2));
-    if (!PyTuple_Check(args[12]) || PyTuple_Size(args[12]) != L || !PyTuple_Check(args[7])
-        || PyTuple_Size(args[7]) != 2 + weights)
+    const long weights = PyTuple_Size(args[12]), L = weights / (how.D * (how.bias ? 4 : 2));
+    if (!PyTuple_Check(args[13]) || PyTuple_Size(args[13]) != L || !PyTuple_Check(args[8])
+        || PyTuple_Size(args[8]) != 2 + weights)
         return PyErr_Format(PyExc_ValueError, "expected tuples of %ld states and %ld flags", L, 2 + weights);
-    return network_vjp(&how, most_threads, args[8], args[9], args[10], args[11], args[12], args[13], args[14],
-                       args[7]);
+    return network_vjp(&how, most_threads, args[9], args[10], args[11], args[12], args[13], args[14], args[15],
+                       args[8]);
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -236,8 +238,8 @@ static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count
 
 static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 6)
-        return PyErr_Format(PyExc_TypeError, "exchange: expected 6 arguments, got %zd", count);
+    if (count != EXCHANGE)
+        return PyErr_Format(PyExc_TypeError, "exchange: expected %d arguments, got %zd", EXCHANGE, count);
     return exchange_with_torch(args) ? Py_NewRef(Py_None) : NULL;
 }
 
@@ -291,8 +293,9 @@ static PyMethodDef methods[] = {
      "data_ptr(), stride() and shape, none for y; kind 0 to 3 is tanh, relu, tanh's slope, relu's slope; type\n"
      "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
-     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage): torch's\n"
-     "Tensor.__dlpack_c_exchange_api__, types and functions, before the three below do anything."},
+     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage, nbytes,\n"
+     "storage_offset, address, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
+     "dtypes, before those below do anything."},
     {"numbers", METHOD(py_numbers),
      "numbers(*tensors) -> bool: whether each is None or exactly a torch.Tensor or a Parameter whose memory\n"
      "holds its numbers, of one type for all, on the CPU, at least one of them. Never raises."},
@@ -300,12 +303,12 @@ static PyMethodDef methods[] = {
      "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor; NotImplemented\n"
      "where a tensor isn't exactly a torch.Tensor or a Parameter."},
     {"network", METHOD(py_network),
-     "network(variant, kind, threads, batch_first, bidirectional, hidden_size, bias, keep, batch_sizes, input,\n"
-     "hx, weights) -> (output, h_n), and with `keep` the states of the layers before. `output` is time-major.\n"
+     "network(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, bias, keep,\n"
+     "batch_sizes, input, hx, weights) -> (output, h_n), and with `keep` the states of the layers before. `output` is time-major.\n"
      "NotImplemented where a tensor isn't as it should be."},
     {"network_vjp", METHOD(py_network_vjp),
-     "network_vjp(variant, kind, threads, batch_first, bidirectional, hidden_size, bias, need, batch_sizes,\n"
-     "input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
+     "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, bias, need,\n"
+     "batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
      "the input is time-major, as the states are."},
     {"peak", METHOD(py_peak),
      "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},

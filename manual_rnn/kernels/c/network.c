@@ -52,14 +52,12 @@ static int see_alike(const Network *net, Tensor *x, PyObject *from, int optional
     return from == Py_None ? optional : see(x, from) && x->type == net->like.type;
 }
 
-/* Of a step, a row and a column; of one sequence, or of packed rows, the rows have no axis of their own. */
+/* Of a step, a row and a column; of packed rows each may be a step's first. */
 static View rows_view(const Network *net, const Tensor *x, int swapped)
 {
     if (!x->data)
         return (View){0};
-    if (x->dims == 2)
-        return view_of(x, -1, 0, net->like.packed ? 0 : -1, 1);
-    return view_of(x, -1, swapped, !swapped, 2);
+    return net->like.packed ? view_of(x, -1, 0, 0, 1) : view_of(x, -1, swapped, !swapped, 2);
 }
 
 static View columns_from(View x, long column)
@@ -72,7 +70,7 @@ static View state_view(const Network *net, const Tensor *x, long index)
 {
     if (!x->data)
         return (View){0};
-    View view = view_of(x, -1, -1, x->dims == 3 ? 1 : -1, x->dims - 1);
+    View view = view_of(x, -1, -1, 1, 2);
     view.data += index * x->stride[0] * WIDTH[x->type];
     return view;
 }
@@ -97,9 +95,8 @@ static int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_s
         job->steps = x->size[0], job->B = job->T ? job->sizes[0] : 0;
         return x->dims == 2 && job->B > 0 && sizes_fit(job);
     }
-    job->T = job->steps = x->dims == 3 ? x->size[swapped] : x->size[0];
-    job->B = x->dims == 3 ? x->size[!swapped] : 1;
-    return x->dims == 2 || x->dims == 3;
+    job->T = job->steps = x->size[swapped], job->B = x->size[!swapped];
+    return x->dims == 3;
 }
 
 static long sum_of_rows(const Job *job) { return job->packed ? job->steps : job->T * job->B; }
@@ -124,8 +121,7 @@ static int see_hx(Network *net, Tensor *hx, PyObject *from)
     const long LD = net->L * net->how->D;
     if (!see_alike(net, hx, from, 1))
         return 0;
-    return !hx->data || (hx->dims == 2 ? net->like.B == 1 && is_shape(hx, 2, LD, net->how->H, 0)
-                                       : is_shape(hx, 3, LD, net->like.B, net->how->H));
+    return !hx->data || is_shape(hx, 3, LD, net->like.B, net->how->H);
 }
 
 static int lie(const View *w, const View *u)
@@ -139,7 +135,7 @@ static void share_job(const Network *net, Job *job, long layer, long d, long I)
 {
     const Tensor *weights = net->weights + (layer * net->how->D + d) * net->each;
     *job = net->like;
-    job->I = inputs_of(net, layer, I), job->reverse = d;
+    job->I = inputs_of(net, layer, I), job->reverse = d ^ net->how->reverse;
     job->u = weight_view(&weights[0]), job->w = weight_view(&weights[1]);
     job->lies = lie(&job->w, &job->u);
     job->x = layer ? rows_view(net, &net->states[layer - 1], 0) : rows_view(net, &net->x, net->how->batch_first);
@@ -171,9 +167,8 @@ static int run_waves(Network *net, long most)
  * `keep`, layers before the last write to two in turn. */
 static PyObject *new_states(const Network *net, PyObject *input, int keep)
 {
-    long shape[3] = {net->like.T, net->like.B, net->how->D * net->how->H}, dims = net->x.dims;
-    if (dims == 2)
-        shape[0] = net->like.steps, shape[1] = shape[2];
+    const long DH = net->how->D * net->how->H, dims = net->x.dims;
+    const long shape[3] = {net->like.steps, dims == 2 ? DH : net->like.B, DH};
     PyObject *states = PyTuple_New(net->L);
     for (long i = 0; states && i < net->L; i++) {
         PyObject *made = !keep && i > 1 && i < net->L - 1 ? Py_NewRef(PyTuple_GetItem(states, i - 2))
@@ -186,17 +181,24 @@ static PyObject *new_states(const Network *net, PyObject *input, int keep)
 
 static PyObject *new_h_n(const Network *net, PyObject *input)
 {
-    const long shape[3] = {net->L * net->how->D, net->like.B, net->how->H}, one[2] = {shape[0], shape[2]};
-    return net->x.dims == 2 && !net->like.packed ? new_floats(input, one, 2) : new_floats(input, shape, 3);
+    const long shape[3] = {net->L * net->how->D, net->like.B, net->how->H};
+    return new_floats(input, shape, 3);
 }
 
-static int see_states(Network *net, PyObject *states)
+/* Whether x is (T, B, columns), or (N, columns) if packed. */
+static int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
 {
-    const long DH = net->how->D * net->how->H, T = net->like.T, B = net->like.B;
+    const long T = net->like.T, B = net->like.B;
+    return net->like.packed ? is_shape(x, 2, net->like.steps, columns, 0)
+                            : is_shape(x, 3, swapped ? B : T, swapped ? T : B, columns);
+}
+
+static int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from))
+{
     for (long i = 0; i < net->L; i++) {
         Tensor *h = &net->states[i];
-        if (!see_alike(net, h, PyTuple_GetItem(states, i), 0)
-            || !(h->dims == 2 ? is_shape(h, 2, sum_of_rows(&net->like), DH, 0) : is_shape(h, 3, T, B, DH)))
+        if (!seen(h, PyTuple_GetItem(states, i)) || h->type != net->like.type
+            || !is_rows(net, h, 0, net->how->D * net->how->H))
             return 0;
     }
     return 1;
@@ -233,8 +235,8 @@ static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_
         goto end;
     fine = fine && see_same(net, &net->x, input);
     const long I = fine ? net->x.size[net->x.dims - 1] : 0;
-    fine = fine && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states)
-        && see_hx(net, &last, h_n) && (!net->hx.data || net->hx.dims == last.dims);
+    fine = fine && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states, see)
+        && see_hx(net, &last, h_n);
     if (!fine) {
         found = Py_NewRef(Py_NotImplemented);
         goto end;
@@ -264,17 +266,15 @@ PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, Py
 static PyObject *new_gradients(const Network *net, PyObject *like, PyObject *need, long I)
 {
     const Job *job = &net->like;
-    const long H = net->how->H, LD = net->L * net->how->D, dims = net->states[0].dims;
-    const int single = dims == 2 && !job->packed;
-    const long x[3] = {dims == 2 ? sum_of_rows(job) : job->T, dims == 2 ? I : job->B, I};
-    const long hx[3] = {LD, single ? H : job->B, H};
+    const long H = net->how->H;
+    const long x[3] = {job->steps, job->packed ? I : job->B, I}, hx[3] = {net->L * net->how->D, job->B, H};
     PyObject *made = PyTuple_New(PyTuple_Size(need));
     for (long i = 0; made && i < PyTuple_Size(need); i++) {
         const long part = (i - 2) % net->each, layer = (i - 2) / (net->each * net->how->D);
         const long w[2] = {H, part == 1 ? H : inputs_of(net, layer, I)};
         PyObject *each = PyTuple_GetItem(need, i) != Py_True ? Py_NewRef(Py_None)
-            : i == 0 ? new_floats(like, x, dims)
-            : i == 1 ? new_floats(like, hx, single ? 2 : 3)
+            : i == 0 ? new_floats(like, x, job->packed ? 2 : 3)
+            : i == 1 ? new_floats(like, hx, 3)
                      : new_floats(like, w, part < 2 ? 2 : 1);
         if (!each || PyTuple_SetItem(made, i, each))
             Py_CLEAR(made);
@@ -293,7 +293,7 @@ static void backward_job(Network *net, Job *job, long layer, long d, long I, Vie
 {
     const long index = layer * net->how->D + d, first = index * net->each;
     share_job(net, job, layer, d, I);
-    job->kind = net->how->kind + TANH_SLOPE, job->reverse = !d;
+    job->kind = net->how->kind + TANH_SLOPE, job->reverse = !job->reverse;
     job->z = c.data ? columns_from(c, d * net->how->H) : zeros(net);
     job->h = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
     job->start = state_view(net, c_last, index), job->end = state_view(net, dhx, index);
@@ -358,22 +358,6 @@ static int see_gradients(Network *net, Tensor *to, PyObject *gradients)
     return 1;
 }
 
-static int is_like_output(const Network *net, const Tensor *c)
-{
-    const long DH = net->how->D * net->how->H, T = net->like.T, B = net->like.B;
-    const int swapped = net->how->batch_first;
-    return !c->data || (c->dims == 2 ? net->states[0].dims == 2 && is_shape(c, 2, sum_of_rows(&net->like), DH, 0)
-                                     : is_shape(c, 3, swapped ? B : T, swapped ? T : B, DH));
-}
-
-/* An input of the same steps and rows as the states, or none. */
-static int is_like_input(const Network *net)
-{
-    const Tensor *x = &net->x, *h = &net->states[net->L - 1];
-    const int swapped = x->dims == 3 && net->how->batch_first;
-    return !x->data || (x->dims == h->dims && x->size[swapped] == h->size[0] && (x->dims == 2 || x->size[!swapped] == h->size[1]));
-}
-
 static long input_size(const Network *net)
 {
     const Tensor *w = &net->weights[0];
@@ -403,18 +387,19 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
 {
     Tensor *last = &net->states[net->L - 1], above, above_last;
     PyObject *like = PyTuple_GetItem(states, net->L - 1), *gradients = NULL, *found = NULL;
-    const long low = lowest(net, need);
+    const long low = lowest(net, need), DH = net->how->D * net->how->H;
+    const int swapped = net->how->batch_first;
     long I = 1;
-    int fine = see(last, like) && measure(net, last, 0, batch_sizes) && see_alike(net, &net->x, input, 1)
-        && see_alike(net, &net->weights[0], PyTuple_GetItem(weights, 0), 1);
-    net->states[0] = *last;
+    int fine = see_shared(last, like) && measure(net, last, 0, batch_sizes) && see_alike(net, &net->x, input, 1)
+        && see_alike(net, &net->weights[0], PyTuple_GetItem(weights, 0), 1) && low < net->L;
     I = fine ? input_size(net) : 1;
     if (fine && !(gradients = new_gradients(net, like, need, I)))
         return NULL;
-    fine = fine && see_same(net, last, like) && see_states(net, states) && see_alike(net, &net->x, input, 1)
-        && is_like_input(net) && input_size(net) == I && see_weights(net, weights, I, 1)
-        && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1) && is_like_output(net, &above)
-        && see_hx(net, &above_last, c_last) && see_gradients(net, to, gradients) && is_enough(net, to, low);
+    fine = fine && see_states(net, states, see_shared) && see_alike(net, &net->x, input, 1)
+        && (!net->x.data || is_rows(net, &net->x, swapped, I)) && see_weights(net, weights, I, 1)
+        && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1)
+        && (!above.data || is_rows(net, &above, swapped, DH)) && see_hx(net, &above_last, c_last)
+        && see_gradients(net, to, gradients) && is_enough(net, to, low);
     if (!fine)
         found = Py_NewRef(Py_NotImplemented);
     else if (run_backward(net, most, I, low, &above, &above_last, to))

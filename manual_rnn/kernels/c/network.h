@@ -4,7 +4,7 @@
 #include "exchange.h"
 
 /* The numbers before all else. */
-typedef struct { long variant, kind, threads, batch_first, D, H, bias; } How;
+typedef struct { long variant, kind, threads, batch_first, D, reverse, H, bias; } How;
 
 /* (output, h_n), and with `keep` the states of every layer but the last behind them. NotImplemented where
  * something isn't as it should be, which the caller then finds a name for; NULL with an exception set. */

@@ -68,10 +68,13 @@ INLINE void NAME(write)(int type, REAL x, char *at)
     *(REAL *)at = x;
 }
 
-/* `count` numbers, `stride` bytes apart, and zeros after them; as many as fit in a vector. */
+/* `count` numbers, `stride` bytes apart, and zeros after them; as many as fit in a vector. Of an expanded
+ * tensor they are all the same one, and read once. */
 static __attribute__((noinline)) TARGET vec NAME(gather)(int type, const char *from, long stride, long count)
 {
     REAL x[LANES] __attribute__((aligned(sizeof(REAL) * LANES))) = {0};
+    if (stride == 0 && count >= LANES)
+        return *(vec *)x + NAME(number)(type, from);
     for (long i = 0; i < LANES && i < count; i++)
         x[i] = NAME(number)(type, from + i * stride);
     return *(vec *)x;
