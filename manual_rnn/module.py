@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, kernels, onnx
 from .convert import check_target, converted
+from .entrance import at_once
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
 from .private import any_autocast, torchscript, transformed
@@ -71,7 +72,8 @@ class ManualRNN(RNNBase):
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
     """
 
-    _builtin = MappingProxyType[str, Any]({})  # what a subclass may override
+    _builtin = MappingProxyType[str, Any]({})  # what a subclass may override for a recurrence of its own
+    _called = _builtin  # and all that a call comes by
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -98,6 +100,9 @@ class ManualRNN(RNNBase):
         if torchscript() is not None and self._is_builtin():
             builtin: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
             return builtin(self, input, hx)
+        found = at_once(self, input, hx, self._called)
+        if found is not None:
+            return found
         batch = plan(self, input, hx)
         hx, weights, phi, run = self._check(input, batch)
         output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run)
@@ -255,6 +260,14 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
+ManualRNN._called = MappingProxyType(
+    ManualRNN._builtin
+    | {
+        name: getattr(ManualRNN, name)
+        for name in ("check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size")
+        + ("permute_hidden",)
+    }
+)
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.
 torch.serialization.add_safe_globals([ManualRNN])

@@ -2,8 +2,10 @@ r"""From a layer's input to a kernel, closed under differentiation.
 
 layer.py         one layer, in each of its directions: a step of your own, or the rule
 per_sample.py    the same with torch's ExpandedWeights
+whole.py         a whole network in one call to C
 layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
     rules.py         the same of the two recurrences
+    keeping.py       what a node keeps for its backward pass
 operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
 """
@@ -11,10 +13,12 @@ dispatch.py      operator, autograd node or kernel?
 from .dispatch import plain
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
-from .network import VENDOR, chosen, run_network
+from .network import NATIVE, VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
+from .whole import run_whole
 
 __all__ = [
+    "NATIVE",
     "OWN_RECURRENCE",
     "VENDOR",
     "OwnStep",
@@ -29,4 +33,5 @@ __all__ = [
     "run_layer_per_sample",
     "run_layers",
     "run_network",
+    "run_whole",
 ]

@@ -1,0 +1,81 @@
+r"""The short way for a plain call: from the module to C with no check in between.
+
+C looks at every tensor anyway, and answers only where all is as it should be. Whatever else a call may be (under
+a transform, a mode, a trace or autocast, profiled, of a recurrence of your own, with dropout at work, of a
+wrong shape) goes the long way, in `module.py`, which has the checks, the words and the other kernels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import kernels
+from .parameters import PHI_OF_MODE
+from .private import any_autocast, nobody_looks_on, profiling
+from .recurrence import NATIVE, run_whole
+
+__all__ = ["at_once"]
+
+ASKED = frozenset({kernels.DEFAULT, NATIVE})
+
+
+def at_once(
+    rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None, called: Mapping[str, Any]
+) -> tuple[Any, Tensor] | None:
+    """What `rnn(input, hx)` returns, or None where the call isn't plain. `called`: the methods that the long
+    way calls, none of which may be replaced."""
+    if (
+        torch.compiler.is_compiling()
+        or kernels.asked() not in ASKED
+        or not kernels.KERNELS[NATIVE].exchanges()
+        or not nobody_looks_on()
+        or any_autocast()
+        or profiling()
+    ):
+        return None
+    own = rnn.__dict__
+    kind, modules = type(rnn), own["_modules"]
+    for name, method in called.items():
+        if name in own or name in modules or getattr(kind, name) is not method:
+            return None
+    options = _options(own)
+    if options is None:
+        return None
+    phi, weights, *shape = options
+    if type(input) is not PackedSequence:
+        return run_whole(input, hx, weights, None, phi, *shape)
+    data, batch_sizes, order, inverse = input
+    if hx is not None and order is not None:
+        hx = hx.index_select(1, order)
+    found = run_whole(data, hx, weights, batch_sizes, phi, *shape)
+    if found is None:
+        return None
+    output, h_n = found
+    packed = PackedSequence(output, batch_sizes, order, inverse)
+    return packed, h_n if inverse is None else h_n.index_select(1, inverse)
+
+
+def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Nonlinearity, weights, batch_first, bidirectional, bias and H, where all are as the constructor left
+    them."""
+    mode, bias, batch_first, bidirectional = own["mode"], own["bias"], own["batch_first"], own["bidirectional"]
+    H, L, parameters, names = own["hidden_size"], own["num_layers"], own["_parameters"], own["_all_weights"]
+    if (
+        (own["training"] and own["dropout"] and L != 1)
+        or own["proj_size"]
+        or "_assigned" in own
+        or not (type(bias) is type(batch_first) is type(bidirectional) is bool and type(H) is int)
+        or mode not in PHI_OF_MODE
+        or len(names) != L * (1 + bidirectional)
+    ):
+        return None
+    try:
+        weights = tuple([parameters[name] for group in names for name in group])
+    except KeyError:  # one that's computed
+        return None
+    if len(weights) != len(names) * (4 if bias else 2):
+        return None
+    return PHI_OF_MODE[mode], weights, batch_first, bidirectional, bias, H
