@@ -59,15 +59,17 @@ def at_once(
 
 
 def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Nonlinearity, weights, batch_first, bidirectional, bias and H, where all are as the constructor left
+    """Nonlinearity, weights, batch_first, bidirectional, bias, H and I, where all are as the constructor left
     them."""
     mode, bias, batch_first, bidirectional = own["mode"], own["bias"], own["batch_first"], own["bidirectional"]
     H, L, parameters, names = own["hidden_size"], own["num_layers"], own["_parameters"], own["_all_weights"]
     if (
         (own["training"] and own["dropout"] and L != 1)
+        or type(own["dropout"]) is not float
         or own["proj_size"]
         or "_assigned" in own
-        or not (type(bias) is type(batch_first) is type(bidirectional) is bool and type(H) is int)
+        or not (type(bias) is type(batch_first) is type(bidirectional) is type(own["training"]) is bool)
+        or not type(H) is type(own["input_size"]) is int
         or mode not in PHI_OF_MODE
         or len(names) != L * (1 + bidirectional)
     ):
@@ -78,4 +80,4 @@ def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
         return None
     if len(weights) != len(names) * (4 if bias else 2):
         return None
-    return PHI_OF_MODE[mode], weights, batch_first, bidirectional, bias, H
+    return PHI_OF_MODE[mode], weights, batch_first, bidirectional, bias, H, own["input_size"]

@@ -62,7 +62,7 @@ def _exchange() -> bool:
         capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
         _scan.exchange(
             capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, has_storage, Tensor.untyped_storage,
-            torch.UntypedStorage.nbytes, Tensor.storage_offset, data_address, TYPES,
+            torch.UntypedStorage.nbytes, Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
         )  # fmt: skip
     except (AttributeError, TypeError, ValueError):
         return False
@@ -145,7 +145,7 @@ def layer(
     how = _variant, PHI[phi].code, torch.get_num_threads(), False, False, reverse
     weights = (w_ih, w_hh) if bias_ih is None else (w_ih, w_hh, bias_ih, bias_hh)
     bias = bias_ih is not None
-    found = _scan.network(*how, h0.size(1), bias, False, batch_sizes, x, h0.unsqueeze(0), weights)
+    found = _scan.network(*how, h0.size(1), 0, bias, False, batch_sizes, x, h0.unsqueeze(0), weights)
     return None if found is NotImplemented else (found[0], found[1].squeeze_(0))
 
 
@@ -159,16 +159,18 @@ def network(
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
+    input_size: int,
     keep: bool,
 ) -> Any:
     r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; `hx (L * D, B, H)` or None for zeros;
-    weights of layer after layer and direction after direction.
+    weights of layer after layer and direction after direction. `input_size` may be 0 for any.
 
-    Returns the last layer's states `(T, B, D * H)` and `h_n`, with `keep` the states of the layers before
-    too; NotImplemented where a tensor isn't exactly as it should be, which the caller's checks then name.
+    Returns the last layer's states `(T, B, D * H)` and `h_n`; with `keep`, and where a tensor requires grad,
+    the states of the layers before, else None. NotImplemented where a tensor isn't exactly as it should be,
+    which the caller's checks then name.
     """
     how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
-    return _scan.network(*how, hidden_size, bias, keep, batch_sizes, x, hx, weights)
+    return _scan.network(*how, hidden_size, input_size, bias, keep, batch_sizes, x, hx, weights)
 
 
 def network_vjp(
@@ -185,6 +187,7 @@ def network_vjp(
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
+    input_size: int,
 ) -> Any:
     r"""Gradients of `x`, time-major, of `hx` and of each weight that `need` asks for, from those of the output
     and of `h_n`, and the states of every layer; NotImplemented as above. Tensors that no gradient needs may be
@@ -192,7 +195,7 @@ def network_vjp(
     """
     how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
     return _scan.network_vjp(
-        *how, hidden_size, bias, need, batch_sizes, x, hx, weights, states, c, c_last
+        *how, hidden_size, input_size, bias, need, batch_sizes, x, hx, weights, states, c, c_last
     )
 
 

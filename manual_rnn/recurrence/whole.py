@@ -32,18 +32,18 @@ def run_whole(
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
+    input_size: int = 0,
 ) -> tuple[Tensor, Tensor] | None:
     r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; returns `output` alike and `h_n`.
 
     None where C finds a tensor that isn't exactly as it should be.
     """
-    recorded = dispatch.wants_gradient(x, hx, *weights)
-    options = batch_sizes, phi, batch_first, bidirectional, bias, hidden_size
-    found = native.network(x, hx, weights, *options, recorded)
+    options = batch_sizes, phi, batch_first, bidirectional, bias, hidden_size, input_size
+    found = native.network(x, hx, weights, *options, torch.is_grad_enabled())
     if found is NotImplemented:
         return None
-    if not recorded:
-        output, h_n = found
+    output, h_n, states = found
+    if states is None:
         return (output.transpose_(0, 1) if batch_first and batch_sizes is None else output), h_n
     if x.grad_fn is not None or (hx is not None and hx.grad_fn is not None):
         x, hx = as_view(x), None if hx is None else as_view(hx)
@@ -56,9 +56,9 @@ class Whole(dispatch.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, options: tuple, found: tuple[Tensor, ...], x: Tensor, hx: Tensor | None, *weights: Tensor
+        ctx: Any, options: tuple, found: tuple[Any, ...], x: Tensor, hx: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        output, h_n, *hidden = found
+        output, h_n, hidden = found
         states = *hidden, dispatch.copy_on_write(output)
         ctx.options, ctx.layers = options, len(states)
         ctx.set_materialize_grads(False)
@@ -85,7 +85,7 @@ class Whole(dispatch.Function):
 
 def _needed(ctx: Any, x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The inputs that backward needs for the gradients that are wanted."""
-    batch_sizes, _, batch_first, bidirectional, bias, _ = ctx.options
+    batch_sizes, _, batch_first, bidirectional, bias, *_ = ctx.options
     need_x, need_hx, *need = ctx.needs_input_grad[2:]
     size, D = 4 if bias else 2, 1 + bidirectional
     steps = len(batch_sizes) if batch_sizes is not None else x.size(1 if batch_first else 0)
@@ -114,7 +114,7 @@ def _by_layers(
     c_kept: tuple[Tensor | None, ...],
 ) -> list[Tensor | None]:
     """The same gradients of PyTorch's operations and ours, which have derivatives of their own."""
-    batch_sizes, phi, batch_first, bidirectional, bias, H = options
+    batch_sizes, phi, batch_first, bidirectional, bias, H, _ = options
     size, D, L = 4 if bias else 2, 1 + bidirectional, len(states)
     swap = batch_first and batch_sizes is None
     x, c = (t.transpose(0, 1) if swap and t is not None else t for t in (x, c))

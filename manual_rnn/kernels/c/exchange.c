@@ -6,7 +6,8 @@
  */
 #include "exchange.h"
 
-enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, NBYTES, OFFSET, ADDRESS, FUNCTIONS };
+enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, NBYTES, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
+enum { IS_CPU, GRADIENT, SHAPE, DTYPE, NAMES };
 enum { MAJOR = 1, CPU = 1, INTEGER_CODE = 0, FLOAT_CODE = 2, BFLOAT_CODE = 4 };
 
 typedef struct {
@@ -26,7 +27,7 @@ typedef struct Exchange {
 } Exchange;
 
 static const Exchange *exchange;
-static PyObject *tensor_type, *parameter_type, *cpu;
+static PyObject *tensor_type, *parameter_type, *names[NAMES]; /* names of attributes */
 static PyObject *functions[FUNCTIONS], *dtypes; /* of torch; a tuple in the order of the types */
 
 static void keep(PyObject **at, PyObject *x)
@@ -51,8 +52,10 @@ int exchange_with_torch(PyObject *const *args)
     keep(&tensor_type, args[1]), keep(&parameter_type, args[2]), keep(&dtypes, args[3 + FUNCTIONS]);
     for (int i = 0; i < FUNCTIONS; i++)
         keep(&functions[i], args[3 + i]);
-    if (!cpu && !(cpu = PyUnicode_InternFromString("is_cpu")))
-        return 0;
+    static const char *const attributes[NAMES] = {"is_cpu", "requires_grad", "shape", "dtype"};
+    for (int i = 0; i < NAMES; i++)
+        if (!names[i] && !(names[i] = PyUnicode_InternFromString(attributes[i])))
+            return 0;
     exchange = offered;
     return 1;
 }
@@ -76,12 +79,14 @@ static int is_of(const DLTensor *x, int code, int bits)
     return x->device == CPU && x->code == code && x->bits == bits && x->lanes == 1;
 }
 
-static int on_cpu(PyObject *x)
+static int has(PyObject *x, PyObject *name)
 {
-    PyObject *found = PyObject_GetAttr(x, cpu);
+    PyObject *found = PyObject_GetAttr(x, name);
     Py_XDECREF(found);
     return found == Py_True;
 }
+
+int wants_gradient(PyObject *x) { return is_exact(x) && x != Py_None && has(x, names[GRADIENT]); }
 
 /* The type of the numbers at an address that is aligned to them, or -1. */
 static long type_of(const DLTensor *x)
@@ -110,7 +115,7 @@ int are_numbers(PyObject *const *xs, long count)
     long type = -1;
     for (long i = 0; fine && i < count; i++)
         if (xs[i] != Py_None) {
-            fine = type >= 0 || (is_exact(xs[i]) && on_cpu(xs[i]));
+            fine = type >= 0 || (is_exact(xs[i]) && has(xs[i], names[IS_CPU]));
             const long found = fine ? type_of_numbers(xs[i]) : -1;
             fine = found >= 0 && (type < 0 || found == type);
             type = found;
@@ -124,13 +129,6 @@ static void copy_shape(Tensor *x, const DLTensor *seen)
     x->data = (char *)seen->data + seen->byte_offset, x->dims = seen->dims, x->type = type_of(seen);
     for (long i = 0; i < x->dims; i++)
         x->size[i] = seen->shape[i], x->stride[i] = seen->strides[i];
-}
-
-static int says_contiguous(PyObject *x)
-{
-    PyObject *found = PyObject_CallMethod(x, "is_contiguous", NULL);
-    Py_XDECREF(found);
-    return found == Py_True;
 }
 
 /* What a function of one thing says, an int; -1 with an exception set. */
@@ -163,40 +161,56 @@ static int is_span(Tensor *x)
     return fine && spans(x);
 }
 
-int see(Tensor *x, PyObject *from)
+int see_fresh(Tensor *x, PyObject *from)
 {
     DLTensor seen;
     *x = (Tensor){0};
-    if (exchange && from != Py_None && is_exact(from) && says(functions[IS_NEG], from, Py_False)
-        && !exchange->read(from, &seen) && seen.data && seen.device == CPU && seen.dims <= DIMS) {
+    if (exchange && from != Py_None && is_exact(from) && !exchange->read(from, &seen) && seen.data
+        && seen.device == CPU && seen.dims <= DIMS) {
         copy_shape(x, &seen);
-        if (is_span(x) && ends_in_storage(x, from))
-            return 1;
+        return is_span(x);
     }
     PyErr_Clear();
     return 0;
 }
 
-/* DLPack would make a copy of memory that a tensor shares until one of the two is written to. */
-int see_shared(Tensor *x, PyObject *from)
+int see(Tensor *x, PyObject *from)
 {
-    PyObject *shape = NULL, *dtype = NULL;
-    long stride = 1, address;
-    *x = (Tensor){0};
-    if (exchange && from != Py_None && is_exact(from) && on_cpu(from) && says(functions[IS_NEG], from, Py_False)
-        && (shape = PyObject_GetAttrString(from, "shape")) && (dtype = PyObject_GetAttrString(from, "dtype"))
-        && (address = long_of(functions[ADDRESS], from)) > 0 && PyTuple_Size(shape) <= DIMS) {
-        x->data = (char *)address, x->dims = PyTuple_Size(shape), x->type = -1;
-        for (long type = 0; type < TYPES; type++)
-            x->type = dtype == PyTuple_GetItem(dtypes, type) ? type : x->type;
-        for (long i = x->dims; i-- > 0; stride *= x->size[i])
-            x->size[i] = PyLong_AsLong(PyTuple_GetItem(shape, i)), x->stride[i] = stride;
-    }
-    const int fine = x->data && says_contiguous(from) && is_span(x) && ends_in_storage(x, from);
-    Py_XDECREF(shape);
-    Py_XDECREF(dtype);
+    const int fine = see_fresh(x, from) && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
     PyErr_Clear();
     return fine;
+}
+
+/* DLPack would make a copy of memory that a tensor shares until one of the two is written to. */
+int see_shape(Tensor *x, PyObject *from)
+{
+    PyObject *shape, *dtype = NULL;
+    long stride = 1;
+    *x = (Tensor){.type = -1};
+    if (!exchange || from == Py_None || !is_exact(from) || !(shape = PyObject_GetAttr(from, names[SHAPE]))) {
+        PyErr_Clear();
+        return 0;
+    }
+    x->dims = PyTuple_Size(shape);
+    dtype = PyObject_GetAttr(from, names[DTYPE]);
+    for (long type = 0; dtype && type < TYPES; type++)
+        x->type = dtype == PyTuple_GetItem(dtypes, type) ? type : x->type;
+    for (long i = x->dims <= DIMS ? x->dims : 0; i-- > 0; stride *= x->size[i])
+        x->size[i] = PyLong_AsLong(PyTuple_GetItem(shape, i)), x->stride[i] = stride;
+    Py_DECREF(shape);
+    Py_XDECREF(dtype);
+    PyErr_Clear();
+    return x->dims <= DIMS && is_span(x);
+}
+
+int see_shared(Tensor *x, PyObject *from)
+{
+    const int fine = see_shape(x, from) && has(from, names[IS_CPU]) && says(functions[IS_NEG], from, Py_False)
+        && says(functions[IS_CONTIGUOUS], from, Py_True) && ends_in_storage(x, from);
+    const long address = fine ? long_of(functions[ADDRESS], from) : 0;
+    x->data = (char *)address;
+    PyErr_Clear();
+    return fine && address > 0;
 }
 
 /* A tensor on the CPU, with the reason of torch's refusal in words of our own. */

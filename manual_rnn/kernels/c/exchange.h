@@ -19,11 +19,20 @@ int are_numbers(PyObject *const *xs, long count);
 /* An exact tensor of numbers to reckon with. */
 int take_floats(Tensor *x, const char *name, PyObject *from);
 
-/* The same of a tensor with at least one number in every direction, and no exception where it isn't one. */
+/* The same of a tensor with at least one number in every direction, and no exception where it isn't one: no
+ * pending negation, and no storage that ends before it does. */
 int see(Tensor *x, PyObject *from);
 
-/* The same of a contiguous one whose memory is another tensor's too until either is written to. */
+/* The same of one that was just made, or of whose shape alone is asked. */
+int see_fresh(Tensor *x, PyObject *from);
+
+/* Whether autograd is to record what is done with it. */
+int wants_gradient(PyObject *x);
+
+/* The same of a contiguous one whose memory is another tensor's too until either is written to; and of that its
+ * shape and type alone, as if it were contiguous. */
 int see_shared(Tensor *x, PyObject *from);
+int see_shape(Tensor *x, PyObject *from);
 
 /* batch_sizes, or None. */
 int take_sizes(Job *job, PyObject *from);

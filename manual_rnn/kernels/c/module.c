@@ -18,10 +18,10 @@ enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */
     MOST_LANES = 64, /* and more: the plans of wider vectors than there are can be looked at */
     SCAN = 19,       /* arguments of a scan */
-    NETWORK = 13,    /* of a network */
-    VJP = 16,        /* and of its derivative */
+    NETWORK = 14,    /* of a network */
+    VJP = 17,        /* and of its derivative */
     HOW = 5,         /* arguments before the first of torch's tensors */
-    EXCHANGE = 11,   /* of torch's own */
+    EXCHANGE = 12,   /* of torch's own */
 };
 
 static long most_threads = 1; /* until the module is loaded */
@@ -184,7 +184,8 @@ static int read_network(How *how, PyObject *const *args, PyObject *weights)
         || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
         || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
         || !read_long(args[5], "reverse", 0, 1, &how->reverse)
-        || !read_long(args[6], "hidden_size", 1, REACH, &how->H) || !read_long(args[7], "bias", 0, 1, &how->bias))
+        || !read_long(args[6], "hidden_size", 1, REACH, &how->H)
+        || !read_long(args[7], "input_size", 0, REACH, &how->I) || !read_long(args[8], "bias", 0, 1, &how->bias))
         return 0;
     how->D = 1 + bidirectional;
     const long each = (how->bias ? 4 : 2) * how->D;
@@ -198,9 +199,9 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     How how;
     if (count != NETWORK)
         return PyErr_Format(PyExc_TypeError, "network: expected %d arguments, got %zd", NETWORK, count);
-    if (!read_network(&how, args, args[12]))
+    if (!read_network(&how, args, args[13]))
         return NULL;
-    return network(&how, most_threads, args[8] == Py_True, args[9], args[10], args[11], args[12]);
+    return network(&how, most_threads, args[9] == Py_True, args[10], args[11], args[12], args[13]);
 }
 
 static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -208,14 +209,14 @@ static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_
     How how;
     if (count != VJP)
         return PyErr_Format(PyExc_TypeError, "network_vjp: expected %d arguments, got %zd", VJP, count);
-    if (!read_network(&how, args, args[12]))
+    if (!read_network(&how, args, args[13]))
         return NULL;
-    const long weights = PyTuple_Size(args[12]), L = weights / (how.D * (how.bias ? 4 : 2));
-    if (!PyTuple_Check(args[13]) || PyTuple_Size(args[13]) != L || !PyTuple_Check(args[8])
-        || PyTuple_Size(args[8]) != 2 + weights)
+    const long weights = PyTuple_Size(args[13]), L = weights / (how.D * (how.bias ? 4 : 2));
+    if (!PyTuple_Check(args[14]) || PyTuple_Size(args[14]) != L || !PyTuple_Check(args[9])
+        || PyTuple_Size(args[9]) != 2 + weights)
         return PyErr_Format(PyExc_ValueError, "expected tuples of %ld states and %ld flags", L, 2 + weights);
-    return network_vjp(&how, most_threads, args[9], args[10], args[11], args[12], args[13], args[14], args[15],
-                       args[8]);
+    return network_vjp(&how, most_threads, args[10], args[11], args[12], args[13], args[14], args[15], args[16],
+                       args[9]);
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -294,7 +295,7 @@ static PyMethodDef methods[] = {
      "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
      "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage, nbytes,\n"
-     "storage_offset, address, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
+     "storage_offset, address, is_contiguous, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
      "dtypes, before those below do anything."},
     {"numbers", METHOD(py_numbers),
      "numbers(*tensors) -> bool: whether each is None or exactly a torch.Tensor or a Parameter whose memory\n"
@@ -303,12 +304,13 @@ static PyMethodDef methods[] = {
      "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor; NotImplemented\n"
      "where a tensor isn't exactly a torch.Tensor or a Parameter."},
     {"network", METHOD(py_network),
-     "network(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, bias, keep,\n"
-     "batch_sizes, input, hx, weights) -> (output, h_n), and with `keep` the states of the layers before. `output` is time-major.\n"
-     "NotImplemented where a tensor isn't as it should be."},
+     "network(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, input_size,\n"
+     "bias, keep, batch_sizes, input, hx, weights) -> (output, h_n, states), output time-major: with `keep`, and where\n"
+     "a tensor requires grad, the states of every layer but the last, else None. NotImplemented where a\n"
+     "tensor isn't as it should be."},
     {"network_vjp", METHOD(py_network_vjp),
-     "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, bias, need,\n"
-     "batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
+     "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size,\n"
+     "input_size, bias, need, batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
      "the input is time-major, as the states are."},
     {"peak", METHOD(py_peak),
      "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},

@@ -16,24 +16,18 @@ typedef struct {
     void *nothing;     /* zeros, a row of them */
 } Network;
 
-static void forget(Network *net)
-{
-    free(net->like.sizes), free(net->weights), free(net->states), free(net->jobs), free(net->nothing);
-}
+static void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
 
-/* Room for the parts; 0 with an exception set. */
+/* Room for the parts, in one piece; 0 with an exception set. */
 static int begin(Network *net, const How *how, long weights)
 {
-    *net = (Network){how, 0, how->bias ? 4 : 2};
-    net->L = weights / (how->D * net->each);
-    net->weights = calloc(weights + 1, sizeof(Tensor));
-    net->states = calloc(net->L + 1, sizeof(Tensor));
-    net->jobs = calloc(net->L * how->D + 1, sizeof(Job));
-    net->nothing = calloc(how->H, sizeof(double));
-    if (!net->weights || !net->states || !net->jobs || !net->nothing)
-        return RAISE(MemoryError, "%ld layers", net->L);
-    net->like = (Job){.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H};
-    return 1;
+    const long each = how->bias ? 4 : 2, L = weights / (how->D * each);
+    const long bytes = L * how->D * sizeof(Job) + (weights + L) * sizeof(Tensor) + how->H * sizeof(double);
+    *net = (Network){how, L, each, {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H}};
+    net->jobs = calloc(1, bytes);
+    net->weights = (Tensor *)(net->jobs + L * how->D), net->states = net->weights + weights;
+    net->nothing = net->states + L;
+    return net->jobs || RAISE(MemoryError, "%ld bytes", bytes);
 }
 
 static int is_shape(const Tensor *x, long dims, long a, long b, long c)
@@ -204,17 +198,22 @@ static int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyO
     return 1;
 }
 
+/* (output, h_n, the states of the layers before or None). */
 static PyObject *results(PyObject *states, PyObject *h_n, int keep)
 {
-    const long L = PyTuple_Size(states), count = keep ? L + 1 : 2;
-    PyObject *found = PyTuple_New(count);
-    if (!found)
-        return NULL;
-    PyTuple_SetItem(found, 0, Py_NewRef(PyTuple_GetItem(states, L - 1)));
-    PyTuple_SetItem(found, 1, Py_NewRef(h_n));
-    for (long i = 0; i < count - 2; i++)
-        PyTuple_SetItem(found, 2 + i, Py_NewRef(PyTuple_GetItem(states, i)));
+    const long last = PyTuple_Size(states) - 1;
+    PyObject *before = keep ? PyTuple_GetSlice(states, 0, last) : Py_NewRef(Py_None);
+    PyObject *found = before ? PyTuple_Pack(3, PyTuple_GetItem(states, last), h_n, before) : NULL;
+    Py_XDECREF(before);
     return found;
+}
+
+static int any_wants_gradient(PyObject *input, PyObject *hx, PyObject *weights)
+{
+    int wanted = wants_gradient(input) || wants_gradient(hx);
+    for (long i = 0; !wanted && i < PyTuple_Size(weights); i++)
+        wanted = wants_gradient(PyTuple_GetItem(weights, i));
+    return wanted;
 }
 
 /* A tensor once more, if it has kept its shape. */
@@ -230,13 +229,13 @@ static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_
 {
     PyObject *states = NULL, *h_n = NULL, *found = NULL;
     Tensor last;
-    int fine = see(&net->x, input) && measure(net, &net->x, net->how->batch_first, batch_sizes);
+    int fine = see_fresh(&net->x, input) && measure(net, &net->x, net->how->batch_first, batch_sizes);
     if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_h_n(net, input))))
         goto end;
     fine = fine && see_same(net, &net->x, input);
     const long I = fine ? net->x.size[net->x.dims - 1] : 0;
-    fine = fine && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states, see)
-        && see_hx(net, &last, h_n);
+    fine = fine && (!net->how->I || net->how->I == I) && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states, see_fresh)
+        && see_fresh(&last, h_n);
     if (!fine) {
         found = Py_NewRef(Py_NotImplemented);
         goto end;
@@ -256,6 +255,7 @@ PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, Py
 {
     Network net;
     PyObject *found = NULL;
+    keep = keep && any_wants_gradient(input, hx, weights);
     if (begin(&net, how, PyTuple_Size(weights)))
         found = run_forward(&net, most, keep, batch_sizes, input, hx, weights);
     forget(&net);
@@ -353,7 +353,7 @@ static int run_backward(Network *net, long most, long I, long low, const Tensor 
 static int see_gradients(Network *net, Tensor *to, PyObject *gradients)
 {
     for (long i = 0; i < PyTuple_Size(gradients); i++)
-        if (!see_alike(net, &to[i], PyTuple_GetItem(gradients, i), 1))
+        if (PyTuple_GetItem(gradients, i) != Py_None && !see_fresh(&to[i], PyTuple_GetItem(gradients, i)))
             return 0;
     return 1;
 }
@@ -390,8 +390,10 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
     const long low = lowest(net, need), DH = net->how->D * net->how->H;
     const int swapped = net->how->batch_first;
     long I = 1;
-    int fine = see_shared(last, like) && measure(net, last, 0, batch_sizes) && see_alike(net, &net->x, input, 1)
-        && see_alike(net, &net->weights[0], PyTuple_GetItem(weights, 0), 1) && low < net->L;
+    int fine = see_shape(last, like) && measure(net, last, 0, batch_sizes)
+        && (input == Py_None || see_fresh(&net->x, input))
+        && (PyTuple_GetItem(weights, 0) == Py_None || see_fresh(&net->weights[0], PyTuple_GetItem(weights, 0)))
+        && low < net->L;
     I = fine ? input_size(net) : 1;
     if (fine && !(gradients = new_gradients(net, like, need, I)))
         return NULL;

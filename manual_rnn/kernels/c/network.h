@@ -4,9 +4,10 @@
 #include "exchange.h"
 
 /* The numbers before all else. */
-typedef struct { long variant, kind, threads, batch_first, D, reverse, H, bias; } How;
+typedef struct { long variant, kind, threads, batch_first, D, reverse, H, I, bias; } How; /* I: 0 for any */
 
-/* (output, h_n), and with `keep` the states of every layer but the last behind them. NotImplemented where
+/* (output, h_n, states): with `keep`, and where some tensor wants a gradient, of every layer but the last, else
+ * None. NotImplemented where
  * something isn't as it should be, which the caller then finds a name for; NULL with an exception set. */
 PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, PyObject *input, PyObject *hx,
                   PyObject *weights);
