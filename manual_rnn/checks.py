@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .kernels.contract import check_memory
-from .private import any_autocast
+from .private import any_autocast, is_wrapper
 
 __all__ = [
     "check_attributes",
@@ -204,7 +204,8 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
         raise RuntimeError(f"Expected batch_sizes of dtype torch.int64, got {batch_sizes.dtype}")
     if torch.compiler.is_compiling():  # a graph in the making has no values to look at
         return
-    check_memory([batch_sizes])
+    if not is_wrapper(batch_sizes):
+        check_memory([batch_sizes])
     sizes = batch_sizes.tolist()
     falling = all(n >= m for n, m in zip(sizes, [*sizes[1:], 0], strict=False))
     if not falling or sum(sizes) != rows:

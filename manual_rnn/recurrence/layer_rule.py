@@ -121,7 +121,25 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
-        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        states, last, _ = PlainLayer.apply(
+            x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, Layer.compute
+        )
+        return dispatch.unhooked(states), last
+
+    @staticmethod
+    def seen_node(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        x, h0, w_ih, w_hh = map(_as_view, (x, h0, w_ih, w_hh))
+        seen = dispatch.without_derivative("layer", x)
+        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, seen)
         return dispatch.unhooked(states), last
 
     @staticmethod
@@ -168,7 +186,7 @@ class Layer(Rule):
         dbias_hh = None
         if need_bias_hh:  # as memory of its own
             dbias_hh = rows.sum(0) if dbias_ih is None else dbias_ih.clone()
-        return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh, None, None, None, None
+        return dx, dh0, dw_ih, dw_hh, dbias_ih, dbias_hh, *(None,) * (len(ctx.needs_input_grad) - 6)
 
     @staticmethod
     @dispatch.nestable
@@ -211,7 +229,8 @@ class PlainLayer(Layer):
         batch_sizes: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, ...]:
-        states, last = Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        *options, compute = options
+        states, last = compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
         ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
         ctx.set_materialize_grads(False)
         need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad

@@ -35,9 +35,8 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         return False
     tensors = [x, hx, *(w for group in weights for w in group)]
     if asked == kernels.DEFAULT:
-        return (
-            dispatch.plain(*tensors) and kernels.KERNELS[VENDOR].why_not(x) is None
-        )  # the others are like it
+        seen = dispatch.plain(*tensors) or dispatch.untraced(*tensors)
+        return seen and kernels.KERNELS[VENDOR].why_not(x) is None  # the others are like it
     reason = kernels.KERNELS[VENDOR].why_not(*tensors)
     if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
