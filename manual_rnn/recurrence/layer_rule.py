@@ -229,9 +229,9 @@ class PlainLayer(Layer):
         batch_sizes: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, ...]:
-        *options, compute = options
-        states, last = compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
+        *how, compute = options
+        states, last = compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *how)
+        ctx.options, ctx.B = (batch_sizes, *how), h0.size(0)
         ctx.set_materialize_grads(False)
         need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad
         steps = (x if batch_sizes is None else batch_sizes).size(0)
