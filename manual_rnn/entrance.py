@@ -1,8 +1,8 @@
 r"""The short way for a plain call: from the module to C with no check in between.
 
-C looks at every tensor anyway, and answers only where all is as it should be. Whatever else a call may be (under
-a transform, a mode, a trace or autocast, profiled, of a recurrence of your own, with dropout at work, of a
-wrong shape) goes the long way, in `module.py`, which has the checks, the words and the other kernels.
+C looks at every tensor anyway, and answers only where all is as it should be. Whatever else a call may be
+(under a transform, a mode, a trace or autocast, profiled, of a recurrence of your own, with dropout at work,
+of a wrong shape) goes the long way, in `module.py`, which has the checks, the words and the other kernels.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def at_once(
     if options is None:
         return None
     phi, weights, *shape = options
-    if type(input) is not PackedSequence:
+    if not isinstance(input, PackedSequence):
         return run_whole(input, hx, weights, None, phi, *shape)
     data, batch_sizes, order, inverse = input
     if hx is not None and order is not None:
@@ -61,7 +61,12 @@ def at_once(
 def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
     """Nonlinearity, weights, batch_first, bidirectional, bias, H and I, where all are as the constructor left
     them."""
-    mode, bias, batch_first, bidirectional = own["mode"], own["bias"], own["batch_first"], own["bidirectional"]
+    mode, bias, batch_first, bidirectional = (
+        own["mode"],
+        own["bias"],
+        own["batch_first"],
+        own["bidirectional"],
+    )
     H, L, parameters, names = own["hidden_size"], own["num_layers"], own["_parameters"], own["_all_weights"]
     if (
         (own["training"] and own["dropout"] and L != 1)

@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, kernels
 from .module import ManualRNN, autocast
-from .recurrence import OWN_RECURRENCE, VENDOR, chosen
+from .recurrence import OWN_RECURRENCE, chosen
 from .sequences import plan
 
 __all__ = ["explain_kernel"]
@@ -29,7 +29,7 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
         hx = batch.data.new_zeros(rnn.get_expected_hidden_size(batch.data, batch.batch_sizes))
     rows, hx, weights = autocast(batch.rows, hx, rnn._weights())
     unasked = kernels.asked() == kernels.DEFAULT and rnn._builtin_phi() is not None
-    whole = unasked and chosen(rows, hx, weights, batch.batch_sizes)
+    whole = chosen(rows, hx, weights, batch.batch_sizes) if unasked else None
     verdicts = [_verdicts(rnn, whole, (rows, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -39,13 +39,13 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     )
 
 
-def _verdicts(rnn: ManualRNN, whole: bool, tensors: tuple[Tensor | None, ...]) -> str:
+def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, ...]) -> str:
     reasons = kernels.reasons(*tensors)
     if rnn._builtin_phi() is None:
         reasons = dict.fromkeys(reasons, OWN_RECURRENCE) | {kernels.REFERENCE: None}
     asked = kernels.asked()
     able = [name for name, reason in reasons.items() if reason is None]
-    runs = VENDOR if whole else able[0] if asked == kernels.DEFAULT else asked
+    runs = whole or able[0] if asked == kernels.DEFAULT else asked
     return "\n".join(f"{name:9} {_verdict(name, reason, runs, asked)}" for name, reason in reasons.items())
 
 

@@ -150,7 +150,8 @@ def lyapunov_exponents(jacobians: Tensor, warm_up: int = 0) -> Tensor:
     if not 0 <= warm_up < T:
         raise ValueError(f"warm_up: expected 0 to {T - 1} for {T} steps, got {warm_up}")
     jacobians = jacobians.detach().double()
-    start = torch.randn(H, H, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = torch.Generator("cpu").manual_seed(0)
+    start = torch.randn(H, H, dtype=torch.float64, device="cpu", generator=drawn)
     q, growth = torch.linalg.qr(start.to(jacobians.device))[0], []
     for jacobian in jacobians:
         q, r = torch.linalg.qr(jacobian @ q)

@@ -105,7 +105,7 @@ class ManualRNN(RNNBase):
             return found
         batch = plan(self, input, hx)
         hx, weights, phi, run = self._check(input, batch)
-        output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run)
+        output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run, batch.hx is None)
         return batch.restore(output, h_n)
 
     def _check(
@@ -135,6 +135,7 @@ class ManualRNN(RNNBase):
         phi: Phi,
         batch_sizes: Tensor | None,
         run: RunLayer,
+        from_zero: bool,
     ) -> tuple[Tensor, Tensor]:
         """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
         output, hx, weights = autocast(output, hx, weights)
@@ -142,10 +143,9 @@ class ManualRNN(RNNBase):
             run = run_layer_per_sample
         else:
             checks.check_tensors(self, output, hx, weights)
-        if run is run_layer and isinstance(phi, str) and (
-            kernel := chosen(output, hx, weights, batch_sizes)
-        ):
-            run = partial(run_network, kernel, bidirectional=self.bidirectional)
+        whole = run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes)
+        if whole:
+            run = partial(run_network, whole, bidirectional=self.bidirectional, from_zero=from_zero)
             if not (self.training and self.dropout):
                 return run(output, hx, weights, phi, batch_sizes)
         return run_layers(output, hx, weights, phi, batch_sizes, self.num_layers, run, self._drop)
@@ -260,13 +260,15 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
+CHECKS = (
+    "check_input",
+    "check_forward_args",
+    "check_hidden_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
 ManualRNN._called = MappingProxyType(
-    ManualRNN._builtin
-    | {
-        name: getattr(ManualRNN, name)
-        for name in ("check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size")
-        + ("permute_hidden",)
-    }
+    {**ManualRNN._builtin, **{name: getattr(ManualRNN, name) for name in CHECKS}}
 )
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.

@@ -37,11 +37,15 @@ __all__ = [
     "keys_of",
     "modes",
     "nobody_looks_on",
+    "nobody_traces",
     "profiling",
     "single_level",
     "torchscript",
     "transformed",
 ]
+
+
+TRACERS = ("torch.fx", "torch._subclasses")  # where torch keeps the modes with which it traces
 
 
 def find(module: str, name: str | None = None) -> Any:
@@ -87,6 +91,14 @@ def nobody_looks_on() -> bool:
         return False
     count = _function_mode_count()
     return not count or all(type(_function_mode_at(place)) is _DeviceContext for place in range(count))
+
+
+def nobody_traces() -> bool:
+    """The same, but that modes may look on as long as none of them is a tracer."""
+    if not _can_tell or _transforms() or torchscript() or forward_ad._current_level >= 0:
+        return False
+    looking = [*modes(), *map(_function_mode_at, range(_function_mode_count()))]
+    return not any(type(mode).__module__.startswith(TRACERS) for mode in looking)
 
 
 def modes() -> list[Any]:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .checks import check_ranks
 from .kernels.walk import time_of_rows
 from .parameters import RNNBase
-from .recurrence import plain
+from .recurrence import plain, untraced
 
 __all__ = ["Sequences", "plan"]
 
@@ -49,9 +49,9 @@ class Sequences:
 
 def _transposed(output: Tensor) -> Tensor:
     """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it."""
-    if torch.compiler.is_compiling() or not plain(output):
-        return output.transpose(0, 1)
-    return output.transpose_(0, 1)
+    if not torch.compiler.is_compiling() and (plain(output) or untraced(output)):
+        return output.transpose_(0, 1)
+    return output.transpose(0, 1)
 
 
 class _Unbatched(Sequences):

@@ -25,7 +25,6 @@ from torch.nn import Parameter
 from ..private import data_address, has_storage
 from .contract import PLAIN_TYPES, why_foreign
 from .phi import PHI
-from .walk import Walk
 
 _scan: Any = None
 if "__torch_package__" in globals():  # the extension installed here may be of another version
@@ -162,8 +161,8 @@ def network(
     input_size: int,
     keep: bool,
 ) -> Any:
-    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; `hx (L * D, B, H)` or None for zeros;
-    weights of layer after layer and direction after direction. `input_size` may be 0 for any.
+    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; `hx (L * D, B, H)` or None for
+    zeros; weights of layer after layer and direction after direction. `input_size` may be 0 for any.
 
     Returns the last layer's states `(T, B, D * H)` and `h_n`; with `keep`, and where a tensor requires grad,
     the states of the layers before, else None. NotImplemented where a tensor isn't exactly as it should be,
@@ -189,9 +188,9 @@ def network_vjp(
     hidden_size: int,
     input_size: int,
 ) -> Any:
-    r"""Gradients of `x`, time-major, of `hx` and of each weight that `need` asks for, from those of the output
-    and of `h_n`, and the states of every layer; NotImplemented as above. Tensors that no gradient needs may be
-    None.
+    r"""Gradients of `x`, time-major, of `hx` and of each weight that `need` asks for, from those of the
+    output and of `h_n`, and the states of every layer; NotImplemented as above. Tensors that no gradient
+    needs may be None.
     """
     how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
     return _scan.network_vjp(
@@ -210,7 +209,8 @@ def _scan_like(
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
     y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(
-        _variant, code, torch.get_num_threads(), reverse, TYPES.index(z.dtype), batch_sizes is not None, sizes, T,
+        _variant, code, torch.get_num_threads(), reverse, TYPES.index(z.dtype),
+        batch_sizes is not None, sizes, T,
         z.data_ptr(), z.stride(), z.shape, other.data_ptr(), other.stride(), other.shape,
         w.data_ptr(), w.stride(), w.shape, y.data_ptr(), y.stride(),
     )  # fmt: skip

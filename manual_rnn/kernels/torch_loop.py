@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .contract import why_foreign
 from .phi import PHI
-from .walk import Walk, carry
+from .walk import Walk, carry, check_sizes
 
 __all__ = ["elman", "linear_recurrence", "why_not"]
 
@@ -29,6 +29,7 @@ def why_not(*tensors: Tensor | None) -> str | None:
 
 def elman(z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool) -> Tensor:
     r"""`z (T, B, H)` or packed `(N, H)`, `h0 (B, H)`, `w (H, H)`; a leading `G` on all or none."""
+    check_sizes(batch_sizes, z.size(-2))
     h, w_t = z.clone(memory_format=torch.contiguous_format), w.mT.contiguous()
     accumulate, apply_ = ACCUMULATE[w.dim()], PHI[phi].apply_
     hidden = h0
@@ -41,6 +42,7 @@ def linear_recurrence(
     v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
 ) -> Tensor:
     r"""`v` and `h (T, B, H)` or packed `(N, H)`, `a (H, H)`; a leading `G` on all or none."""
+    check_sizes(batch_sizes, v.size(-2))
     y, walk = v.clone(memory_format=torch.contiguous_format), Walk(a.dim() - 2, reverse, batch_sizes)
     accumulate, times_slope_ = ACCUMULATE[a.dim()], PHI[phi].times_slope_
     before = None

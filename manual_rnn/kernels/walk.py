@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Walk", "carry", "time_of_rows"]
+__all__ = ["Walk", "carry", "check_sizes", "time_of_rows"]
 
 
 class Walk(NamedTuple):
@@ -83,6 +83,19 @@ class Walk(NamedTuple):
         """Zeros for the state before the first step; for packed rows at least one per sequence, since
         how many there are a graph can't know."""
         return torch.zeros_like(x.select(self.dim, 0) if self.batch_sizes is None else x)
+
+
+def check_sizes(batch_sizes: Tensor | None, N: int) -> None:
+    """Sizes share out the rows, none larger than the one before. Python's ints can't overflow.
+
+    Raises:
+        ValueError: for others.
+    """
+    if batch_sizes is None:
+        return
+    sizes = batch_sizes.tolist()
+    if sum(sizes) != N or any(n < m for n, m in zip(sizes, [*sizes[1:], 0], strict=False)):
+        raise ValueError(f"expected batch_sizes that never grow and add up to {N} rows, got {sizes}")
 
 
 def carry(hidden: Tensor, start: Tensor, rows: int) -> Tensor:

@@ -10,7 +10,7 @@ operators.py     each rule as an operator of torch
 dispatch.py      operator, autograd node or kernel?
 """
 
-from .dispatch import plain
+from .dispatch import plain, untraced
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
 from .network import NATIVE, VENDOR, chosen, run_network
@@ -34,4 +34,5 @@ __all__ = [
     "run_layers",
     "run_network",
     "run_whole",
+    "untraced",
 ]

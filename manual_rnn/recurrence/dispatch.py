@@ -34,6 +34,7 @@ from ..private import (
     keys_of,
     modes,
     nobody_looks_on,
+    nobody_traces,
     profiling,
     single_level,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "RULES",
     "Rule",
     "copy_on_write",
+    "looked_at",
     "multiplied",
     "nestable",
     "node_at_this_level",
@@ -53,6 +55,7 @@ __all__ = [
     "sibling",
     "surely_zero",
     "unhooked",
+    "untraced",
     "wants_gradient",
     "way",
     "without_derivative",
@@ -66,6 +69,7 @@ class Rule(Function):
 
     by_reference: Way
     compute: Way
+    seen_node: Way  # `node` with the operator in place of `compute`, for modes to see; where it differs
     run: Way  # what the operator does: `compute`, with what it is given checked
 
     @classmethod
@@ -166,10 +170,20 @@ _plain_keys: dict[str, frozenset[Any]] = {}
 
 def plain(*tensors: Tensor | None) -> bool:
     """Whether eager numbers are all there is to these tensors (gradients may still be wanted)."""
-    if not nobody_looks_on():
-        return False
-    if numbers(*tensors):  # the quick answer for most
-        return True
+    return nobody_looks_on() and (numbers(*tensors) or _own_memory(*tensors))  # the quick answer for most
+
+
+def untraced(*tensors: Tensor | None) -> bool:
+    """Whether they are eager numbers, though a mode may look on."""
+    return nobody_traces() and _own_memory(*tensors)
+
+
+def looked_at() -> bool:
+    """Whether a mode or a profiler wants to see what runs."""
+    return not nobody_looks_on() or profiling()
+
+
+def _own_memory(*tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is None:
             continue
@@ -199,6 +213,8 @@ def node_at_this_level(rule: type[Rule], *args: Any) -> Any:
         RuntimeError: if another kernel was asked for there.
     """
     if not LACKING:
+        if hasattr(rule, "seen_node") and untraced(*[x for x in args if isinstance(x, Tensor)]):
+            return rule.seen_node(*args)
         with single_level():
             return rule.apply(*args)
     kernel = args[-1]

@@ -1,9 +1,9 @@
 r"""What a node of plain numbers keeps for its backward pass: nothing that a user can change.
 
-    states          a copy that's made only if the user writes to them
-    a leaf          its numbers under another name: `leaf.data = ...` leaves those alone
-    any other       as `save_for_backward` keeps it, which notices edits in place
-    not needed      None, so that memory of it is freed
+states          a copy that's made only if the user writes to them
+a leaf          its numbers under another name: `leaf.data = ...` leaves those alone
+any other       as `save_for_backward` keeps it, which notices edits in place
+not needed      None, so that memory of it is freed
 """
 
 from collections.abc import Sequence

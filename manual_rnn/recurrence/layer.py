@@ -22,6 +22,7 @@ __all__ = [
     "Phi",
     "RunLayer",
     "Weights",
+    "grouped",
     "run_direction",
     "run_layer",
     "run_layers",
@@ -77,6 +78,12 @@ def run_layers(
         output, h_n = run(output, h0, weights[layer * D : layer * D + D], phi, batch_sizes)
         last.append(h_n)
     return output, torch.cat(last)
+
+
+def grouped(flat: Sequence[Any], bias: bool) -> list[Weights]:
+    """A flat list of weights, for each layer and direction."""
+    size, none = (4, []) if bias else (2, [None, None])
+    return [[*flat[at : at + size], *none] for at in range(0, len(flat), size)]
 
 
 def run_direction(

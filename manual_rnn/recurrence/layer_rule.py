@@ -123,7 +123,25 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         x, h0, w_ih, w_hh = map(as_view, (x, h0, w_ih, w_hh))
-        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
+        states, last, _ = PlainLayer.apply(
+            x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, Layer.compute
+        )
+        return dispatch.unhooked(states), last
+
+    @staticmethod
+    def seen_node(
+        x: Tensor,
+        h0: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        x, h0, w_ih, w_hh = map(as_view, (x, h0, w_ih, w_hh))
+        seen = dispatch.without_derivative("layer", x)
+        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, seen)
         return dispatch.unhooked(states), last
 
     @staticmethod
@@ -159,7 +177,9 @@ class Layer(Rule):
         if c_kept is not None:
             c = c_kept if c is None else c + c_kept
         need = ctx.needs_input_grad[:6]
-        return *gradients(c, c_last, h, x, h0, w_ih, w_hh, need, ctx.B, *ctx.options), None, None, None, None
+        return *gradients(c, c_last, h, x, h0, w_ih, w_hh, need, ctx.B, *ctx.options), *(None,) * (
+            len(ctx.needs_input_grad) - 6
+        )
 
     @staticmethod
     @dispatch.nestable
@@ -202,8 +222,9 @@ class PlainLayer(Layer):
         batch_sizes: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, ...]:
-        states, last = Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
-        ctx.options, ctx.B = (batch_sizes, *options), h0.size(0)
+        *how, compute = options
+        states, last = compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *how)
+        ctx.options, ctx.B = (batch_sizes, *how), h0.size(0)
         ctx.set_materialize_grads(False)
         need_x, need_h0, need_ih, need_hh, *_ = ctx.needs_input_grad
         steps = (x if batch_sizes is None else batch_sizes).size(0)

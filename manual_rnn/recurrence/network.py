@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from . import dispatch
-from .layer import Weights, run_layers
+from .layer import Weights, grouped, run_layers
 from .whole import run_whole
 
 __all__ = ["NATIVE", "VENDOR", "chosen", "run_network"]
@@ -32,13 +32,19 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
     tensors = [x, hx, *(w for group in weights for w in group)]
     if asked == VENDOR:
         return _vendor(tensors, compiling)
-    if asked not in (kernels.DEFAULT, NATIVE) or compiling or x.size(0) == 0 or not dispatch.plain(*tensors):
+    if asked not in (kernels.DEFAULT, NATIVE) or compiling or x.size(0) == 0 or not _numbers(tensors):
         return None
-    if native.exchanges() and not dispatch.profiling() and native.why_not(*tensors) is None:
+    if native.exchanges() and native.why_not(*tensors) is None:
         return NATIVE
     if asked == NATIVE or kernels.KERNELS[VENDOR].why_not(x) is not None:  # the others are like it
         return None
     return VENDOR if kernels.vendor_pays(x, hx, batch_sizes, torch.is_grad_enabled()) else None
+
+
+def _numbers(tensors: list[Tensor]) -> bool:
+    """Whether all are eager numbers, though a mode may look on: it sees the operators of a call, for which
+    autograd keeps what it keeps without one."""
+    return dispatch.plain(*tensors) or dispatch.untraced(*tensors)
 
 
 def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
@@ -61,11 +67,15 @@ def run_network(
     phi: Any,
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    from_zero: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`; returns the last layer's states and `h_n`."""
+    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`, which `from_zero` is zeros that nobody else has;
+    returns the last layer's states and `h_n`.
+    """
     if kernel == NATIVE:
-        flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
-        found = run_whole(x, hx, flat, batch_sizes, phi, False, bidirectional, bias, hx.size(2))
+        each, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
+        how = batch_sizes, phi, False, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
+        found = run_whole(x, None if from_zero else hx, each, *how)
         return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
     if not x.is_cuda:
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
@@ -136,7 +146,6 @@ def _composed(
 
 def _by_layers(options: tuple, output: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
     bias, batch_sizes, phi, bidirectional = options
-    size = 4 if bias else 2
-    groups = [(*flat[i : i + size], *([] if bias else [None, None])) for i in range(0, len(flat), size)]
+    groups = grouped(flat, bias)
     with kernels.use_kernel("torch"):
         return run_layers(output, hx, groups, phi, batch_sizes, len(groups) // (1 + bidirectional))

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from . import dispatch
+from .by_layers import Options, by_layers, in_sight
 from .keeping import as_view, keep, kept
-from .layer_rule import gradients
 
 __all__ = ["run_whole"]
 
@@ -33,13 +33,18 @@ def run_whole(
     bias: bool,
     hidden_size: int,
     input_size: int = 0,
+    seen: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; returns `output` alike and `h_n`.
 
-    None where C finds a tensor that isn't exactly as it should be.
+    None where C finds a tensor that isn't exactly as it should be. Where it's to be `seen` by a mode, or by a
+    profiler, layers run one by one; `x` is then time-major.
     """
     options = batch_sizes, phi, batch_first, bidirectional, bias, hidden_size, input_size
-    found = native.network(x, hx, weights, *options, torch.is_grad_enabled())
+    if seen:
+        found = in_sight(x, hx, weights, *options)
+    else:
+        found = native.network(x, hx, weights, *options, torch.is_grad_enabled())
     if found is NotImplemented:
         return None
     output, h_n, states = found
@@ -68,11 +73,13 @@ class Whole(dispatch.Function):
         return output, h_n, *states
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_kept: Tensor | None) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_kept: Tensor | None
+    ) -> tuple[Any, ...]:
         saved, L = kept(ctx), ctx.layers
         states, x, hx, weights = saved[:L], saved[L], saved[L + 1], saved[L + 2 :]
         need = ctx.needs_input_grad[2:]
-        if not torch.is_grad_enabled() and c_kept.count(None) == L:
+        if not torch.is_grad_enabled() and c_kept.count(None) == L and not dispatch.looked_at():
             found = native.network_vjp(need, x, hx, tuple(weights), tuple(states), c, c_last, *ctx.options)
             if found is not NotImplemented:
                 dx = found[0]
@@ -80,76 +87,20 @@ class Whole(dispatch.Function):
                     dx.transpose_(0, 1)
                 return None, None, *found
         kernels.check_memory(saved)
-        return None, None, *_by_layers(ctx.options, need, states, x, hx, weights, c, c_last, c_kept)
+        return None, None, *by_layers(Options(*ctx.options), need, states, x, hx, weights, c, c_last, c_kept)
 
 
 def _needed(ctx: Any, x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The inputs that backward needs for the gradients that are wanted."""
-    batch_sizes, _, batch_first, bidirectional, bias, *_ = ctx.options
+    options = Options(*ctx.options)
     need_x, need_hx, *need = ctx.needs_input_grad[2:]
-    size, D = 4 if bias else 2, 1 + bidirectional
-    steps = len(batch_sizes) if batch_sizes is not None else x.size(1 if batch_first else 0)
-    keep_hh, below = steps > 1 or need_hx, need_x  # whether some gradient asks for that of what a layer reads
+    size, layer = options.weights, options.weights * options.D
+    steps = x.size(int(options.batch_first)) if options.batch_sizes is None else len(options.batch_sizes)
     needed: list[Tensor | None] = [None] * len(weights)
     for at in range(0, len(weights), size):
-        if at == size * D:
-            below = below or need_hx
-        if at >= size * D and at % (size * D) == 0:
-            below = below or any(need[:at])
+        before = at - at % layer  # weights of the layers before
+        below = need_x or (before and (need_hx or any(need[:before])))  # something reads dx of this layer
         needed[at] = weights[at] if below else None
-        needed[at + 1] = weights[at + 1] if keep_hh else None
-    need_ih = any(need[: size * D : size])
-    return [x if need_ih else None, hx if any(need[1::size]) else None, *needed]
-
-
-def _by_layers(
-    options: tuple,
-    need: tuple[bool, ...],
-    states: list[Tensor],
-    x: Tensor | None,
-    hx: Tensor | None,
-    weights: list[Tensor | None],
-    c: Tensor | None,
-    c_last: Tensor | None,
-    c_kept: tuple[Tensor | None, ...],
-) -> list[Tensor | None]:
-    """The same gradients of PyTorch's operations and ours, which have derivatives of their own."""
-    batch_sizes, phi, batch_first, bidirectional, bias, H, _ = options
-    size, D, L = 4 if bias else 2, 1 + bidirectional, len(states)
-    swap = batch_first and batch_sizes is None
-    x, c = (t.transpose(0, 1) if swap and t is not None else t for t in (x, c))
-    B = states[0].size(1) if batch_sizes is None else int(batch_sizes[0])
-    found: list[Tensor | None] = []
-    dhx: list[Tensor | None] = []
-    for layer in reversed(range(L)):
-        if c_kept[layer] is not None:
-            c = c_kept[layer] if c is None else c + c_kept[layer]
-        below, group = None, []
-        wants_below = need[0] if layer == 0 else any(need[:2]) or any(need[2 : 2 + layer * D * size])
-        for d in range(D):
-            at, index = (layer * D + d) * size, layer * D + d
-            needs = wants_below, need[1], *need[2 + at : 4 + at], *(need[4 + at : 6 + at] if bias else (False,) * 2)
-            h = states[layer].narrow(-1, d * H, H)
-            dx, dh0, *dw = gradients(
-                None if c is None else c.narrow(-1, d * H, H),
-                None if c_last is None else c_last[index],
-                h,
-                states[layer - 1] if layer else x,
-                h.new_zeros(B, H) if hx is None else hx[index],
-                weights[at],
-                weights[at + 1],
-                needs,
-                B,
-                batch_sizes,
-                phi,
-                bool(d),
-                kernels.DEFAULT,
-            )
-            below = dx if below is None else below + dx if dx is not None else below
-            group += dw[:size]
-            dhx.append(dh0)
-        found, c = group + found, below
-    ordered = [dhx[(L - 1 - layer) * D + d] for layer in range(L) for d in range(D)]
-    dhx_all = torch.stack([t for t in ordered if t is not None]) if need[1] else None
-    dx = c.transpose(0, 1) if swap and c is not None else c
-    return [dx, dhx_all, *found]
+        needed[at + 1] = weights[at + 1] if steps > 1 or need_hx else None
+    need_ih, need_hh = any(need[:layer:size]), any(need[1::size])
+    return [x if need_ih else None, hx if need_hh else None, *needed]

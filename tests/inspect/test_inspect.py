@@ -330,3 +330,17 @@ assert inspect is not manual_rnn.inspect and inspect.signature
 assert callable(manual_rnn.inspect.trace)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_default_device_changes_nothing() -> None:
+    rnn, input = ManualRNN(4, 6), torch.randn(5, 3, 4)
+
+    def looked_into() -> list[Tensor]:
+        seen = trace(rnn, input)
+        jacobians = step_jacobians(seen.passes[0])
+        return [seen.output, jacobians, lyapunov_exponents(jacobians), spectral_radius(jacobians)]
+
+    expected = looked_into()
+    with torch.device("meta"):
+        found = looked_into()
+    assert all(map(torch.equal, found, expected))

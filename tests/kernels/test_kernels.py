@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from internals import kernels
+from helpers import KERNELS
+from internals import OPS, elman, kernels, linear_recurrence
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
@@ -80,3 +81,13 @@ def test_asked_for_and_unable() -> None:
     with use_kernel("torch"):
         told = explain_kernel(ManualRNN(3, 4, nonlinearity=torch.sin), torch.randn(5, 2, 3))
     assert line(told, "torch").startswith("torch     was asked for and would raise: ")
+
+
+@KERNELS
+@pytest.mark.parametrize("sizes", [[2**62] * 4 + [3], [1, 2], [3, 1], [4, -1], [2]], ids=str)
+def test_sizes_that_do_not_share_out_the_rows(sizes: list[int], kernel: str) -> None:
+    how = (torch.tensor(sizes), "tanh", False, kernel)
+    h, w = torch.randn(3, 6), torch.randn(6, 6)
+    for run in (elman, linear_recurrence, OPS.elman, OPS.linear_recurrence):
+        with pytest.raises((ValueError, RuntimeError)):
+            run(h, h, w, *how)

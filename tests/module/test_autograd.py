@@ -192,7 +192,7 @@ def test_a_frozen_network_builds_no_graph():
     first = {name: p for name, p in rnn.named_parameters() if "_l0" not in name}
     for p in first.values():
         p.requires_grad_()
-    with Calls() as calls:
+    with use_kernel("torch"), Calls() as calls:
         torch.autograd.grad(rnn(input, hx)[0].sum(), list(first.values()))
     assert calls.counts["linear_recurrence"] == 2  # the second layer's two directions, nothing of the first
 
