@@ -225,7 +225,7 @@ static void begin_sums(const Run *run)
     char *sums = run->memory + run->plan->sums;
     memset(sums, 0, run->plan->ld * run->variant->width);
     for (int i = 0; i < 2; i++)
-        if (job->bias[i].data)
+        if (job->bias[i].data && !is_backward(job))
             run->variant->gather(&row, &job->bias[i], job->H, &block, 0, 1, i, sums, run->plan->ld);
 }
 
