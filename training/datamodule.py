@@ -14,8 +14,12 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
+NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
 
 
 class Batch(NamedTuple):
@@ -44,7 +48,7 @@ class Task(LightningDataModule):
         ValueError: for a parameter out of range.
     """
 
-    source: ClassVar[str]
+    source: ClassVar[str] = ""
     metric: ClassVar[Literal["mse", "accuracy", "perplexity"]]
 
     input_size: int
@@ -72,6 +76,14 @@ class Task(LightningDataModule):
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
 
+    def size(self, name: str) -> int:
+        """Its ``input_size`` or ``output_size``. Raises ValueError where the task isn't whole."""
+        missing = [needed for needed in NEEDED if not hasattr(self, needed)]
+        if missing:
+            name, lacks = type(self).__name__, ", no ".join(missing)
+            raise ValueError(f"expected a task with {', '.join(NEEDED)}; {name} has no {lacks}")
+        return int(getattr(self, name))
+
     def sample(self, generator: Generator, count: int) -> Batch:
         """Draws ``count`` sequences."""
         raise NotImplementedError
@@ -87,15 +99,26 @@ class Task(LightningDataModule):
             return F.mse_loss(output, target)
         return F.cross_entropy(output.flatten(0, 1), target.flatten())
 
-    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What is logged beside the loss; of a perplexity, the logarithm is averaged."""
+    def new_metric(self) -> Metric:
+        """What measures how well the task is done; :meth:`scored` has what it takes."""
         if self.metric == "accuracy":
-            return {"accuracy": (output[:, -target.size(1) :].argmax(-1) == target).double().mean()}
-        loss = self.loss(output, target)
-        return {"mse": loss} if self.metric == "mse" else {}
+            return MulticlassAccuracy(self.output_size, average="micro")
+        return MeanSquaredError() if self.metric == "mse" else Perplexity()
+
+    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Of outputs (B, T, O) the answers to the last K steps, and the targets."""
+        output = output[:, -target.size(1) :].contiguous()  # torchmetrics takes a view of it
+        return (output.argmax(-1) if self.metric == "accuracy" else output), target
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def worst(self, values: Tensor) -> Tensor:
+        return values.min() if self.more_is_better else values.max()
 
     def is_solved(self, value: float) -> bool:
-        return value >= self.solved if self.metric == "accuracy" else value <= self.solved
+        return value >= self.solved if self.more_is_better else value <= self.solved
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self.loader(

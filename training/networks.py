@@ -10,7 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 import manual_rnn
-from training.checkpoints import load_rnn
+
+from .checkpoints import load_rnn
 
 Recurrent = Literal["identity", "orthogonal"]
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from training.datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Batch, Task, at_least, one_hot, seeded_by
 
 
 class Adding(Task):
@@ -62,8 +62,8 @@ class CopyMemory(Task):
         sequence[:, -self.symbols - 1] = marker
         return Batch(one_hot(sequence, self.alphabet + 2), torch.cat((blanks, letters), 1))
 
-    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return super().metrics(output, target[:, -self.symbols :])
+    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return super().scored(output, target[:, -self.symbols :])
 
 
 class TemporalOrder(Task):
@@ -224,7 +224,10 @@ class CharacterLM(Task):
 def read_text(path: Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    return Path(path).read_text(encoding="utf-8")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
 
 
 def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:
