@@ -55,12 +55,15 @@ def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
 
 
 def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
-    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` each ``save_every`` steps or validation."""
+    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` each validation, and each ``save_every`` steps."""
     best = ModelCheckpoint(
         filename="best", monitor=f"val_{task.metric}/manual", mode=mode(task), enable_version_counter=False
     )
-    last = ModelCheckpoint(filename="last", every_n_train_steps=save_every, enable_version_counter=False)
-    return [best, last]
+    last = [
+        ModelCheckpoint(filename="last", every_n_train_steps=steps, enable_version_counter=False)
+        for steps in {None, save_every}
+    ]
+    return [best, *last]
 
 
 class Bar(RichProgressBar):

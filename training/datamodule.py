@@ -107,8 +107,9 @@ class Task(LightningDataModule):
 
     def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Of outputs (B, T, O) the answers to the last K steps, and the targets."""
-        output = output[:, -target.size(1) :].contiguous()  # torchmetrics takes a view of it
-        return (output.argmax(-1) if self.metric == "accuracy" else output), target
+        output = output[:, -target.size(1) :]
+        answers = output.argmax(-1) if self.metric == "accuracy" else output
+        return answers.contiguous(), target.contiguous()  # torchmetrics takes views of them
 
     @property
     def more_is_better(self) -> bool:

@@ -90,7 +90,7 @@ class Laboratory(LightningCLI):
             "--save_every",
             type=PositiveInt | None,
             default=None,
-            help="steps between two writes of last.ckpt; each validation where none are given",
+            help="steps between two more writes of last.ckpt than that of each validation",
         )
         parser.add_argument(
             "--name", type=str | None, default=None, help="of the run's folder; else version_<n>"

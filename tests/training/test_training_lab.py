@@ -221,7 +221,7 @@ def test_a_run_that_crashed_in_mid_epoch_resumes(
     path = checkpoint(folder / "version_1")
     resumed = train(f"--ckpt_path={path}", "--trainer.max_epochs=2", QUIET, small=[])
     assert_equal_weights(weights(folder / "version_0"), weights(folder / "version_2"))
-    assert resumed == whole.replace("version_0", "version_2")
+    assert resumed.endswith(whole.replace("version_0", "version_2"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
