@@ -7,6 +7,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .datamodule import Task
@@ -85,6 +86,14 @@ class Settings(SaveConfigCallback):
     def save_config(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
             logger.log_hyperparams(self.settings)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """TensorBoard compares runs by what they reached."""
+        assert isinstance(module, SideBySide)
+        reached = {f"reached/{twin}": score for twin, score in scores(trainer, module).items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.settings, reached)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

@@ -13,6 +13,7 @@ from torch import nn
 
 from manual_rnn.pictures import write_pictures
 
+from . import sweep
 from .checkpoints import find_checkpoint, read_checkpoint
 from .datamodule import Task
 from .networks import Network
@@ -96,10 +97,13 @@ def load_model(ckpt_path: Path) -> SideBySide:
 
 def load_task(ckpt_path: Path) -> Task:
     """The task of a checkpoint, with its settings."""
-    settings = settings_of(read_checkpoint(ckpt_path))["data"]
+    settings = settings_of(read_checkpoint(ckpt_path))
+    data = settings["data"]
+    if data["init_args"].get("seed") is None:
+        data = {**data, "init_args": {**data["init_args"], "seed": settings["seed_everything"]}}
     parser = InFewWords()
     parser.add_subclass_arguments(Task, "data")
-    task: Task = parser.instantiate_classes(parser.parse_object({"data": settings})).data
+    task: Task = parser.instantiate_classes(parser.parse_object({"data": data})).data
     return task
 
 
@@ -108,6 +112,9 @@ COMMANDS: dict[str, Callable[..., None]] = {"tasks": list_tasks, "export": expor
 
 def run(name: str, options: list[str]) -> None:
     """One command line; what a command refuses is a usage error."""
+    if name == "sweep":
+        sweep.run(options)
+        return
     try:
         auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=f"{PROG} {name}")
     except (ValueError, FileNotFoundError, ImportError) as refusal:

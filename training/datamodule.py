@@ -5,6 +5,7 @@ can't repeat a batch, a resumed run goes on with the batch that comes next, and 
 draws the whole batch and keeps its share.
 """
 
+import os
 from collections.abc import Iterator
 from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -42,7 +43,7 @@ class Task(LightningDataModule):
         train_batches: batches between two validations.
         val_batches: batches of a validation or a test.
         num_workers: processes that prepare batches.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn; that of the run where none is given, 0 outside of one.
 
     Raises:
         ValueError: for a parameter out of range.
@@ -65,10 +66,11 @@ class Task(LightningDataModule):
         train_batches: int = 100,
         val_batches: int = 10,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        seed = seed_of_the_run() if seed is None else seed
         at_least(
             1, length=length, batch_size=batch_size, train_batches=train_batches, val_batches=val_batches
         )
@@ -162,6 +164,9 @@ class Batches(Dataset[Batch]):
         self.task.trainer = None  # it can't go to a worker, and isn't needed there
         self.pieces = 1 if steps is None else pieces(task.batch(split, 0), steps)
 
+    def __len__(self) -> int:
+        return self.task.batches[self.split] * self.pieces
+
     def __getitem__(self, number: int) -> Batch:
         number, piece = divmod(number, self.pieces)
         whole = self.task.batch(self.split, number)
@@ -212,6 +217,11 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def seed_of_the_run() -> int:
+    """What Lightning's ``seed_everything`` was last called with; 0 where it never was."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def seeded_by(*numbers: int) -> Generator:

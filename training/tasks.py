@@ -144,7 +144,7 @@ class SequentialDigits(Task):
         by: what is read at one step.
         batch_size: pictures in one optimizer step, over however many processes.
         num_workers: processes that prepare batches.
-        seed: of the order of the pictures.
+        seed: of the order of the pictures; that of the run where none is given.
     """
 
     source = "Le, Jaitly and Hinton 2015, on the digits of scikit-learn (Alpaydin and Kaynak 1998)"
@@ -154,7 +154,11 @@ class SequentialDigits(Task):
     held_out = 256
 
     def __init__(
-        self, by: Literal["row", "pixel"] = "row", batch_size: int = 64, num_workers: int = 0, seed: int = 0
+        self,
+        by: Literal["row", "pixel"] = "row",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         digits = load_digits()
