@@ -138,7 +138,12 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure
 
 @cache
 def _figure_kind() -> type["Figure"]:
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "pictures need matplotlib: pip install 'manual_rnn[plot]'", name=missing.name
+        ) from None
 
     class Picture(Figure):
         """A Figure that a notebook shows, whatever its backend."""

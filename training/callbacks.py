@@ -56,7 +56,7 @@ def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
 
 
 def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
-    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` each validation, and each ``save_every`` steps."""
+    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` at each too, and each ``save_every`` steps."""
     best = ModelCheckpoint(
         filename="best", monitor=f"val_{task.metric}/manual", mode=mode(task), enable_version_counter=False
     )

@@ -1,6 +1,7 @@
 """The commands beside Lightning's: what tasks there are, and what becomes of a trained model."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,9 @@ def export(
 
 
 def export_onnx(network: Network, path: Path) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX needs {' and '.join(missing)}: pip install 'manual_rnn[onnx]'")
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     rnn: Any = network.rnn
     input = torch.zeros(2, 3, rnn.input_size)

@@ -81,9 +81,11 @@ class Task(LightningDataModule):
     def size(self, name: str) -> int:
         """Its ``input_size`` or ``output_size``. Raises ValueError where the task isn't whole."""
         missing = [needed for needed in NEEDED if not hasattr(self, needed)]
+        if type(self).sample is Task.sample and type(self).batch is Task.batch:
+            missing.append("sample")
         if missing:
             name, lacks = type(self).__name__, ", no ".join(missing)
-            raise ValueError(f"expected a task with {', '.join(NEEDED)}; {name} has no {lacks}")
+            raise ValueError(f"expected a task with sample, {', '.join(NEEDED)}; {name} has no {lacks}")
         return int(getattr(self, name))
 
     def sample(self, generator: Generator, count: int) -> Batch:

@@ -41,14 +41,15 @@ class SideBySide(LightningModule):
         output_size: outputs at each step (set by the task).
         hidden_size: width H of the hidden state.
         num_layers: layers of the RNN.
-        nonlinearity: ``tanh`` or ``relu``.
+        nonlinearity: ``tanh`` or ``relu``; ``relu`` where none is given.
         bias: whether the RNN has biases.
         dropout: between layers; the twins draw the same masks.
         bidirectional: whether there is a second direction of time.
         kernel: how ManualRNN runs; ``reference`` is bitwise equal to nn.RNN on a CPU.
         init_from: file with nn.RNN weights that both twins start from: a state_dict, or a
             Lightning checkpoint.
-        recurrent: initial recurrent weights: ``identity`` (with relu, an IRNN) or ``orthogonal``.
+        recurrent: initial recurrent weights: ``identity``, ``orthogonal``, or nn.RNN's own ``uniform``; where
+            none are given, ``identity`` with relu (Le, Jaitly and Hinton 2015), ``uniform`` with tanh.
         tbptt_steps: steps after which backpropagation is cut, the weights move and the state goes on.
         compare_every: steps between two comparisons of gradients.
         tolerance: how far a gradient may part, in units of round-off, before the run has failed.
@@ -64,7 +65,7 @@ class SideBySide(LightningModule):
         output_size: int,
         hidden_size: int = 32,
         num_layers: int = 1,
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        nonlinearity: Literal["tanh", "relu"] | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
@@ -77,18 +78,21 @@ class SideBySide(LightningModule):
     ) -> None:
         super().__init__()
         check_options(compare_every, tolerance, tbptt_steps, bidirectional)
+        if init_from is not None and nonlinearity is None:
+            raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
+        phi = nonlinearity or "relu"
         self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
         rnn = nn.RNN(
             input_size,
             hidden_size,
             num_layers,
-            nonlinearity=nonlinearity,
+            nonlinearity=phi,
             bias=bias,
             batch_first=True,
             dropout=dropout,
             bidirectional=bidirectional,
         )
-        set_weights(rnn, recurrent, init_from)
+        set_weights(rnn, recurrent or ("identity" if phi == "relu" else "uniform"), init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
         self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
         self.kernel, self.compare_every, self.tolerance = kernel, compare_every, tolerance
