@@ -1,21 +1,14 @@
 """The command line's first word: which command runs. It loads no more than that takes."""
 
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
 
 PROG = f"python -m {__package__}"
-EXTRA = (
-    "jsonargparse",
-    "lightning_fabric",
-    "matplotlib",
-    "pytorch_lightning",
-    "rich",
-    "sklearn",
-    "tensorboard",
-    "torchmetrics",
-    "yaml",
-)
+EXTRA = """
+jsonargparse lightning_fabric matplotlib pytorch_lightning rich sklearn tensorboard torchmetrics yaml
+"""
 LABORATORY = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "fit": "train the twins, compare their gradients, end with the report; runs where no command is named",
@@ -59,11 +52,12 @@ def main(args: list[str] | None = None) -> None:
     if name not in COMMANDS:
         sys.stderr.write(f"{PROG}: {unknown(name)}\n")
         sys.exit(2)
+    sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
         module = import_module(".laboratory" if name in LABORATORY else ".commands", __package__)
         module.run(name, options)
     except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] not in EXTRA:
+        if (missing.name or "").split(".")[0] not in EXTRA.split():
             raise
         sys.exit(f"{PROG}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from .checkpoints import find_checkpoint, read_checkpoint
 from .datamodule import Task
 from .networks import Network
 from .parser import PROG, InFewWords, usage_error
+from .quiet import quieten
 from .resuming import settings_of
 from .side_by_side import SideBySide
 from .tasks import TASKS
@@ -119,6 +120,7 @@ def run(name: str, options: list[str]) -> None:
     if name == "sweep":
         sweep.run(options)
         return
+    quieten()
     try:
         auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=f"{PROG} {name}")
     except (ValueError, FileNotFoundError, ImportError) as refusal:

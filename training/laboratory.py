@@ -1,10 +1,8 @@
 """The commands fit, validate, test and predict: LightningCLI with twins, a task, a folder and a report."""
 
 import json
-import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +24,7 @@ from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, new_folder
 from .history import History
 from .parser import Parser, usage_error
+from .quiet import quieten
 from .report import Report
 from .resuming import GivenAnew, differences, flat, in_words, settings_of, why_finished
 from .side_by_side import LEARNING_RATE, SideBySide, from_every_process
@@ -164,7 +163,15 @@ class Laboratory(LightningCLI):
         torch.set_num_threads(self._get(self.config, "threads"))
         optimizer = self._get(self.config, "optimizer").class_path.rpartition(".")[2]
         if optimizer == "LBFGS":  # one search direction for all parameters
-            self.parser.error(f"expected an optimizer that moves each parameter by itself, got {optimizer}")
+            usage_error(f"expected an optimizer that moves each parameter by itself, got {optimizer}")
+        trainer = self._get(self.config, "trainer")
+        if trainer["barebones"]:
+            usage_error("expected a run that logs, for the report; got --trainer.barebones true")
+        if str(trainer["strategy"]).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+            usage_error(
+                "expected --trainer.strategy to leave the report in this process, as auto and ddp do; got "
+                f"{trainer['strategy']}"
+            )
 
     def instantiate_classes(self) -> None:
         """What a constructor refuses is a usage error: its words, no traceback, and exit code 2."""
@@ -215,15 +222,18 @@ class Laboratory(LightningCLI):
         """What Lightning refuses before the first step is a usage error too, and leaves no folder."""
         try:
             super()._run_subcommand(subcommand)
-        except REFUSALS as refusal:
-            if self.trainer.global_step > self.checkpoint.get("global_step", 0):
+        except (RuntimeError, *REFUSALS) as refusal:
+            of_a_kernel = str(refusal).startswith("kernel ")  # which can't take this precision, say
+            started = self.trainer.global_step > self.checkpoint.get("global_step", 0)
+            if started or not (of_a_kernel or isinstance(refusal, REFUSALS)):
                 raise
             self.refuse(refusal)
 
     def refuse(self, refusal: Exception) -> NoReturn:
         if self.folder is not None:
             shutil.rmtree(self.folder)
-        usage_error(str(refusal.__cause__ or refusal))
+        said = refusal.__cause__ if isinstance(refusal.__cause__, REFUSALS) else refusal
+        usage_error(str(said))
 
     def after_fit(self) -> None:
         trainer: Any = self.trainer
@@ -289,21 +299,6 @@ def train(task: Task, model: SideBySide | None = None, **trainer: Any) -> Histor
     if report.failure:
         raise ArithmeticError(report.failure)
     return report.history
-
-
-def quieten() -> None:
-    """Leaves out what Lightning says of devices and products, and what is meant to be as it is here."""
-    for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-        logging.getLogger(source).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*is deprecated",  # Lightning 2.6 uses an old name of torch 2.13
-        "The dirpath has changed from",  # a resumed run has a folder
-        "Be aware that when using `ckpt_path`, callbacks",  # and checkpoints of its own
-        "The '.*_dataloader' does not have many workers",  # a batch is drawn in a millisecond
-        "The number of training batches",  # digits have fewer in a round than the logging interval
-        ".*configure_optimizers` will be overridden",  # by that of --optimizer
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def run(name: str, options: list[str]) -> None:

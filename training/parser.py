@@ -12,7 +12,8 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from .tasks import TASKS
 
-PROG = f"python -m {__package__}"
+OWN = str(__package__)
+PROG = f"python -m {OWN}"
 
 
 class InFewWords(ArgumentParser):
@@ -122,12 +123,11 @@ def options_of(class_path: str) -> list[str]:
 
 
 def subclasses(bases: Iterable[type]) -> Iterator[str]:
-    """The names of all public subclasses known by now."""
-    kinds: list[type] = [kind for base in bases for kind in base.__subclasses__()]
-    for kind in kinds:
-        if not kind.__name__.startswith("_") and not kind.__module__.startswith(str(__package__)):
-            yield kind.__name__
-        yield from subclasses([kind])
+    """The names of all public subclasses known by now, without those of this package."""
+    for base in bases:
+        kinds: list[type] = base.__subclasses__()
+        yield from (k.__name__ for k in kinds if k.__name__[0] != "_" and not k.__module__.startswith(OWN))
+        yield from subclasses(kinds)
 
 
 def named(class_path: str) -> type:
