@@ -279,7 +279,7 @@ def trained(train: Train, tmp_path: Path) -> Path:
 
 def plain_network(trained: Path) -> Network:
     """nn.RNN and a readout with the weights of ManualRNN's twin."""
-    network = Network(nn.RNN(1, 6, 2, batch_first=True), nn.Linear(6, 2))
+    network = Network(nn.RNN(1, 6, 2, nonlinearity="relu", batch_first=True), nn.Linear(6, 2))
     state = torch.load(trained, weights_only=True)["state_dict"]
     own = {name: weight for name, weight in state.items() if name.startswith("manual.")}
     network.load_state_dict({name.removeprefix("manual."): weight for name, weight in own.items()})
