@@ -35,7 +35,8 @@ def draw_losses(axes: Axes, history: History) -> None:
     if all(v > 0 for values in history.losses.values() for v in values):
         axes.set_yscale("log")
     axes.set(title="Training loss", ylabel="loss")
-    axes.legend()
+    if history.losses:
+        axes.legend()
     axes.grid(alpha=0.3, which="both")
 
 

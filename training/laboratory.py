@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import LearningRateFinder, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -185,6 +185,8 @@ class Laboratory(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if any(isinstance(callback, LearningRateFinder) for callback in as_list(config["callbacks"])):
+            raise ValueError("expected no LearningRateFinder, which sets the rate of a model; see `sweep`")
         if config["logger"] is None:
             kwargs["logger"] = False  # until there is a folder
         kwargs["plugins"] = with_whole_checkpoints(as_list(config["plugins"]))

@@ -172,7 +172,7 @@ def test_a_resumed_run_keeps_optimizer_scheduler_clipping_and_threads(train: Tra
         (["--optimizer.lr=0.2"], {"lr": 0.1, "momentum": 0.5, "initial_lr": 0.2}),
         (["--optimizer.momentum=0.7"], {"lr": 0.05, "momentum": 0.7, "initial_lr": 0.1}),
         (["--lr_scheduler.gamma=1.0"], {"lr": 0.1 * 0.5 ** (2 / 3), "momentum": 0.5, "initial_lr": 0.1}),
-        (["--optimizer=Adam", "--optimizer.lr=0.3"], {"lr": 0.3 * 0.5 ** (1 / 3), "betas": (0.9, 0.999)}),
+        (["--optimizer=Adam", "--optimizer.lr=0.3"], {"lr": 0.3 * 0.5 ** (1 / 3), "eps": 1e-8}),
     ],
 )
 def test_what_is_given_anew_takes_effect(
