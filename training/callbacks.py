@@ -70,9 +70,13 @@ def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
 class Bar(RichProgressBar):
     """A line that stays for each epoch, with the validation."""
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        epoch, bar, batches, *_, speed = super().configure_columns(trainer)
+        return [epoch, bar, batches, speed]  # in eighty columns there is no room for more
+
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+        return {name.removeprefix("val_"): value for name, value in metrics.items() if name != "v_num"}
 
 
 class Settings(SaveConfigCallback):

@@ -65,7 +65,7 @@ def draw_partings(axes: Axes, history: History, tolerance: float) -> None:
         largest[largest == 0] = np.nan  # a log axis has no zero
         axes.plot(steps, largest, ".-", color=colour, linewidth=1, markersize=3, label=name)
     if isfinite(tolerance) and tolerance > 0:
-        axes.axhline(tolerance, color="tab:red", linestyle="--", label=f"tolerance: {tolerance:g}")
+        axes.axhline(tolerance, color="black", linestyle="--", label=f"tolerance: {tolerance:g}")
     axes.set_yscale("log")
     if not any(v > 0 for values in history.partings.values() for v in values):
         axes.text(0.5, 0.5, "every difference is exactly 0", transform=axes.transAxes, ha="center")

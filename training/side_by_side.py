@@ -131,7 +131,7 @@ class SideBySide(LightningModule):
             losses[name], h_n = self.run(twin, batch, states.get(name))
             self.carried[name] = h_n.detach()
         for name, loss in losses.items():
-            self.log(f"loss/{name}", loss, prog_bar=name == "manual", sync_dist=True)
+            self.log(f"loss/{name}", loss, sync_dist=True)
         return {"loss": sum(losses.values()), "losses": losses, "comparison": comparison}
 
     def run(self, network: nn.Module, batch: Batch, hx: Tensor | None) -> tuple[Tensor, Tensor]:

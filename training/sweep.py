@@ -56,9 +56,9 @@ class Run:
             "steps": str(int(history.steps[-1])) if history.steps else "0",
             "nn.RNN": reached.get("builtin", ""),
             "ManualRNN": reached.get("manual", ""),
-            "round-off": f"{parting:.2g}",
-            "gradients": VERDICTS.get(self.code, f"exit code {self.code}"),
-            "run folder": str(self.folder),
+            "parting": f"{parting:.2g}",
+            "verdict": VERDICTS.get(self.code, f"exit code {self.code}"),
+            "run": self.folder.name,
         }
 
 
@@ -166,7 +166,8 @@ def draw(runs: list[Run], path: Path) -> None:
         axes.plot(steps, scores.get("builtin", []), "k--", linewidth=0.8)
     axes.plot([], [], "k--", linewidth=0.8, label="nn.RNN of each")
     axes.set(title="ManualRNN's validations in each run", xlabel="optimizer step", ylabel="the task's metric")
-    if all(value > 0 for each in runs for values in each.history.scores.values() for value in values):
+    found = [v for each in runs for values in each.history.scores.values() for v in values]
+    if found and min(found) > 0 and max(found) > 10 * min(found):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -121,9 +121,9 @@ def test_a_sweep_ends_with_a_table_and_a_picture(train: Train, tmp_path: Path) -
     folder = tmp_path / "runs" / "sweeps" / "version_0"
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [row["seed"] for row in rows] == ["0", "1"]
-    assert [row["gradients"] for row in rows] == ["sound", "sound"]
+    assert [row["verdict"] for row in rows] == ["sound", "sound"]
     assert rows[0]["ManualRNN"] != rows[1]["ManualRNN"]
-    assert weights(Path(rows[1]["run folder"]))["manual.rnn.weight_hh_l0"].shape == (4, 4)
+    assert weights(tmp_path / "runs" / "Adding" / rows[1]["run"])["manual.rnn.weight_hh_l0"].shape == (4, 4)
     assert (folder / "sweep.png").stat().st_size > 10_000
 
 
