@@ -39,6 +39,10 @@ DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_autolog_hparams": False,
 }
+UNFIT = {
+    "LBFGS": "moves each parameter by itself",  # it has one search direction for all
+    "SparseAdam": "takes dense gradients",
+}
 REFUSALS = (ValueError, FileNotFoundError, ImportError, NotImplementedError, MisconfigurationException)
 
 
@@ -162,8 +166,8 @@ class Laboratory(LightningCLI):
     def before_instantiate_classes(self) -> None:
         torch.set_num_threads(self._get(self.config, "threads"))
         optimizer = self._get(self.config, "optimizer").class_path.rpartition(".")[2]
-        if optimizer == "LBFGS":  # one search direction for all parameters
-            usage_error(f"expected an optimizer that moves each parameter by itself, got {optimizer}")
+        if optimizer in UNFIT:
+            usage_error(f"expected an optimizer that {UNFIT[optimizer]}, got {optimizer}")
         trainer = self._get(self.config, "trainer")
         if trainer["barebones"]:
             usage_error("expected a run that logs, for the report; got --trainer.barebones true")

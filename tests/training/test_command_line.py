@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_runs import QUIET, SMALL, WARNINGS, Train, checkpoint, runs, weights
+from training_runs import QUIET, SMALL, WARNINGS, Train, checkpoint, last, runs, weights
 
 from manual_rnn import ManualRNN
 from training import train as train_from_python
@@ -25,7 +25,7 @@ import torch
 from training.datamodule import Batch, Task
 
 
-class Parity(Task):  # the name of another
+class Echo(Task):
     metric = "mse"
     input_size, output_size = 1, 1
     chance, solved = 1 / 12, 1e-3
@@ -73,6 +73,7 @@ def train(
         ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
         ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
         ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
+        ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
         ("fit --trainer.barebones true", "expected a run that logs"),
         ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
         ("fit --model.kernel native --trainer.precision 64-true", "kernel 'native' can't run here"),
@@ -102,15 +103,28 @@ except SystemExit: print("torch" in sys.modules)"""
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
+def test_a_task_with_the_name_of_another_is_itself(train: Train, tmp_path: Path) -> None:
+    """In processes of their own: once imported, a class of this name stays for all tests."""
+    Path("echo.py").write_text(ECHO.replace("Echo", "Parity"))
+    python = [sys.executable, "-m", "training"]
+    subprocess.run([*python, *SMALL, "--data=echo.Parity", "--data.length=3"], check=True)
+    done = subprocess.run(
+        [*python, "inspect", "--ckpt_path=last"], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.split()) == 3
+    assert last(tmp_path / "runs" / "Parity" / "version_0")["hyper_parameters"]["output_size"] == 1
+
+
 def test_a_task_of_ones_own_is_known_by_its_class_path(train: Train, tmp_path: Path) -> None:
     Path("echo.py").write_text(ECHO)
-    out = train("--data=echo.Parity", "--data.length=3")
+    out = train("--data=echo.Echo", "--data.length=3")
     assert "mse of nn.RNN" in out
-    path = checkpoint(tmp_path / "runs" / "Parity" / "version_0")
+    path = checkpoint(tmp_path / "runs" / "Echo" / "version_0")
     assert len(train("inspect", f"--ckpt_path={path}", small=[]).split()) == 3
     train("export", "--ckpt_path=best", small=[])
     assert torch.load("rnn.pt", weights_only=True)["weight_ih_l0"].shape == (6, 1)
-    assert "test_mse/manual" in train("test", QUIET, "--ckpt_path=last", "--data=echo.Parity", small=[])
+    assert "test_mse/manual" in train("test", QUIET, "--ckpt_path=last", "--data=echo.Echo", small=[])
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(train: Train, tmp_path: Path) -> None:
