@@ -238,6 +238,9 @@ class Laboratory(LightningCLI):
     def refuse(self, refusal: Exception) -> NoReturn:
         if self.folder is not None:
             shutil.rmtree(self.folder)
+            for parent in (self.folder.parent, RUNS):
+                if not any(parent.iterdir()):
+                    parent.rmdir()
         said = refusal.__cause__ if isinstance(refusal.__cause__, REFUSALS) else refusal
         usage_error(str(said))
 

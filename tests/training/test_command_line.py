@@ -92,7 +92,7 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     assert exit.value.code == 2
     assert words in said
     assert len(said.splitlines()) <= 2
-    assert not list(tmp_path.glob("runs/*/*"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_wrong_command_costs_no_imports() -> None:
