@@ -21,24 +21,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from .callbacks import Bar, Interrupted, Settings, StopWhenDiverged, StopWhenSolved, best_and_last
 from .checkpoints import find_checkpoint, misfit, read_checkpoint
 from .datamodule import Task
+from .entry import DEFAULTS, as_list
 from .files import RUNS, WholeCheckpoints, new_folder
-from .history import History
 from .parser import Parser, usage_error
 from .quiet import quieten
 from .report import Report
 from .resuming import GivenAnew, differences, flat, in_words, settings_of, why_finished
 from .side_by_side import LEARNING_RATE, SideBySide, from_every_process
 
-DEFAULTS = {
-    "accelerator": "cpu",
-    "max_epochs": 12,
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 10,
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "enable_autolog_hparams": False,
-}
 UNFIT = {
     "LBFGS": "moves each parameter by itself",  # it has one search direction for all
     "SparseAdam": "takes dense gradients",
@@ -271,10 +261,6 @@ def options_named(names: list[str], options: Sequence[str]) -> list[str]:
     ]
 
 
-def as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
 def with_whole_checkpoints(plugins: list[Any]) -> list[Any]:
     own = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     return plugins if own else [*plugins, WholeCheckpoints()]
@@ -286,28 +272,6 @@ def loggers(task: str, version: str) -> list[Logger]:
         CSVLogger(RUNS, task, version),
         TensorBoardLogger(RUNS, task, version, default_hp_metric=False),
     ]
-
-
-def train(task: Task, model: SideBySide | None = None, **trainer: Any) -> History:
-    """Trains the twins on a task, and returns what was seen of every step.
-
-    Args:
-        task: what they learn.
-        model: the twins; those with the task's sizes and their defaults where none are given.
-        trainer: options of Lightning's ``Trainer``, over those of the command line's defaults.
-
-    Raises:
-        ArithmeticError: where a gradient of ManualRNN parted from nn.RNN's by more than the tolerance.
-    """
-    report = Report()
-    model = model or SideBySide(task.size("input_size"), task.size("output_size"))
-    options: dict[str, Any] = DEFAULTS | {"logger": False, "enable_checkpointing": False} | trainer
-    callbacks = [report, StopWhenDiverged(), StopWhenSolved(task), *as_list(options.pop("callbacks", None))]
-    quieten()
-    Trainer(**options, callbacks=callbacks).fit(model, datamodule=task)
-    if report.failure:
-        raise ArithmeticError(report.failure)
-    return report.history
 
 
 def run(name: str, options: list[str]) -> None:
