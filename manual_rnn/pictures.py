@@ -4,6 +4,8 @@ Each function returns a matplotlib Figure; `write_pictures` writes all of them a
 """
 
 from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +132,28 @@ def _check_passes(passes: Sequence[Pass]) -> None:
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure_kind()(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+
+
+@cache
+def _figure_kind() -> type["Figure"]:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "pictures need matplotlib: pip install 'manual_rnn[plot]'", name=missing.name
+        ) from None
+
+    class Picture(Figure):
+        """A Figure that a notebook shows, whatever its backend."""
+
+        def _repr_png_(self) -> bytes:
+            content = BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
+
+    return Picture
 
 
 def _whole_numbers(*axes: Any) -> None:

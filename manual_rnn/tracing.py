@@ -50,6 +50,9 @@ class Pass:
     preactivations: tuple[Tensor, ...]
     states: tuple[Tensor, ...]
 
+    def __repr__(self) -> str:
+        return f"Pass({self.name!r}, {len(self.states)} steps, start={tuple(self.start.shape)})"
+
     def walk(self, sequence: int = 0) -> list[Tensor]:
         """The states of every step that a sequence has, in the order in which they came about.
 
@@ -70,6 +73,11 @@ class Trace:
     output: Any
     h_n: Tensor
     passes: tuple[Pass, ...]
+
+    def __repr__(self) -> str:
+        data = self.output.data if isinstance(self.output, PackedSequence) else self.output
+        kind, passes = type(self.output).__name__, ", ".join(run.name for run in self.passes)
+        return f"Trace(output={kind} {tuple(data.shape)}, h_n={tuple(self.h_n.shape)}, passes: {passes})"
 
 
 def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Trace:

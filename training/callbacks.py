@@ -1,19 +1,51 @@
-"""What a run does by itself: stop when its task is solved, and keep its best and its last state."""
+"""What a run does by itself: stop when it should, keep its states and its settings, say where it is."""
 
+from pathlib import Path
+from typing import Any
+
+import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from training.datamodule import Task
-from training.side_by_side import SideBySide
+from .datamodule import Task
+from .side_by_side import SideBySide
+
+FOREVER = 10**9
 
 
-class StopWhenSolved(Callback):
+def mode(task: Task) -> str:
+    """Whether more or less of the task's metric is better, in Lightning's words."""
+    return "max" if task.more_is_better else "min"
+
+
+class StopWhenSolved(EarlyStopping):
     """Ends the training at the first validation in which both twins have solved the task."""
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, SideBySide)
-        if not trainer.sanity_checking:  # type: ignore[attr-defined]
-            trainer.should_stop |= all(map(module.task.is_solved, scores(trainer, module).values()))
+    NAME = "StopWhenSolved"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(
+            f"val_{task.metric}/worse",
+            mode=mode(task),
+            patience=FOREVER,
+            stopping_threshold=task.solved,
+            check_on_train_epoch_end=False,
+            check_finite=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return self.NAME
+
+
+class StopWhenDiverged(EarlyStopping):
+    """Ends the training at the first validation in which a twin's loss is infinite or no number."""
+
+    def __init__(self) -> None:
+        super().__init__("val_loss/worse", patience=FOREVER, check_on_train_epoch_end=False)
 
 
 def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
@@ -24,12 +56,61 @@ def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
 
 
 def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
-    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` each ``save_every`` steps or validation."""
+    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` at each too, and each ``save_every`` steps."""
     best = ModelCheckpoint(
-        filename="best",
-        monitor=f"val_{task.metric}/manual",
-        mode="max" if task.metric == "accuracy" else "min",
-        enable_version_counter=False,
+        filename="best", monitor=f"val_{task.metric}/manual", mode=mode(task), enable_version_counter=False
     )
-    last = ModelCheckpoint(filename="last", every_n_train_steps=save_every, enable_version_counter=False)
-    return [best, last]
+    last = [
+        ModelCheckpoint(filename="last", every_n_train_steps=steps, enable_version_counter=False)
+        for steps in {None, save_every}
+    ]
+    return [best, *last]
+
+
+class Bar(RichProgressBar):
+    """A line that stays for each epoch, with the validation."""
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        epoch, bar, batches, *_, speed = super().configure_columns(trainer)
+        return [epoch, bar, batches, speed]  # in eighty columns there is no room for more
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, module)
+        return {name.removeprefix("val_"): value for name, value in metrics.items() if name != "v_num"}
+
+
+class Settings(SaveConfigCallback):
+    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        dumped: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return dumped
+
+    def save_config(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.settings)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """TensorBoard compares runs by what they reached."""
+        assert isinstance(module, SideBySide)
+        reached = {f"reached/{twin}": score for twin, score in scores(trainer, module).items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.settings, reached)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["settings"] = self.settings
+
+
+class Interrupted(Callback):
+    """Says where an interrupted run is, and how it goes on."""
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
+            print(f"\nstopped at step {trainer.global_step}; run folder: {trainer.log_dir}")
+            last = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                print(f"it goes on with: python -m training fit --ckpt_path {last}")

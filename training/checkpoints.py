@@ -1,12 +1,19 @@
-"""What is read from files: the weights of an nn.RNN, and the settings of a run."""
+r"""What is read from files: weights of an nn.RNN, and checkpoints of runs with their settings.
+
+Files are read with ``weights_only=True``: tensors, numbers and names, so that no code of theirs runs.
+"""
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import Tensor, nn
 
+from .files import RUNS
+
 FIRST = "weight_ih_l0"
+INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"
 
 
 def load_rnn(rnn: nn.RNN, path: Path) -> None:
@@ -28,8 +35,9 @@ def load_rnn(rnn: nn.RNN, path: Path) -> None:
 
 def rnn_weights(path: Path) -> dict[str, Tensor]:
     """The state_dict of the one RNN in ``path``, without the prefix that it has in its model."""
-    state = state_dict(path)
-    prefixes = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
+    content = read(path, "a file with nn.RNN weights")
+    state = content.get("state_dict", content)
+    prefixes = [name.removesuffix(FIRST) for name in state if str(name).endswith(FIRST)]
     if len(prefixes) != 1:
         raise ValueError(f"expected one RNN ('...{FIRST}') in {path}, got {prefixes or 'none'}")
     own = prefixes[0]
@@ -41,28 +49,73 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
     }
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of model and data in a checkpoint of this package, as the command line takes them."""
+def find_checkpoint(given: str, task: str = "*") -> Path:
+    """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
+
+    Raises:
+        ValueError: for any other URL.
+        FileNotFoundError: where there is no such file, or no such run of the task.
+    """
+    if given in ("last", "best"):
+        return newest(given, task)
+    url = urlsplit(given)
+    if "://" in given and url.scheme != "file":
+        raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
+    path = Path(unquote(url.path)) if "://" in given else Path(given)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, got {path}: no such file")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if "datamodule_hyper_parameters" not in checkpoint:
-        raise ValueError(f"expected a checkpoint that python -m training wrote, got {path}")
-    model, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
-    not_settings = ("_instantiator", "_class_path", "input_size", "output_size", "init_from")
-    arguments = {name: value for name, value in data.items() if name not in not_settings}
-    return {
-        "model": {name: value for name, value in model.items() if name not in not_settings},
-        "data": {"class_path": data["_class_path"], "init_args": arguments},
-    }
+        what = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {what}")
+    return path
 
 
-def state_dict(path: Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a file with nn.RNN weights, got {path}: no such file")
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
+def newest(name: str, task: str) -> Path:
+    found = list(RUNS.glob(f"{task}/*/checkpoints/{name}.ckpt"))
+    if not found:
+        of = "" if task == "*" else f" of {task}"
+        raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that a run wrote.
+
+    Raises:
+        ValueError: for any other file.
+        FileNotFoundError: where there is no such file.
+    """
+    expected = "a checkpoint that python -m training wrote"
+    content = read(path, expected)
+    parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "loops")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"expected {expected}, got {path}")
+    if any(part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR for part in parts if part):
         raise ValueError(
-            f"expected a state_dict or a Lightning checkpoint in {path}, got {type(content).__name__}"
+            f"expected {expected}, got {path}, which asks for another function to make the model"
         )
-    return content.get("state_dict", content)
+    return content
+
+
+def read(path: Path, expected: str) -> dict[str, Any]:
+    """The dictionary in a file. Raises ValueError for anything else, and FileNotFoundError for no file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected {expected}, got {path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # whatever a broken file leads the unpickler to
+        why = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why[0]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
+    return content
+
+
+def misfit(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Raises ValueError where weights of a checkpoint don't fit the model, for the first of them."""
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    got = {name: tuple(p.shape) for name, p in checkpoint["state_dict"].items()}
+    for name in {**expected, **got}:
+        if expected.get(name) != got.get(name):
+            raise ValueError(
+                f"expected {name} of shape {expected.get(name)}, got {got.get(name)} in the checkpoint; "
+                "a run goes on with its own task and sizes"
+            )

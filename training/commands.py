@@ -1,21 +1,28 @@
 """The commands beside Lightning's: what tasks there are, and what becomes of a trained model."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from manual_rnn.pictures import write_pictures
-from training.checkpoints import read_settings
-from training.datamodule import Task
-from training.networks import Network
-from training.side_by_side import SideBySide
-from training.tasks import TASKS
+
+from . import sweep
+from .checkpoints import find_checkpoint, read_checkpoint
+from .datamodule import Task
+from .networks import Network
+from .parser import PROG, InFewWords, usage_error
+from .quiet import quieten
+from .resuming import settings_of
+from .side_by_side import SideBySide
+from .tasks import TASKS
 
 Twin = Literal["manual", "builtin"]
 
@@ -33,17 +40,17 @@ def list_tasks() -> None:
 
 
 def export(
-    ckpt_path: Path, output: Path = Path("rnn.pt"), onnx: Path | None = None, twin: Twin = "manual"
+    ckpt_path: str, output: Path = Path("rnn.pt"), onnx: Path | None = None, twin: Twin = "manual"
 ) -> None:
     """Write the weights of a trained twin as a plain nn.RNN state_dict, and the network as ONNX.
 
     Args:
-        ckpt_path: a checkpoint of a run.
+        ckpt_path: a checkpoint of a run; or last or best of the newest run.
         output: the file for the state_dict; `nn.RNN(...).load_state_dict(torch.load(output))` takes it.
         onnx: a file for the whole network, from input (batch, time, input_size) to every step's output.
         twin: which of the twins.
     """
-    model = load_model(ckpt_path)
+    model = load_model(find_checkpoint(ckpt_path))
     network = model.twins[twin]
     rnn: nn.Module = network.rnn
     torch.save(dict(rnn.state_dict()), output)
@@ -54,6 +61,9 @@ def export(
 
 
 def export_onnx(network: Network, path: Path) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX needs {' and '.join(missing)}: pip install 'manual_rnn[onnx]'")
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     rnn: Any = network.rnn
     input = torch.zeros(2, 3, rnn.input_size)
@@ -69,39 +79,49 @@ def export_onnx(network: Network, path: Path) -> None:
     )
 
 
-def draw_inside(ckpt_path: Path, folder: Path | None = None) -> None:
+def draw_inside(ckpt_path: str, folder: Path | None = None) -> None:
     """Write pictures of a trained ManualRNN at its task: states, gradients in time, eigenvalues.
 
     Args:
-        ckpt_path: a checkpoint of a run.
+        ckpt_path: a checkpoint of a run; or last or best of the newest run.
         folder: for the pictures; beside the checkpoint where none is given.
     """
-    model, task = load_model(ckpt_path), load_task(ckpt_path)
+    path = find_checkpoint(ckpt_path)
+    model, task = load_model(path), load_task(path)
     batch = task.batch("test", 0)
     rnn: Any = model.manual.rnn
-    for path in write_pictures(rnn, batch.input, folder or ckpt_path.parent / "inspect"):
-        print(path)
+    for picture in write_pictures(rnn, batch.input, folder or path.parent / "inspect"):
+        print(picture)
 
 
 def load_model(ckpt_path: Path) -> SideBySide:
     """The twins of a checkpoint, ready to answer."""
-    settings = read_settings(ckpt_path)["model"]
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    sizes = {name: checkpoint["hyper_parameters"][name] for name in ("input_size", "output_size")}
-    model = SideBySide(**settings, **sizes)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval()
+    read_checkpoint(ckpt_path)
+    return SideBySide.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
 
 
 def load_task(ckpt_path: Path) -> Task:
-    """The task of a checkpoint, with its settings. Raises ValueError for one that isn't of this package."""
-    settings = read_settings(ckpt_path)["data"]
-    known = {f"{kind.__module__}.{name}": kind for name, kind in TASKS.items()}
-    if settings["class_path"] not in known:
-        raise ValueError(
-            f"expected a checkpoint of one of the tasks {list(TASKS)}, got {settings['class_path']}"
-        )
-    return known[settings["class_path"]](**settings["init_args"])
+    """The task of a checkpoint, with its settings."""
+    settings = settings_of(read_checkpoint(ckpt_path))
+    data = settings["data"]
+    if data["init_args"].get("seed") is None:
+        data = {**data, "init_args": {**data["init_args"], "seed": settings["seed_everything"]}}
+    parser = InFewWords()
+    parser.add_subclass_arguments(Task, "data")
+    task: Task = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    return task
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"tasks": list_tasks, "export": export, "inspect": draw_inside}
+
+
+def run(name: str, options: list[str]) -> None:
+    """One command line; what a command refuses is a usage error."""
+    if name == "sweep":
+        sweep.run(options)
+        return
+    quieten()
+    try:
+        auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=f"{PROG} {name}")
+    except (ValueError, FileNotFoundError, ImportError) as refusal:
+        usage_error(str(refusal))

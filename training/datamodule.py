@@ -5,6 +5,7 @@ can't repeat a batch, a resumed run goes on with the batch that comes next, and 
 draws the whole batch and keeps its share.
 """
 
+import os
 from collections.abc import Iterator
 from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -14,8 +15,12 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
+NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
 
 
 class Batch(NamedTuple):
@@ -38,13 +43,13 @@ class Task(LightningDataModule):
         train_batches: batches between two validations.
         val_batches: batches of a validation or a test.
         num_workers: processes that prepare batches.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn; that of the run where none is given, 0 outside of one.
 
     Raises:
         ValueError: for a parameter out of range.
     """
 
-    source: ClassVar[str]
+    source: ClassVar[str] = ""
     metric: ClassVar[Literal["mse", "accuracy", "perplexity"]]
 
     input_size: int
@@ -61,16 +66,27 @@ class Task(LightningDataModule):
         train_batches: int = 100,
         val_batches: int = 10,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        seed = seed_of_the_run() if seed is None else seed
         at_least(
             1, length=length, batch_size=batch_size, train_batches=train_batches, val_batches=val_batches
         )
         at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
+
+    def size(self, name: str) -> int:
+        """Its ``input_size`` or ``output_size``. Raises ValueError where the task isn't whole."""
+        missing = [needed for needed in NEEDED if not hasattr(self, needed)]
+        if type(self).sample is Task.sample and type(self).batch is Task.batch:
+            missing.append("sample")
+        if missing:
+            name, lacks = type(self).__name__, ", no ".join(missing)
+            raise ValueError(f"expected a task with sample, {', '.join(NEEDED)}; {name} has no {lacks}")
+        return int(getattr(self, name))
 
     def sample(self, generator: Generator, count: int) -> Batch:
         """Draws ``count`` sequences."""
@@ -87,15 +103,27 @@ class Task(LightningDataModule):
             return F.mse_loss(output, target)
         return F.cross_entropy(output.flatten(0, 1), target.flatten())
 
-    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What is logged beside the loss; of a perplexity, the logarithm is averaged."""
+    def new_metric(self) -> Metric:
+        """What measures how well the task is done; :meth:`scored` has what it takes."""
         if self.metric == "accuracy":
-            return {"accuracy": (output[:, -target.size(1) :].argmax(-1) == target).double().mean()}
-        loss = self.loss(output, target)
-        return {"mse": loss} if self.metric == "mse" else {}
+            return MulticlassAccuracy(self.output_size, average="micro")
+        return MeanSquaredError() if self.metric == "mse" else Perplexity()
+
+    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Of outputs (B, T, O) the answers to the last K steps, and the targets."""
+        output = output[:, -target.size(1) :]
+        answers = output.argmax(-1) if self.metric == "accuracy" else output
+        return answers.contiguous(), target.contiguous()  # torchmetrics takes views of them
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def worst(self, values: Tensor) -> Tensor:
+        return values.min() if self.more_is_better else values.max()
 
     def is_solved(self, value: float) -> bool:
-        return value >= self.solved if self.metric == "accuracy" else value <= self.solved
+        return value >= self.solved if self.more_is_better else value <= self.solved
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self.loader(
@@ -137,6 +165,9 @@ class Batches(Dataset[Batch]):
         self.task, self.split, self.rows, self.steps = copy(task), split, rows, steps
         self.task.trainer = None  # it can't go to a worker, and isn't needed there
         self.pieces = 1 if steps is None else pieces(task.batch(split, 0), steps)
+
+    def __len__(self) -> int:
+        return self.task.batches[self.split] * self.pieces
 
     def __getitem__(self, number: int) -> Batch:
         number, piece = divmod(number, self.pieces)
@@ -188,6 +219,11 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def seed_of_the_run() -> int:
+    """What Lightning's ``seed_everything`` was last called with; 0 where it never was."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def seeded_by(*numbers: int) -> Generator:

@@ -41,6 +41,8 @@ class Comparison:
     """In units of round-off."""
     loss: float
     """The absolute difference of the losses."""
+    diverged: bool = False
+    """Whether nn.RNN's own loss or gradients aren't finite; compared is then what is left of them."""
 
 
 def compare(
@@ -62,26 +64,39 @@ def compare(
         nudge_by: one unit in the last place of the precision that they run in.
         tolerance: the parting of which a quarter makes many nudges judge again.
         seed: of the nudges.
+
+    A parameter whose gradient by ``builtin`` isn't finite says nothing of ``manual``, and is left out.
     """
     same = deepcopy(manual)
     same.load_state_dict(builtin.state_dict())
-    loss_given, given = gradients(builtin, loss)
-    loss_found, found = gradients(same, loss)
+    loss_given, all_given = gradients(builtin, loss)
+    loss_found, all_found = gradients(same, loss)
+    names = [name for name, gradient in all_given.items() if gradient.isfinite().all()]
+    given, found = only(names, all_given), only(names, all_found)
     exact = deepcopy(builtin).double()
 
     def judge(nudges: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
         networks = [exact, *(nudge(deepcopy(exact), nudge_by, generator) for _ in range(nudges))]
-        here, *beside = (gradients(network, exact_loss)[1] for network in networks)
+        here, *beside = (only(names, gradients(network, exact_loss)[1]) for network in networks)
         return partings(found, given, round_off(given, here, beside))
 
     parted = judge(nudges=1)
     if tolerance and not within(parted, tolerance / 4):
         parted = judge(nudges=MANY)
-    difference = (loss_found - loss_given).abs().item()
+    finite = bool(loss_given.isfinite())
     return Comparison(
-        gradient_differences(found, given), relative_differences(found, given), parted, difference
+        gradient_differences(found, given),
+        relative_differences(found, given),
+        parted,
+        loss=(loss_found - loss_given).abs().item() if finite else 0.0,
+        diverged=not finite or len(names) < len(all_given),
     )
+
+
+def only(names: Iterable[str], gradients: Gradients) -> Gradients:
+    """Those of the named parameters."""
+    return {name: gradients[name] for name in names}
 
 
 def gradients(network: nn.Module, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:

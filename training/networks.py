@@ -10,9 +10,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 import manual_rnn
-from training.checkpoints import load_rnn
 
-Recurrent = Literal["identity", "orthogonal"]
+from .checkpoints import load_rnn
+
+Recurrent = Literal["identity", "orthogonal", "uniform"]
 
 
 class Network(nn.Module):
@@ -31,14 +32,14 @@ class Network(nn.Module):
         return self.readout(output), h_n
 
 
-def set_weights(rnn: nn.RNN, recurrent: Recurrent | None, init_from: Path | None) -> None:
-    """Gives ``rnn`` the weights of a file, or recurrent ones to begin with; else it keeps its own.
+def set_weights(rnn: nn.RNN, recurrent: Recurrent, init_from: Path | None) -> None:
+    """Gives ``rnn`` the weights of a file, or recurrent ones to begin with; ``uniform`` are its own.
 
     Raises:
         ValueError: where the file has not one RNN of these shapes.
         FileNotFoundError: where there is no such file.
     """
-    if recurrent is not None:
+    if recurrent != "uniform":
         same_weights = manual_rnn.ManualRNN.from_builtin(rnn)
         same_weights.reset_parameters(recurrent=recurrent)
     if init_from is not None:

@@ -1,6 +1,7 @@
 """What a run showed: a table at the end, a picture, and the verdict that becomes the exit code."""
 
 from dataclasses import asdict
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from training.callbacks import scores
-from training.curves import LOOKS, draw_run
-from training.gradients import Comparison
-from training.history import Extremes, History, pack, unpack, worse
-from training.side_by_side import SideBySide
+from .callbacks import scores
+from .curves import LOOKS, draw_run
+from .gradients import Comparison
+from .history import Extremes, History, pack, unpack, worse
+from .side_by_side import SideBySide
 
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
 CAPTION = """absolute, relative: at the weights that nn.RNN's twin had reached.
@@ -31,49 +32,63 @@ class Report(Callback):
         self.history = History()
         self.loss_difference = 0.0
         self.loss_drift = 0.0
-        self.tolerance = float("inf")
+        self.tolerance = inf
+        self.diverged: dict[str, int] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SideBySide)
+        self.tolerance = module.tolerance
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, SideBySide)
         step = trainer.global_step
-        losses = {name: loss.item() for name, loss in outputs["losses"].items()}
-        self.note_losses(step, losses)
-        for name, drift in module.drift.items():
-            of_name = self.extremes.setdefault(name, Extremes())
-            of_name.drift = worse(of_name.drift, drift)
+        self.note_losses(step, {name: loss.item() for name, loss in outputs["losses"].items()})
         if outputs["comparison"] is not None:
-            self.note(step, outputs["comparison"], module.tolerance)
+            self.note(step, outputs["comparison"])
+        if not self.diverged:  # the twins' own paths: past that, nothing of theirs can be compared
+            for name, drift in module.drift.items():
+                of_name = self.extremes.setdefault(name, Extremes())
+                of_name.drift = worse(of_name.drift, drift)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SideBySide)
+        if not trainer.sanity_checking:  # type: ignore[attr-defined]
+            self.history.note_scores(trainer.global_step, scores(trainer, module))
 
     def note_losses(self, step: int, losses: dict[str, float]) -> None:
-        self.history.steps.append(step)
+        self.history.note_losses(step, losses)
         for name, loss in losses.items():
-            self.history.losses.setdefault(name, []).append(loss)
-        self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
+            if not isfinite(loss):
+                self.diverged.setdefault(name, step)
+        if not self.diverged:
+            self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
 
-    def note(self, step: int, comparison: Comparison, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self.history.compared.append(step)
+    def note(self, step: int, comparison: Comparison) -> None:
+        self.history.note_comparison(step, comparison)
+        if comparison.diverged:
+            self.diverged.setdefault("builtin", step)
         self.loss_difference = worse(self.loss_difference, comparison.loss)
         for name, parting in comparison.partings.items():
             of_name = self.extremes.setdefault(name, Extremes())
             of_name.absolute = worse(of_name.absolute, comparison.absolute[name])
             of_name.relative = worse(of_name.relative, comparison.relative[name])
             of_name.parting = worse(of_name.parting, parting)
-            if of_name.first_step_past is None and not parting <= tolerance:  # NaN is past it too
+            if of_name.first_step_past is None and not parting <= self.tolerance:  # NaN is past it too
                 of_name.first_step_past = step
-            self.history.differences.setdefault(name, []).append(comparison.absolute[name])
 
     def state_dict(self) -> dict[str, Any]:
         history = {name: pack(value) for name, value in asdict(self.history).items()}
         extremes = {name: asdict(e) for name, e in self.extremes.items()}
-        return {"history": history, "extremes": extremes, "losses": (self.loss_difference, self.loss_drift)}
+        losses = (self.loss_difference, self.loss_drift)
+        return {"history": history, "extremes": extremes, "losses": losses, "diverged": self.diverged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = History(**{name: unpack(value) for name, value in state["history"].items()})
         self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
         self.loss_difference, self.loss_drift = state["losses"]
+        self.diverged = state["diverged"]
 
     def show(self, trainer: Any, folder: str | None) -> None:
         """Prints table, verdict and scores, and draws the picture where there is a run folder."""
@@ -81,7 +96,7 @@ class Report(Callback):
         console.print(self.table(), self.verdict(), standing(trainer), sep="\n\n")
         if folder and not trainer.fast_dev_run:
             picture = Path(folder) / "side_by_side.png"
-            draw_run(self.history, picture)
+            draw_run(self.history, trainer.datamodule, self.tolerance, picture)
             paths = f"picture: {picture}\nrun folder: {folder}"
             console.print(paths, soft_wrap=True, highlight=False)
 
@@ -109,10 +124,26 @@ class Report(Callback):
     def verdict(self) -> str:
         if self.failure:
             return f"[bold red]FAILED[/]: {self.failure}"
+        if not self.history.compared:
+            return "no gradients were compared"
+        before = f"[bold yellow]{self.divergence}[/]; before that " if self.divergence else ""
         if self.bitwise_equal:
-            return "[bold green]bitwise equal[/]: every gradient, every loss, and both twins' whole paths"
-        largest = max(e.parting for e in self.extremes.values())
-        return f"[bold green]equal to round-off[/]: the largest parting is {largest:.2g} times round-off"
+            return (
+                before + "[bold green]bitwise equal[/]: every gradient, every loss, both twins' whole paths"
+            )
+        largest = max((e.parting for e in self.extremes.values()), default=0.0)
+        return (
+            f"{before}[bold green]equal to round-off[/]: the largest parting is {largest:.2g} times round-off"
+        )
+
+    @property
+    def divergence(self) -> str | None:
+        """Whose loss or gradients ceased to be finite, and when."""
+        steps = {LOOKS[twin][0]: step for twin, step in sorted(self.diverged.items())}
+        if len(steps) == 2 and len(set(steps.values())) == 1:
+            return f"both diverged at step {min(steps.values())}"
+        each = " and ".join(f"{name} at step {step}" for name, step in steps.items())
+        return each and f"{'both' if len(steps) == 2 else 'one twin'} diverged, {each}"
 
     @property
     def bitwise_equal(self) -> bool:

@@ -8,7 +8,7 @@ The twins' weights drift apart: each step rounds differently, and training ampli
 given. So their gradients are those of two different functions before long, and say nothing about
 who computes them well. The comparison that counts is made at the same weights: at each step, with
 the batch of that step and the weights that nn.RNN's twin has reached, the gradients of nn.RNN, of
-ManualRNN, and of nn.RNN in float64, which says how large round-off is (:mod:`training.gradients`).
+ManualRNN, and of nn.RNN in float64, which says how large round-off is (``gradients.py``).
 How far the twins' own gradients have parted is reported beside it.
 """
 
@@ -22,11 +22,15 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 import manual_rnn
-from training.datamodule import Batch, Task, at_least
-from training.gradients import Comparison, compare, relative_differences
-from training.networks import Network, Recurrent, set_weights, trained_gradients
+
+from .datamodule import Batch, Task, at_least
+from .gradients import Comparison, compare, relative_differences
+from .networks import Network, Recurrent, set_weights, trained_gradients
+
+LEARNING_RATE = 5e-3
 
 
 class SideBySide(LightningModule):
@@ -37,14 +41,15 @@ class SideBySide(LightningModule):
         output_size: outputs at each step (set by the task).
         hidden_size: width H of the hidden state.
         num_layers: layers of the RNN.
-        nonlinearity: ``tanh`` or ``relu``.
+        nonlinearity: ``tanh`` or ``relu``; ``relu`` where none is given.
         bias: whether the RNN has biases.
         dropout: between layers; the twins draw the same masks.
         bidirectional: whether there is a second direction of time.
         kernel: how ManualRNN runs; ``reference`` is bitwise equal to nn.RNN on a CPU.
         init_from: file with nn.RNN weights that both twins start from: a state_dict, or a
             Lightning checkpoint.
-        recurrent: initial recurrent weights: ``identity`` (with relu, an IRNN) or ``orthogonal``.
+        recurrent: initial recurrent weights: ``identity``, ``orthogonal``, or nn.RNN's own ``uniform``; where
+            none are given, ``identity`` with relu (Le, Jaitly and Hinton 2015), ``uniform`` with tanh.
         tbptt_steps: steps after which backpropagation is cut, the weights move and the state goes on.
         compare_every: steps between two comparisons of gradients.
         tolerance: how far a gradient may part, in units of round-off, before the run has failed.
@@ -60,7 +65,7 @@ class SideBySide(LightningModule):
         output_size: int,
         hidden_size: int = 32,
         num_layers: int = 1,
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        nonlinearity: Literal["tanh", "relu"] | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
@@ -73,24 +78,28 @@ class SideBySide(LightningModule):
     ) -> None:
         super().__init__()
         check_options(compare_every, tolerance, tbptt_steps, bidirectional)
-        self.save_hyperparameters()
+        if init_from is not None and nonlinearity is None:
+            raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
+        phi = nonlinearity or "relu"
+        self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
         rnn = nn.RNN(
             input_size,
             hidden_size,
             num_layers,
-            nonlinearity=nonlinearity,
+            nonlinearity=phi,
             bias=bias,
             batch_first=True,
             dropout=dropout,
             bidirectional=bidirectional,
         )
-        set_weights(rnn, recurrent, init_from)
+        set_weights(rnn, recurrent or ("identity" if phi == "relu" else "uniform"), init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
         self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
         self.kernel, self.compare_every, self.tolerance = kernel, compare_every, tolerance
         self.tbptt_steps = tbptt_steps
         self.carried: dict[str, Tensor] = {}
         self.drift: dict[str, float] = {}
+        self.metrics = nn.ModuleDict()
 
     @property
     def twins(self) -> dict[str, Network]:
@@ -98,7 +107,18 @@ class SideBySide(LightningModule):
 
     @property
     def task(self) -> Task:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        task = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(task, Task):
+            raise ValueError(f"expected a Task as the Trainer's datamodule, got {type(task).__name__}")
+        return task
+
+    def configure_optimizers(self) -> Optimizer:
+        """What a plain Trainer gets; the command line's ``--optimizer`` takes its place."""
+        return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
+
+    def setup(self, stage: str) -> None:
+        if not self.metrics:
+            self.metrics.update({twin: self.task.new_metric() for twin in self.twins})
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         states = {} if batch.starts else self.carried
@@ -110,7 +130,8 @@ class SideBySide(LightningModule):
         for name, twin in self.twins.items():
             losses[name], h_n = self.run(twin, batch, states.get(name))
             self.carried[name] = h_n.detach()
-        self.log_dict({f"loss/{name}": loss for name, loss in losses.items()}, prog_bar=True, sync_dist=True)
+        for name, loss in losses.items():
+            self.log(f"loss/{name}", loss, sync_dist=True)
         return {"loss": sum(losses.values()), "losses": losses, "comparison": comparison}
 
     def run(self, network: nn.Module, batch: Batch, hx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -165,26 +186,20 @@ class SideBySide(LightningModule):
         self.evaluate("test", batch)
 
     def evaluate(self, split: str, batch: Batch) -> None:
+        """Logs each twin's loss and metric, the metric in the progress bar too."""
         for name, twin in self.twins.items():
-            output = self.answer(twin, batch)
-            metrics = {
-                "loss": self.task.loss(output, batch.target),
-                **self.task.metrics(output, batch.target),
-            }
-            values = {f"{split}_{metric}/{name}": value for metric, value in metrics.items()}
-            self.log_dict(values, sync_dist=True, batch_size=len(output))
+            output, metric = self.answer(twin, batch), self.metrics[name]
+            assert isinstance(metric, Metric)
+            metric.update(*self.task.scored(output, batch.target))
+            loss = self.task.loss(output, batch.target)
+            self.log(f"{split}_loss/{name}", loss, sync_dist=True, batch_size=len(output))
+            self.log(f"{split}_{self.task.metric}/{name}", metric, prog_bar=True, batch_size=len(output))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_perplexity("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_perplexity("test")
-
-    def log_perplexity(self, split: str) -> None:
-        """The exponential of the mean loss, which no mean over batches gives."""
-        if self.task.metric == "perplexity":
-            losses = {name: self.trainer.callback_metrics[f"{split}_loss/{name}"] for name in self.twins}
-            self.log_dict({f"{split}_perplexity/{name}": loss.exp() for name, loss in losses.items()})
+        """Notes what the worse of the twins reached, for what stops a run."""
+        for name, worst in ("loss", torch.max), (self.task.metric, self.task.worst):
+            found = [self.trainer.callback_metrics[f"val_{name}/{twin}"] for twin in self.twins]
+            self.log(f"val_{name}/worse", worst(torch.stack(found)), logger=False, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"input": batch.input, "output": self.answer(self.manual, batch), "target": batch.target}

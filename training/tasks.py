@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from training.datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Batch, Task, at_least, one_hot, seeded_by
 
 
 class Adding(Task):
@@ -62,8 +62,8 @@ class CopyMemory(Task):
         sequence[:, -self.symbols - 1] = marker
         return Batch(one_hot(sequence, self.alphabet + 2), torch.cat((blanks, letters), 1))
 
-    def metrics(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return super().metrics(output, target[:, -self.symbols :])
+    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return super().scored(output, target[:, -self.symbols :])
 
 
 class TemporalOrder(Task):
@@ -144,7 +144,7 @@ class SequentialDigits(Task):
         by: what is read at one step.
         batch_size: pictures in one optimizer step, over however many processes.
         num_workers: processes that prepare batches.
-        seed: of the order of the pictures.
+        seed: of the order of the pictures; that of the run where none is given.
     """
 
     source = "Le, Jaitly and Hinton 2015, on the digits of scikit-learn (Alpaydin and Kaynak 1998)"
@@ -154,7 +154,11 @@ class SequentialDigits(Task):
     held_out = 256
 
     def __init__(
-        self, by: Literal["row", "pixel"] = "row", batch_size: int = 64, num_workers: int = 0, seed: int = 0
+        self,
+        by: Literal["row", "pixel"] = "row",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         digits = load_digits()
@@ -224,7 +228,10 @@ class CharacterLM(Task):
 def read_text(path: Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    return Path(path).read_text(encoding="utf-8")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
 
 
 def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:

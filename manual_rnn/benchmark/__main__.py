@@ -1,4 +1,4 @@
-r"""`python -m manual_rnn.benchmark [--quick] [--threads 1 2] [--plot FOLDER]`
+r"""`python -m manual_rnn.benchmark [--quick] [--threads 1 2] [--plot FOLDER] [--json FILE]`
 
 Every contender runs the same weights on the same input, and before anything is timed its output, or in
 training every gradient, is compared with that of `nn.RNN`. The tables have the median time of `nn.RNN`
@@ -8,6 +8,7 @@ with the flops of all projections and recurrences, in training three of them.
 
 import argparse
 import datetime
+import json
 import math
 import multiprocessing
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .cases import ALL_CASES, MEMORY_CASE, QUICK_CASES, Case
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, absent
 from .timing import peak_memory, seconds_per_call
 
 KERNELS: list[str] = ["native", "torch"]
@@ -25,7 +26,12 @@ KERNELS: list[str] = ["native", "torch"]
 def main(arguments: list[str] | None = None) -> None:
     """Print the machine, one table for each mode and number of threads, and the memory."""
     options = _parser().parse_args(arguments)
+    options.seconds = options.seconds or (0.1 if options.quick else 1.0)
+    options.threads = options.threads or ([1] if options.quick else [1, 2])
+    options.rows = []
     print(machine())
+    for name, packages in absent(options.contenders).items():
+        print(f"absent: {name}, for want of {' and '.join(packages)}")
     for threads in options.threads:
         for training in (False, True):
             print(f"\n{'training step' if training else 'forward'}, threads: {threads}\n")
@@ -36,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         from .plots import plot_ratio_by_hidden_size, plot_time_by_steps
 
         for plot in (plot_ratio_by_hidden_size, plot_time_by_steps):
-            print(f"wrote {plot(options.plot, options.seconds)}")
+            print(f"wrote {plot(options.plot, options.seconds, options.quick)}", flush=True)
 
 
 def machine() -> str:
@@ -61,6 +67,9 @@ def print_table(cases: list[Case], training: bool, threads: int, options: argpar
             ratios[name].append(seconds["nn.RNN"] / seconds[name])
         row = [f"{seconds['nn.RNN'] / seconds[name]:.2f}" if name in seconds else "" for name in ratios]
         print(f"| {case} | {seconds['nn.RNN'] * 1e6:,.0f} us | " + " | ".join(row) + " |", flush=True)
+        options.rows.append({"case": str(case), "training": training, "threads": threads, "seconds": seconds})
+        if options.json:  # after every row: what was measured stays, whatever comes
+            options.json.write_text(json.dumps({"machine": machine(), "rows": options.rows}, indent=1))
     means = [f"{geometric_mean(column):.2f}" if column else "" for column in ratios.values()]
     print("| geometric mean | | " + " | ".join(means) + " |", flush=True)
 
@@ -81,11 +90,12 @@ def print_memory(case: Case) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m manual_rnn.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--quick", action="store_true", help="three cases, no memory")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default: 1 2")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per case and contender, default: 1")
+    parser.add_argument("--quick", action="store_true", help="three cases, no memory, fewer points")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 2, or 1 if quick")
+    parser.add_argument("--seconds", type=float, help="per case and contender, default: 1, or 0.1 if quick")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write pictures there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every row there as it comes")
     return parser
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import KernelName, ManualRNN, use_kernel
 from .cases import Case
 
-__all__ = ["CONTENDERS", "Call", "agree", "training_step"]
+__all__ = ["CONTENDERS", "Call", "absent", "agree", "training_step"]
 
 Call = Callable[[], Any]
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
@@ -77,7 +77,7 @@ def _rows(output: Tensor | PackedSequence) -> Tensor:
 
 def jax_scan(case: Case, training: bool) -> Call | None:
     """A jitted `lax.scan` over one padded layer."""
-    if find_spec("jax") is None or case.layers > 1:
+    if absent(["JAX"]) or case.layers > 1:
         return None
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
@@ -108,7 +108,7 @@ def jax_scan(case: Case, training: bool) -> Call | None:
 
 def onnx_runtime(case: Case, training: bool) -> Call | None:
     """The ONNX `RNN` node of one padded layer, forward only."""
-    if training or case.layers > 1 or case.shortest or not (find_spec("onnxruntime") and find_spec("onnx")):
+    if training or case.layers > 1 or case.shortest or absent(["ONNX Runtime"]):
         return None
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -133,7 +133,7 @@ def onnx_runtime(case: Case, training: bool) -> Call | None:
 
 def opacus(case: Case, training: bool) -> Call | None:
     """Opacus' handwritten `DPRNN`, padded."""
-    if find_spec("opacus") is None or case.shortest:
+    if absent(["Opacus"]) or case.shortest:
         return None
     from opacus.layers import DPRNN
 
@@ -177,6 +177,15 @@ def _tensor(found: Any) -> Tensor:
 def _close(left: Tensor, right: Tensor) -> bool:
     bound = 1e-4 * max(1.0, right.abs().max().item())
     return left.shape == right.shape and (left - right).abs().max().item() <= bound
+
+
+PACKAGES = {"JAX": ["jax"], "ONNX Runtime": ["onnxruntime", "onnx"], "Opacus": ["opacus"]}
+
+
+def absent(names: list[str]) -> dict[str, list[str]]:
+    """Of the named contenders those that can't take part, with the packages that aren't installed."""
+    missing = {name: [p for p in PACKAGES.get(name, []) if find_spec(p) is None] for name in names}
+    return {name: packages for name, packages in missing.items() if packages}
 
 
 CONTENDERS: dict[str, Callable[[Case, bool], Call | None]] = {

@@ -26,6 +26,7 @@ HOUSE = {
     "__init__": "explain functional kernels module swap",
     "benchmark": "benchmark",  # and what `manual_rnn` exports
     "pictures": "inspect module checks",
+    "training": "training",  # the laboratory's place in an editable install
     "swap": "module convert checks",
     "explain": "module sequences recurrence kernels checks",
     "inspect": "tracing checks",

@@ -1,6 +1,7 @@
 """python -m training: the twins, the report, resuming, and what is refused."""
 
 import csv
+import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -13,8 +14,10 @@ from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, c
 
 import manual_rnn
 import training.gradients
+from training.__main__ import COMMANDS
 from training.gradients import Gradients, Loss
 from training.side_by_side import SideBySide
+from training.tasks import Adding
 
 pytestmark = WARNINGS
 
@@ -134,7 +137,92 @@ def test_a_resumed_run_ends_as_one_never_interrupted(train: Train, tmp_path: Pat
     path = checkpoint(folder / "version_1")
     resumed = train(QUIET, "--trainer.max_epochs=3", f"--ckpt_path={path}", small=[])
     assert_equal_weights(weights(folder / "version_0"), weights(folder / "version_2"))
-    assert whole.replace("version_0", "version_2") == resumed
+    assert resumed.startswith(f"restored: {path}, step 4")
+    assert resumed.endswith(whole.replace("version_0", "version_2"))
+
+
+SGD = ["--optimizer=SGD", "--optimizer.lr=0.1", "--optimizer.momentum=0.5", "--lr_scheduler=ExponentialLR"]
+
+
+def test_a_resumed_run_keeps_optimizer_scheduler_clipping_and_threads(train: Train, tmp_path: Path) -> None:
+    own = [
+        "--optimizer=SGD",
+        "--optimizer.lr=0.1",
+        "--optimizer.momentum=0.9",
+        "--lr_scheduler=ExponentialLR",
+    ]
+    own += [
+        "--lr_scheduler.gamma=0.9",
+        "--trainer.gradient_clip_val=0.1",
+        "--seed_everything=3",
+        "--threads=2",
+    ]
+    train("--trainer.max_epochs=3", *own)
+    train("--trainer.max_epochs=1", *own)
+    out = train(QUIET, "--trainer.max_epochs=3", "--ckpt_path=last", small=[])
+    folder = tmp_path / "runs" / "Adding"
+    assert_equal_weights(weights(folder / "version_0"), weights(folder / "version_2"))
+    assert "threads 2, optimizer torch.optim.SGD, optimizer.lr 0.1" in out
+    assert "given anew: trainer.max_epochs 3" in out
+
+
+@pytest.mark.parametrize(
+    ("anew", "rates"),
+    [
+        (["--optimizer.lr=0.2"], {"lr": 0.1, "momentum": 0.5, "initial_lr": 0.2}),
+        (["--optimizer.momentum=0.7"], {"lr": 0.05, "momentum": 0.7, "initial_lr": 0.1}),
+        (["--lr_scheduler.gamma=1.0"], {"lr": 0.1 * 0.5 ** (2 / 3), "momentum": 0.5, "initial_lr": 0.1}),
+        (["--optimizer=Adam", "--optimizer.lr=0.3"], {"lr": 0.3 * 0.5 ** (1 / 3), "eps": 1e-8}),
+    ],
+)
+def test_what_is_given_anew_takes_effect(
+    train: Train, tmp_path: Path, anew: list[str], rates: dict[str, Any]
+) -> None:
+    """The rate falls by the third root of 1/2 in an epoch, so to half in three."""
+    own = [
+        "--optimizer=SGD",
+        "--optimizer.lr=0.1",
+        "--optimizer.momentum=0.5",
+        "--lr_scheduler=ExponentialLR",
+    ]
+    train(*own, f"--lr_scheduler.gamma={0.5 ** (1 / 3)}")
+    train(QUIET, "--ckpt_path=last", "--trainer.max_epochs=3", *anew, small=[])
+    group = last(tmp_path / "runs" / "Adding" / "version_1")["optimizer_states"][0]["param_groups"][0]
+    assert {name: group[name] for name in rates} == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("way", ["option", "config", "url"])
+def test_a_finished_run_says_so(train: Train, tmp_path: Path, way: str) -> None:
+    train("--model.hidden_size=5")
+    path = checkpoint(tmp_path / "runs" / "Adding" / "version_0")
+    Path("c.yaml").write_text(f"ckpt_path: {path}")
+    ways = {
+        "option": f"--ckpt_path={path}",
+        "config": "--config=c.yaml",
+        "url": f"--ckpt_path={path.as_uri()}",
+    }
+    with pytest.raises(SystemExit) as exit:
+        train(ways[way], small=[])
+    assert exit.value.code == 0
+    assert not (tmp_path / "runs" / "Adding" / "version_1").exists()
+
+
+def test_a_solved_run_says_so(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Adding, "solved", 1e3)
+    train()
+    with pytest.raises(SystemExit):
+        train("--ckpt_path=last", "--trainer.max_epochs=9", small=[])
+    assert "the run has solved its task at step 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kernel", ["default", "reference"])
+def test_twins_that_both_diverge_are_no_wrong_gradient(train: Train, kernel: str) -> None:
+    explosive = ["--optimizer=SGD", "--optimizer.lr=1e3", "--trainer.gradient_clip_val=0"]
+    out = train("--data.train_batches=20", f"--model.kernel={kernel}", *explosive)
+    assert re.search(r"both diverged at step \d+; before that (equal to round-off|bitwise equal)", out)
+    assert "after 20 steps" in out  # the second epoch is spared
 
 
 def test_the_command_line_overrides_the_settings_of_a_checkpoint(train: Train, tmp_path: Path) -> None:
@@ -164,7 +252,15 @@ def test_both_twins_start_from_a_checkpoint_of_nn_rnn(tmp_path: Path, kind: str)
         "lightning": {"state_dict": parent.state_dict(), "epoch": 3},
     }[kind]
     torch.save(content, tmp_path / "rnn.pt")
-    model = SideBySide(2, 1, hidden_size=6, num_layers=2, bidirectional=True, init_from=tmp_path / "rnn.pt")
+    model = SideBySide(
+        2,
+        1,
+        hidden_size=6,
+        num_layers=2,
+        nonlinearity="tanh",
+        bidirectional=True,
+        init_from=tmp_path / "rnn.pt",
+    )
     for twin in model.twins.values():
         assert_equal_weights(dict(twin.rnn.state_dict()), dict(rnn.state_dict()))
 
@@ -179,13 +275,13 @@ def test_both_twins_start_from_a_checkpoint_of_nn_rnn(tmp_path: Path, kind: str)
             {f"{k}.{n}": p for k in "ab" for n, p in nn.RNN(2, 6).state_dict().items()},
             r"got \['a\.', 'b\.'\]",
         ),
-        (torch.zeros(3), "expected a state_dict or a Lightning checkpoint"),
+        (torch.zeros(3), "expected a file with nn.RNN weights, got a Tensor"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "rnn.pt")
     with pytest.raises(ValueError, match=message):
-        SideBySide(2, 1, hidden_size=6, init_from=tmp_path / "rnn.pt")
+        SideBySide(2, 1, hidden_size=6, nonlinearity="tanh", init_from=tmp_path / "rnn.pt")
 
 
 @pytest.mark.parametrize(
@@ -203,17 +299,14 @@ def test_what_is_out_of_range_ends_before_training(
     train: Train, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as exit:
-        train(option)
+        train(option, "--model.nonlinearity=tanh")
     error = capsys.readouterr().err
     assert exit.value.code == 2
     assert message in error
     assert "Traceback" not in error
 
 
-def test_help_needs_no_training(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        train("--help", small=[])
-    assert exit.value.code == 0
-    out = capsys.readouterr().out
+def test_help_needs_no_training(train: Train) -> None:
+    out = train("--help", small=[])
     assert "python -m training" in out
-    assert all(subcommand in out for subcommand in ("fit", "validate", "test", "predict"))
+    assert all(command in out for command in COMMANDS)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,21 @@ def train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Train]:
     yield from runs(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def refused(train: Train, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs what is a usage error, and returns its words."""
+
+    def run(*args: str) -> str:
+        with pytest.raises(SystemExit) as exit:
+            train(*args, small=[])
+        words = capsys.readouterr().err
+        assert exit.value.code == 2
+        assert 1 <= len(words.splitlines()) <= 2
+        return words
+
+    return run
 
 
 def column(folder: Path, name: str) -> list[float]:
@@ -160,7 +175,12 @@ TRUNCATED = ["--data=Parity", "--data.length=7", "--model.tbptt_steps=3"]
 
 
 def test_truncated_backpropagation_is_what_a_loop_does(train: Train, tmp_path: Path) -> None:
-    plain = ["--optimizer=SGD", "--optimizer.lr=0.1", "--trainer.gradient_clip_val=0"]
+    plain = [
+        "--model.nonlinearity=tanh",
+        "--optimizer=SGD",
+        "--optimizer.lr=0.1",
+        "--trainer.gradient_clip_val=0",
+    ]
     out = train(*TRUNCATED, *plain, "--trainer.max_epochs=1")
     folder = tmp_path / "runs" / "Parity" / "version_0"
     torch.manual_seed(0)
@@ -206,7 +226,7 @@ def test_a_run_that_crashed_in_mid_epoch_resumes(
     path = checkpoint(folder / "version_1")
     resumed = train(f"--ckpt_path={path}", "--trainer.max_epochs=2", QUIET, small=[])
     assert_equal_weights(weights(folder / "version_0"), weights(folder / "version_2"))
-    assert resumed == whole.replace("version_0", "version_2")
+    assert resumed.endswith(whole.replace("version_0", "version_2"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -264,7 +284,7 @@ def trained(train: Train, tmp_path: Path) -> Path:
 
 def plain_network(trained: Path) -> Network:
     """nn.RNN and a readout with the weights of ManualRNN's twin."""
-    network = Network(nn.RNN(1, 6, 2, batch_first=True), nn.Linear(6, 2))
+    network = Network(nn.RNN(1, 6, 2, nonlinearity="relu", batch_first=True), nn.Linear(6, 2))
     state = torch.load(trained, weights_only=True)["state_dict"]
     own = {name: weight for name, weight in state.items() if name.startswith("manual.")}
     network.load_state_dict({name.removeprefix("manual."): weight for name, weight in own.items()})
@@ -315,22 +335,15 @@ def test_inspect_writes_pictures(train: Train, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["export", "inspect"])
-def test_what_is_no_checkpoint_of_a_run_is_refused(train: Train, tmp_path: Path, command: str) -> None:
-    with pytest.raises(SystemExit, match=f"python -m training {command}: expected a checkpoint, got nowhere"):
-        train(command, "--ckpt_path=nowhere", small=[])
+def test_what_is_no_checkpoint_of_a_run_is_refused(
+    refused: Callable[..., str], tmp_path: Path, command: str
+) -> None:
     torch.save({"state_dict": nn.RNN(1, 6).state_dict()}, tmp_path / "other.pt")
-    with pytest.raises(
-        SystemExit, match=r"expected a checkpoint that python -m training wrote, got other\.pt"
+    for path, expected in (
+        ("nowhere", "a checkpoint, or last or best, got nowhere: no such file"),
+        ("other.pt", "a checkpoint that python -m training wrote, got other.pt"),
     ):
-        train(command, "--ckpt_path=other.pt", small=[])
-
-
-def test_inspect_knows_the_tasks_of_this_package_alone(train: Train, trained: Path, tmp_path: Path) -> None:
-    checkpoint = torch.load(trained, weights_only=True)
-    checkpoint["datamodule_hyper_parameters"]["_class_path"] = "echo.Parity"
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(SystemExit, match=r"expected a checkpoint of one of the tasks .*, got echo\.Parity"):
-        train("inspect", "--ckpt_path=other.ckpt", small=[])
+        assert f"expected {expected}" in refused(command, f"--ckpt_path={path}")
 
 
 def test_a_task_keeps_its_own_defaults(train: Train, tmp_path: Path) -> None:
@@ -368,7 +381,7 @@ def test_a_config_that_is_no_yaml_is_refused(train: Train, capsys: pytest.Captur
     with pytest.raises(SystemExit) as exit:
         train("--config=config.yaml")
     assert exit.value.code == 2
-    assert "Problems parsing config" in capsys.readouterr().err
+    assert "expected a config in YAML or JSON" in capsys.readouterr().err
 
 
 def test_logs_can_be_turned_off(train: Train, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import training
 from training.__main__ import main
 
 Train = Callable[..., str]
@@ -45,6 +46,7 @@ def runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of names that Lightning still uses
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("PYTHONPATH", str(Path(training.__path__[0]).parent))
     threads = torch.get_num_threads()
 
     def run(*args: str, small: list[str] = SMALL) -> str:

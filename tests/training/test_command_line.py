@@ -1,0 +1,188 @@
+"""The command line: a usage error is a line or two, with what there is; a task of one's own; a sweep."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_runs import QUIET, SMALL, WARNINGS, Train, checkpoint, last, runs, weights
+
+from manual_rnn import ManualRNN
+from training import train as train_from_python
+from training.side_by_side import SideBySide
+from training.tasks import Adding, Parity
+
+pytestmark = WARNINGS
+
+ECHO = """
+import torch
+from training.datamodule import Batch, Task
+
+
+class Echo(Task):
+    metric = "mse"
+    input_size, output_size = 1, 1
+    chance, solved = 1 / 12, 1e-3
+
+    def sample(self, generator, count):
+        numbers = torch.rand(count, 2 * self.length, 1, generator=generator)
+        return Batch(numbers, numbers[:, : self.length])
+
+
+class Half(Task):
+    metric = "mse"
+"""
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Train]:
+    monkeypatch.syspath_prepend(tmp_path)
+    yield from runs(tmp_path, monkeypatch, capsys)
+    sys.modules.pop("echo", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("train", "expected a command, got train; did you mean fit?\nThere are fit, validate"),
+        ("help", "expected a command, got help; did you mean --help?"),
+        ("fit --data Addition", "got Addition; did you mean Adding?\nThere are Adding, CopyMemory"),
+        ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
+        ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
+        ("fit --data.symbols 3", "expected an option of Adding, got --data.symbols\nIt has length,"),
+        ("fit --data.length x", "expected --data.length to be int, got x"),
+        ("fit --model.hiden_size 3", "no option --model.hiden_size; did you mean --model.hidden_size?"),
+        ("fit --model.hidden_size 0", "hidden_size must be greater than zero"),
+        ("fit --model.kernel nat", "expected --model.kernel to be one of 'default'"),
+        ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+        ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
+        ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
+        ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
+        ("fit --config latin", "expected a config in UTF-8"),
+        ("fit --data CharacterLM --data.path latin", "expected a text in UTF-8, got latin"),
+        ("fit --ckpt_path http://localhost/x", "expected a checkpoint on this machine"),
+        ("fit --ckpt_path best", "expected a run of Adding with a best.ckpt in runs, got none"),
+        ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
+        ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
+        ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
+        ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
+        ("fit --trainer.barebones true", "expected a run that logs"),
+        ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
+        ("fit --model.kernel native --trainer.precision 64-true", "kernel 'native' can't run here"),
+        ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
+    ],
+)  # fmt: skip
+def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
+    train: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: str, words: str
+) -> None:
+    Path("echo.py").write_text(ECHO)
+    Path("empty").touch()
+    Path("latin").write_bytes(b"caf\xe9 " * 999)
+    with pytest.raises(SystemExit) as exit:
+        train(*options.split(), small=[QUIET] if "fit" in options else [])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert words in said
+    assert len(said.splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_command_costs_no_imports() -> None:
+    command = """import sys, training.__main__
+try: training.__main__.main(["train"])
+except SystemExit: print("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_a_task_with_the_name_of_another_is_itself(train: Train, tmp_path: Path) -> None:
+    """In processes of their own: once imported, a class of this name stays for all tests."""
+    Path("echo.py").write_text(ECHO.replace("Echo", "Parity"))
+    python = [sys.executable, "-m", "training"]
+    subprocess.run([*python, *SMALL, "--data=echo.Parity", "--data.length=3"], check=True)
+    done = subprocess.run(
+        [*python, "inspect", "--ckpt_path=last"], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.split()) == 3
+    assert last(tmp_path / "runs" / "Parity" / "version_0")["hyper_parameters"]["output_size"] == 1
+
+
+def test_a_task_of_ones_own_is_known_by_its_class_path(train: Train, tmp_path: Path) -> None:
+    Path("echo.py").write_text(ECHO)
+    out = train("--data=echo.Echo", "--data.length=3")
+    assert "mse of nn.RNN" in out
+    path = checkpoint(tmp_path / "runs" / "Echo" / "version_0")
+    assert len(train("inspect", f"--ckpt_path={path}", small=[]).split()) == 3
+    train("export", "--ckpt_path=best", small=[])
+    assert torch.load("rnn.pt", weights_only=True)["weight_ih_l0"].shape == (6, 1)
+    assert "test_mse/manual" in train("test", QUIET, "--ckpt_path=last", "--data=echo.Echo", small=[])
+
+
+def test_a_sweep_ends_with_a_table_and_a_picture(train: Train, tmp_path: Path) -> None:
+    tiny = ["--data.train_batches=2", "--data.val_batches=1", "--trainer.max_epochs=1", "--data.batch_size=4"]
+    with pytest.raises(SystemExit) as exit:
+        train("sweep", *tiny, "--seeds", "0", "1", "--model.hidden_size=4", small=[])
+    assert exit.value.code == 0
+    folder = tmp_path / "runs" / "sweeps" / "version_0"
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    assert [row["verdict"] for row in rows] == ["sound", "sound"]
+    assert rows[0]["ManualRNN"] != rows[1]["ManualRNN"]
+    assert weights(tmp_path / "runs" / "Adding" / rows[1]["run"])["manual.rnn.weight_hh_l0"].shape == (4, 4)
+    assert (folder / "sweep.png").stat().st_size > 10_000
+
+
+def test_one_seed_is_that_of_weights_and_batches(train: Train, tmp_path: Path) -> None:
+    train("--seed_everything=1")
+    train("--seed_everything=1", "--data.seed=0")
+    a, b = (weights(tmp_path / "runs" / "Adding" / f"version_{i}") for i in range(2))
+    assert not torch.equal(a["manual.rnn.weight_hh_l0"], b["manual.rnn.weight_hh_l0"])
+    assert torch.equal(Adding(seed=1).batch("train", 0).input, Adding(seed=1).batch("train", 0).input)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_says_how_it_goes_on(train: Train, tmp_path: Path, how: signal.Signals) -> None:
+    small = [QUIET, "--data.train_batches=20", "--data.val_batches=1", "--trainer.max_epochs=1000"]
+    command = [sys.executable, "-m", "training", *small, "--name=mine", "--stop_when_solved=false"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+        path = checkpoint(Path("runs") / "Adding" / "mine")
+        while not path.is_file():
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(how)
+        out, _ = run.communicate()
+    assert run.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}[how]
+    assert "run folder: runs/Adding/mine" in out
+    assert f"it goes on with: python -m training fit --ckpt_path {path}" in out
+
+
+def test_training_from_python_returns_a_history() -> None:
+    task = Parity(length=5, train_batches=3, val_batches=1)
+    history = train_from_python(task, max_epochs=2, enable_progress_bar=False)
+    assert history.steps == history.compared == [1, 2, 3, 4, 5, 6]
+    assert history.validated == [3, 6]
+    assert all(0 <= p < 16 for values in history.partings.values() for p in values)
+
+
+def test_the_twins_load_from_a_checkpoint(train: Train, tmp_path: Path) -> None:
+    torch.save(nn.RNN(2, 6).state_dict(), "rnn.pt")
+    train("--model.init_from=rnn.pt", "--model.nonlinearity=tanh")
+    Path("rnn.pt").unlink()
+    model = SideBySide.load_from_checkpoint(
+        checkpoint(tmp_path / "runs" / "Adding" / "version_0"), weights_only=True
+    )
+    assert isinstance(model.manual.rnn, ManualRNN)
+    assert model.manual.rnn.nonlinearity == "tanh"
+
+
+def test_one_callback_may_be_named(train: Train) -> None:
+    assert "equal to round-off" in train("--trainer.callbacks=LearningRateMonitor", *SMALL[-1:])

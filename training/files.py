@@ -1,0 +1,87 @@
+r"""Files that last: a checkpoint is whole or the one before, and a run's folder is no other's."""
+
+import io
+import os
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+RUNS = Path("runs")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads tensors and numbers alone: no code of it runs."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_whole(Path(path), content.getvalue())
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        return super().load_checkpoint(path, map_location or "cpu", weights_only=True)  # type: ignore[arg-type]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside ``path``, waits for the disk, and renames: a kill or a full disk leaves what was there.
+
+    Raises:
+        OSError: where it can't be written, with what was there as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as problem:
+        part.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            problem.filename = str(path)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in it are on the disk, where the system can tell."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def new_folder(parent: Path, name: str | None = None) -> Path:
+    """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
+
+    Raises:
+        ValueError: where the folder ``name`` is there already.
+    """
+    if name is not None:
+        if not made(parent / name):
+            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
+        return parent / name
+    taken = [
+        int(n) for n in (p.name.removeprefix("version_") for p in parent.glob("version_*")) if n.isdigit()
+    ]
+    return next(folder for n in count(max(taken, default=-1) + 1) if made(folder := parent / f"version_{n}"))
+
+
+def made(folder: Path) -> bool:
+    """Whether this call made the folder."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
