@@ -105,7 +105,7 @@ class ManualRNN(RNNBase):
             return found
         batch = plan(self, input, hx)
         hx, weights, phi, run = self._check(input, batch)
-        output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, run, batch.hx is None)
+        output, h_n = self._run(batch.rows, hx, weights, phi, batch.batch_sizes, batch.hx is None, run)
         return batch.restore(output, h_n)
 
     def _check(
@@ -134,8 +134,8 @@ class ManualRNN(RNNBase):
         weights: list[Weights],
         phi: Phi,
         batch_sizes: Tensor | None,
-        run: RunLayer,
         from_zero: bool,
+        run: RunLayer,
     ) -> tuple[Tensor, Tensor]:
         """All layers, each by `run`; the first reads `output (T, B, I)`, the others what it became."""
         output, hx, weights = autocast(output, hx, weights)
@@ -260,15 +260,12 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
-CHECKS = (
-    "check_input",
-    "check_forward_args",
-    "check_hidden_size",
-    "get_expected_hidden_size",
-    "permute_hidden",
-)
+METHODS = (  # that the long way calls
+    "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
+    "_check", "_run", "_weights",
+)  # fmt: skip
 ManualRNN._called = MappingProxyType(
-    {**ManualRNN._builtin, **{name: getattr(ManualRNN, name) for name in CHECKS}}
+    {**ManualRNN._builtin, **{name: getattr(ManualRNN, name) for name in METHODS}}
 )
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.

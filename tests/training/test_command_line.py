@@ -76,7 +76,6 @@ def train(
         ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
         ("fit --trainer.barebones true", "expected a run that logs"),
         ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
-        ("fit --model.kernel native --trainer.precision 64-true", "kernel 'native' can't run here"),
         ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
     ],
 )  # fmt: skip
