@@ -1,4 +1,4 @@
-r"""What is timed: sizes `(T, B, I, H)`, layers, directions, packing."""
+r"""What is timed: sizes `(T, B, I, H)`, layers, directions, packing, dtype."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-__all__ = ["ALL_CASES", "MEMORY_CASE", "QUICK_CASES", "Case"]
+__all__ = ["ALL_CASES", "GRID_CASES", "MEMORY_CASE", "QUICK_CASES", "Case"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     shortest: int | None = None
+    dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         kind = ", 2 layers, bidirectional" if self.bidirectional else ""
@@ -33,12 +34,12 @@ class Case:
     def network(self) -> nn.RNN:
         """The `nn.RNN` whose weights everyone gets."""
         torch.manual_seed(0)
-        return nn.RNN(self.I, self.H, self.layers, bidirectional=self.bidirectional)
+        return nn.RNN(self.I, self.H, self.layers, bidirectional=self.bidirectional).to(self.dtype)
 
     def input(self) -> Tensor:
         """Random steps, `(T, B, I)`, that want a gradient."""
         torch.manual_seed(1)
-        return torch.randn(self.T, self.B, self.I, requires_grad=True)
+        return torch.randn(self.T, self.B, self.I).to(self.dtype).requires_grad_()
 
     def pack(self, input: Tensor) -> Tensor | PackedSequence:
         """The input as the network reads it."""
@@ -48,7 +49,8 @@ class Case:
         """What the output is multiplied with in training, padded, zero past the end of a sequence."""
         torch.manual_seed(2)
         alive = torch.arange(self.T).unsqueeze(1) < self.lengths
-        return torch.randn(self.T, self.B, self.H * (1 + self.bidirectional)) * alive.unsqueeze(2)
+        cotangent = torch.randn(self.T, self.B, self.H * (1 + self.bidirectional)) * alive.unsqueeze(2)
+        return cotangent.to(self.dtype)
 
     def flops(self) -> float:
         """Two per multiplication of all projections and recurrences, forward."""
@@ -73,4 +75,6 @@ ALL_CASES = [
     Case(200, 32, 128, 128, shortest=10),
 ]
 QUICK_CASES = [ALL_CASES[0], ALL_CASES[3], ALL_CASES[-1]]
+# Streaming and online learning with a state of any width, where a call's fixed costs decide.
+GRID_CASES = [Case(T, B, 64, H) for H in (64, 256, 1024, 4096) for T in (1, 2, 4, 8) for B in (1, 4, 16)]
 MEMORY_CASE = Case(5000, 32, 128, 128)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import KernelName, ManualRNN, use_kernel
+from ..kernels import native
 from .cases import Case
 
 __all__ = ["CONTENDERS", "Call", "absent", "agree", "training_step"]
 
 Call = Callable[[], Any]
+ROUND_OFF = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}  # of a sum
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
@@ -77,7 +79,7 @@ def _rows(output: Tensor | PackedSequence) -> Tensor:
 
 def jax_scan(case: Case, training: bool) -> Call | None:
     """A jitted `lax.scan` over one padded layer."""
-    if absent(["JAX"]) or case.layers > 1:
+    if absent(["JAX"]) or case.layers > 1 or case.dtype is not torch.float32:
         return None
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
@@ -108,7 +110,8 @@ def jax_scan(case: Case, training: bool) -> Call | None:
 
 def onnx_runtime(case: Case, training: bool) -> Call | None:
     """The ONNX `RNN` node of one padded layer, forward only."""
-    if training or case.layers > 1 or case.shortest or absent(["ONNX Runtime"]):
+    padded = case.layers == 1 and not case.shortest and case.dtype is torch.float32
+    if training or not padded or absent(["ONNX Runtime"]):
         return None
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -133,7 +136,7 @@ def onnx_runtime(case: Case, training: bool) -> Call | None:
 
 def opacus(case: Case, training: bool) -> Call | None:
     """Opacus' handwritten `DPRNN`, padded."""
-    if absent(["Opacus"]) or case.shortest:
+    if absent(["Opacus"]) or case.shortest or case.dtype is not torch.float32:
         return None
     from opacus.layers import DPRNN
 
@@ -146,22 +149,17 @@ def opacus(case: Case, training: bool) -> Call | None:
     return training_step(rnn, case, [cell[i] for cell in cells for i in (0, 2, 1, 3)])
 
 
-def limit(case: Case, training: bool) -> Call:
-    """One matrix product with the flops of the case; training has three of them."""
-    rows = int(case.lengths.sum())
-    width = max(1, round(case.flops() / (2.0 * rows * case.H)))
-    left, right = torch.randn(rows, width), torch.randn(width, case.H)
-    out = torch.empty(rows, case.H)
-
-    def multiply() -> None:
-        for _ in range(3 if training else 1):
-            torch.mm(left, right, out=out)
-
-    return multiply
+def limit(case: Case, training: bool) -> Call | None:
+    """The multiply-adds of the case, in training three times as many, of registers alone, spread evenly over
+    the threads: the peak of the processor."""
+    if not native.compiled():
+        return None
+    count = case.flops() / 2 * (3 if training else 1) / torch.get_num_threads()
+    return lambda: native.multiply_adds(count, case.dtype)
 
 
 def agree(case: Case, found: Any, expected: Any) -> bool:
-    """Whether outputs, or all gradients, match to float32 round-off of the largest entry."""
+    """Whether outputs, or all gradients, match to the round-off of their dtype, of the largest entry."""
     if isinstance(expected, tuple):
         return all(_close(_tensor(left), right) for left, right in zip(found, expected, strict=True))
     found = _tensor(found)
@@ -175,7 +173,7 @@ def _tensor(found: Any) -> Tensor:
 
 
 def _close(left: Tensor, right: Tensor) -> bool:
-    bound = 1e-4 * max(1.0, right.abs().max().item())
+    bound = ROUND_OFF[right.dtype] * max(1.0, right.abs().max().item())
     return left.shape == right.shape and (left - right).abs().max().item() <= bound
 
 

@@ -11,7 +11,7 @@ __all__ = ["plot_ratio_by_hidden_size", "plot_time_by_steps"]
 
 NAMES = ["nn.RNN", "torch", "native", "limit"]
 HIDDEN_SIZES = [16, 32, 64, 128, 256, 512]
-LABELS = {"limit": "one matrix product"}
+LABELS = {"limit": "the processor's peak"}
 STEPS = [1, 10, 100, 1000]
 
 

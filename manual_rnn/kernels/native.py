@@ -41,6 +41,7 @@ __all__ = [
     "exchanges",
     "layer",
     "linear_recurrence",
+    "multiply_adds",
     "network",
     "network_vjp",
     "numbers",
@@ -196,6 +197,12 @@ def network_vjp(
     return _scan.network_vjp(
         *how, hidden_size, input_size, bias, need, batch_sizes, x, hx, weights, states, c, c_last
     )
+
+
+def multiply_adds(count: float, dtype: torch.dtype) -> float:
+    """Make about so many, of registers alone, in what `dtype` is reckoned with; returns how many it made."""
+    kind = int(dtype is torch.float64)
+    return _scan.peak(_variant, kind, max(1, round(count / _scan.peak(_variant, kind, 1))))
 
 
 def _scan_like(

@@ -14,9 +14,9 @@ COMPILER = shutil.which("cc")
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
 def test_the_engine_without_python(tmp_path: Path) -> None:
-    sources = [HERE / "driver.c", *(ENGINE / f"{name}.c" for name in ("scan", "plan", "layer"))]
+    sources = [str(HERE / "driver.c"), *(str(ENGINE / f"{name}.c") for name in ("scan", "plan", "layer"))]
     program = tmp_path / "driver"
-    compile_ = [str(COMPILER), "-O1", "-fopenmp", "-I", ENGINE, *sources, "-lm", "-o", program]
+    compile_ = [str(COMPILER), "-O1", "-fopenmp", "-I", str(ENGINE), *sources, "-lm", "-o", str(program)]
     subprocess.run(compile_, check=True, capture_output=True, timeout=200)
     done = subprocess.run([program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout
