@@ -9,6 +9,7 @@ no number changes:
     a copy made when written to    a copy made at once
     where memory is                C serves the recurrences alone, by addresses
     what a profiler is told        it is told nothing
+    what a processor can           nothing special
 
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
@@ -36,6 +37,7 @@ __all__ = [
     "is_wrapper",
     "keys_of",
     "modes",
+    "multiplies_bfloat16",
     "nobody_looks_on",
     "nobody_traces",
     "profiling",
@@ -170,6 +172,9 @@ event: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast") or
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") or (
     lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
 )
+
+# Whether this processor multiplies bfloat16 numbers by themselves, twice as fast as floats.
+multiplies_bfloat16: Callable[[], bool] = find("torch.cpu", "_is_avx512_bf16_supported") or (lambda: False)
 
 _functorch_config = find("torch._functorch.config")
 

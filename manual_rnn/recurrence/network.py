@@ -34,11 +34,13 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
         return _vendor(tensors, compiling)
     if asked not in (kernels.DEFAULT, NATIVE) or compiling or x.size(0) == 0 or not _numbers(tensors):
         return None
-    if native.exchanges() and native.why_not(*tensors) is None:
+    gradients = torch.is_grad_enabled()
+    wide = x.dtype is torch.bfloat16 and kernels.vendor_pays_in_bfloat16(hx.size(1), hx.size(2), gradients)
+    if native.exchanges() and native.why_not(*tensors) is None and (asked == NATIVE or not wide):
         return NATIVE
     if asked == NATIVE or kernels.KERNELS[VENDOR].why_not(x) is not None:  # the others are like it
         return None
-    return VENDOR if kernels.vendor_pays(x, hx, batch_sizes, torch.is_grad_enabled()) else None
+    return VENDOR if wide or kernels.vendor_pays(x, hx, batch_sizes, gradients) else None
 
 
 def _numbers(tensors: list[Tensor]) -> bool:

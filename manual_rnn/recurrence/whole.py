@@ -17,7 +17,7 @@ from .. import kernels
 from ..kernels import native
 from . import dispatch
 from .by_layers import Options, by_layers, in_sight
-from .keeping import as_view, keep, kept
+from .keeping import keep, kept
 
 __all__ = ["run_whole"]
 
@@ -50,9 +50,9 @@ def run_whole(
     output, h_n, states = found
     if states is None:
         return (output.transpose_(0, 1) if batch_first and batch_sizes is None else output), h_n
-    if x.grad_fn is not None or (hx is not None and hx.grad_fn is not None):
-        x, hx = as_view(x), None if hx is None else as_view(hx)
-    output, h_n, *_ = Whole.apply(options, found, x, hx, *weights)
+    # of a computed tensor itself, what backward keeps would change with `x.data = ...`
+    inputs = [t if t is None or t.grad_fn is None else t.view_as(t) for t in (x, hx, *weights)]
+    output, h_n, *_ = Whole.apply(options, found, *inputs)
     return dispatch.unhooked(output), dispatch.unhooked(h_n)
 
 
