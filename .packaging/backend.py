@@ -1,5 +1,5 @@
-"""setuptools, with what pyproject.toml can't say: a wheel has the folder training/ as manual_rnn.training, and
-a source archive has the tests."""
+"""setuptools, with what pyproject.toml can't say: a wheel has the folder training/ as manual_rnn.training, a
+source archive the tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-r"""The engine as C alone, without Python: `driver.c`, which also runs under an emulator of another machine."""
+r"""The engine as C alone, without Python: `driver.c`, which runs under an emulator too."""
 
 import shutil
 import subprocess
