@@ -5,7 +5,7 @@ C looks at every tensor anyway, and answers only where all is as it should be. W
 of a wrong shape) goes the long way, in `module.py`, which has the checks, the words and the other kernels.
 """
 
-from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,16 +17,30 @@ from .parameters import PHI_OF_MODE
 from .private import any_autocast, nobody_looks_on, profiling
 from .recurrence import NATIVE, run_whole
 
-__all__ = ["at_once"]
+__all__ = ["Called", "at_once"]
 
 ASKED = frozenset({kernels.DEFAULT, NATIVE})
 
 
+class Called:
+    """The methods that the long way calls, none of which may be replaced: on a class, an object or as a module
+    of that name."""
+
+    def __init__(self, kind: type, *names: str) -> None:
+        self.names, self.read = names, attrgetter(*names)
+        self.methods = self.read(kind)
+
+    def are_those_of(self, kind: type, own: dict[str, Any]) -> bool:
+        """Whether objects of this class, with these attributes of their own, have just these methods."""
+        names = self.names
+        untouched = own.keys().isdisjoint(names) and own["_modules"].keys().isdisjoint(names)
+        return untouched and self.read(kind) == self.methods
+
+
 def at_once(
-    rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None, called: Mapping[str, Any]
+    rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None, called: Called
 ) -> tuple[Any, Tensor] | None:
-    """What `rnn(input, hx)` returns, or None where the call isn't plain. `called`: the methods that the long
-    way calls, none of which may be replaced."""
+    """What `rnn(input, hx)` returns, or None where the call isn't plain."""
     if (
         torch.compiler.is_compiling()
         or kernels.asked() not in ASKED
@@ -37,10 +51,8 @@ def at_once(
     ):
         return None
     own = rnn.__dict__
-    kind, modules = type(rnn), own["_modules"]
-    for name, method in called.items():
-        if name in own or name in modules or getattr(kind, name) is not method:
-            return None
+    if not called.are_those_of(type(rnn), own):
+        return None
     options = _options(own)
     if options is None:
         return None

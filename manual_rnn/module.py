@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, kernels, onnx
 from .convert import check_target, converted
-from .entrance import at_once
+from .entrance import Called, at_once
 from .kernels.phi import PHI
 from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
 from .private import any_autocast, torchscript, transformed
@@ -73,7 +73,7 @@ class ManualRNN(RNNBase):
     """
 
     _builtin = MappingProxyType[str, Any]({})  # what a subclass may override for a recurrence of its own
-    _called = _builtin  # and all that a call comes by
+    _called: Any = None  # all that a call comes by
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -260,13 +260,10 @@ class ManualRNN(RNNBase):
 
 # Kept on the class, not beside it: a class from before this file was loaded again compares with its own.
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
-METHODS = (  # that the long way calls
-    "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
-    "_check", "_run", "_weights",
+ManualRNN._called = Called(
+    ManualRNN, "begin", "step", "check_input", "check_forward_args", "check_hidden_size",
+    "get_expected_hidden_size", "permute_hidden", "_check", "_run", "_weights",
 )  # fmt: skip
-ManualRNN._called = MappingProxyType(
-    {**ManualRNN._builtin, **{name: getattr(ManualRNN, name) for name in METHODS}}
-)
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.
 torch.serialization.add_safe_globals([ManualRNN])
