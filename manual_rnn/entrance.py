@@ -23,8 +23,8 @@ ASKED = frozenset({kernels.DEFAULT, NATIVE})
 
 
 class Called:
-    """The methods that the long way calls, none of which may be replaced: on a class, an object or as a module
-    of that name."""
+    """The methods that the long way calls, none of which may be replaced: on a class, on an object, or by a
+    module of that name."""
 
     def __init__(self, kind: type, *names: str) -> None:
         self.names, self.read = names, attrgetter(*names)

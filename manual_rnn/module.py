@@ -13,7 +13,7 @@ The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 import warnings
 from functools import partial
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ class ManualRNN(RNNBase):
     """
 
     _builtin = MappingProxyType[str, Any]({})  # what a subclass may override for a recurrence of its own
-    _called: Any = None  # all that a call comes by
+    _called = cast(Any, None)  # and all that a call comes by
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
