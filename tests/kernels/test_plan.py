@@ -10,7 +10,10 @@ from manual_rnn.kernels import native
 
 REASON = native.why_not(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-REACH = 2**54  # floats: as in types.h
+REACH = 2**53  # numbers: as in types.h
+PADDED = 16  # numbers between rows
+DOUBLE = 1  # of the types
+TANH, TANH_SLOPE = 0, 2  # of the kinds
 
 
 def plan(
@@ -24,8 +27,12 @@ def plan(
     most: int = 8,
     lanes: int = 16,
     packed: bool = False,
+    type: int = 0,
+    kind: int = TANH,
+    lies: bool = False,
 ) -> dict[str, int]:
-    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed)
+    """`T`: steps of time or, if packed, rows of all steps."""
+    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed, type, kind, lies)
 
 
 def slices(B: int, count: int, packed: bool) -> list[range]:
