@@ -239,7 +239,15 @@ def test_a_network_is_of_exact_tensors(place: int) -> None:
     x, hx, weights, *how = network()
     assert native.network(x, hx, weights, *how) is not NotImplemented
     given: list[Any] = [x, hx, *weights]
-    for wrong in (Sub, Tensor.double, Tensor.int, Tensor.to_sparse, lambda x: x.to("meta"), lambda x: x[:0], len):
+    for wrong in (
+        Sub,
+        Tensor.double,
+        Tensor.int,
+        Tensor.to_sparse,
+        lambda x: x.to("meta"),
+        lambda x: x[:0],
+        len,
+    ):
         spoiled = [wrong(t) if i == place else t for i, t in enumerate(given)]
         found = native.network(spoiled[0], spoiled[1], tuple(spoiled[2:]), *how)
         assert found is NotImplemented
