@@ -248,14 +248,14 @@ def test_a_network_is_of_exact_tensors(place: int) -> None:
         lambda x: x[:0],
         len,
     ):
-        spoiled = [wrong(t) if i == place else t for i, t in enumerate(given)]
+        spoiled: list[Any] = [wrong(t) if i == place else t for i, t in enumerate(given)]
         found = native.network(spoiled[0], spoiled[1], tuple(spoiled[2:]), *how)
         assert found is NotImplemented
 
 
 @pytest.mark.parametrize("rows", [(0, 3), (4, 0), (4, 3, 1), (4,), ()], ids=str)
 def test_an_input_without_numbers_or_of_another_rank_is_left_to_others(rows: tuple[int, ...]) -> None:
-    x, hx, *rest = network()
+    _, hx, *rest = network()
     assert native.network(torch.randn(*rows, 2), hx, *rest) is NotImplemented
     assert native.network(torch.randn(()), None, *rest) is NotImplemented
 
@@ -326,7 +326,21 @@ def test_leaves_nothing_behind() -> None:
     packed, sizes, how = torch.randn(9, 2), torch.tensor([3, 3, 2, 1]), (native._variant, 0, 1, False)
     weights, hx, leaf = (w_ih, w, b, b), h0[None], x.clone().requires_grad_()
     states, c, need = (torch.randn(4, 3, 5),), torch.randn(4, 3, 5), (True,) * 6
-    watched = [x, h0, w_ih, w, b, packed, sizes, None, True, False, NotImplemented, Tensor, Parameter]
+    watched: list[Any] = [
+        x,
+        h0,
+        w_ih,
+        w,
+        b,
+        packed,
+        sizes,
+        None,
+        True,
+        False,
+        NotImplemented,
+        Tensor,
+        Parameter,
+    ]
     watched += [weights, hx, leaf, states, states[0], c, need]
 
     def calls(count: int) -> list[int]:
@@ -393,24 +407,24 @@ def test_what_a_mode_makes_of_a_network_is_judged(instead: Callable[[Any], Any],
             assert native.network(x, hx[:1], weights, sizes, *how) is NotImplemented
 
 
+def shrink(victim: Tensor, y: Tensor) -> Tensor:
+    """`y`, once another tensor has become a smaller one."""
+    victim.data = torch.empty(1)
+    return y
+
+
 def test_what_a_mode_changes_meanwhile_is_judged() -> None:
     x, hx, weights, *how = network()
     for victim in (x, hx, *weights):
         kept = victim.data
-
-        def shrink(y: Tensor, victim: Tensor = victim) -> Tensor:
-            victim.data = torch.empty(1)
-            return y
-
-        with Meddler(shrink):
+        with Meddler(partial(shrink, victim)):
             assert native.network(x, hx, weights, *how) is NotImplemented
         victim.data = kept
     z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
     for victim in (z, h0, w):
         kept = victim.data
-        with Meddler(lambda y, victim=victim: (setattr(victim, "data", torch.empty(1)), y)[1]):
-            with pytest.raises(ValueError, match=r"fit|expected"):
-                native.elman(z, h0, w, None, "tanh", False)
+        with Meddler(partial(shrink, victim)), pytest.raises(ValueError, match=r"fit|expected"):
+            native.elman(z, h0, w, None, "tanh", False)
         victim.data = kept
 
 

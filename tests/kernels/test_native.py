@@ -562,8 +562,8 @@ def test_a_network_in_c_says_what_is_wrong() -> None:
     """Of numbers, which no user gives; tensors that don't fit are NotImplemented, for the caller to name."""
     weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5,), (5,)))
     good = [native._variant, 0, 1, 0, 0, 0, 5, 2, 1, True, None, torch.randn(4, 3, 2), None, weights]
-    names = ("variant", "kind", "threads", "batch_first", "bidirectional", "reverse", "hidden_size")
-    names = *names, "input_size", "bias"
+    names = ["variant", "kind", "threads", "batch_first", "bidirectional", "reverse", "hidden_size"]
+    names += ["input_size", "bias"]
     assert len(native._scan.network(*good)) == 3
     back: list[Any] = [*good[:9], (True,) * 6, *good[10:], (torch.randn(4, 3, 5),), None, None]
     assert len(native._scan.network_vjp(*back)) == 6

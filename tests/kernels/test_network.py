@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from internals import native
+from internals import address, is_shared, native
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -44,7 +44,7 @@ class Case:
         torch.manual_seed(seed)
         draw = lambda name, *of: fixed[name] if name in fixed else choice.choice(of)  # noqa: E731
         self.T, self.B = draw("T", 1, 2, 5, 30), draw("B", 1, 2, 5, 13)
-        self.H, self.I = draw("H", 1, 3, 8, 17, 33), draw("I", 1, 2, 7, 40)  # noqa: E741
+        self.H, self.I = draw("H", 1, 3, 8, 17, 33), draw("I", 1, 2, 7, 40)
         self.L, self.D = draw("L", 1, 1, 2, 3), draw("D", 1, 2)
         self.phi, self.bias = draw("phi", "tanh", "relu"), draw("bias", True, False)
         self.lengths = None
@@ -108,7 +108,9 @@ class Case:
         pairs = [(output, c), (h_n, None if self.c_last is None else self.c_last.to(dtype))]
         pairs = [(y, g) for y, g in pairs if g is not None]
         leaves = {"x": x, "hx": hx, **dict(rnn.named_parameters())}
-        wanted = {name: t for (name, t), need in zip(leaves.items(), self.need, strict=True) if need}
+        wanted: dict[str, Any] = {
+            name: t for (name, t), need in zip(leaves.items(), self.need, strict=True) if need
+        }
         run = {"output": output.detach(), "h_n": h_n.detach()}
         if wanted:
             ys, gs = zip(*pairs, strict=True)
@@ -205,8 +207,8 @@ def test_halves_are_more_accurate_than_nn_rnn(
 # T, B, H, I: of odd sizes; over several blocks of time, which have 1024 rows, and 512 of H = 256; of more
 # rows than a slice may have; read where they lie.
 SIZES = [
-    (3, 1, 63, 2), (40, 5, 130, 3), (15, 150, 63, 5), (1100, 1, 3, 1), (15, 150, 1, 17),
-    (1, 1, 130, 64), (1, 4, 130, 130), (2, 2, 64, 128), (60, 20, 256, 16), (1, 150, 17, 1),
+    (3, 1, 63, 2), (20, 5, 130, 3), (15, 150, 63, 5), (1100, 1, 3, 1), (15, 150, 1, 17),
+    (1, 1, 130, 64), (1, 4, 130, 130), (2, 2, 64, 128), (30, 20, 256, 16), (1, 150, 17, 1),
 ]  # fmt: skip
 
 
@@ -229,7 +231,7 @@ def test_blocks_of_time_are_met() -> None:
         T * B / native._scan.plan(16, 8, 1, 1, T, B, H, I, 0, 0, 0, 0)["rows"]
         for T, B, H, I in SIZES  # noqa: E741
     ]
-    assert sum(share > 2 for share in rows) >= 3
+    assert sum(share > 1 for share in rows) >= 4
     assert sum(share < 1 for share in rows) >= 3
 
 
@@ -333,12 +335,12 @@ def test_states_are_read_without_a_copy() -> None:
     weights, how = tuple(w.detach() for w in rnn.parameters()), (None, "tanh", False, False, True, 5, 3)
     output, _, before = native.network(x.requires_grad_(), None, weights, *how, True)
     states = tuple(torch._lazy_clone(h) for h in (*before, output))
-    addresses = [torch._C._data_address(h) for h in states]
-    assert addresses == [torch._C._data_address(h) for h in (*before, output)]
+    addresses = [address(h) for h in states]
+    assert addresses == [address(h) for h in (*before, output)]
     c = torch.ones_like(output)
     native.network_vjp((True, False, *(True,) * 8), x.detach(), None, weights, states, c, None, *how)
-    assert addresses == [torch._C._data_address(h) for h in states]
-    assert all(map(torch._C._is_cow_tensor, states))
+    assert addresses == [address(h) for h in states]
+    assert all(map(is_shared, states))
 
 
 def through(x: Tensor) -> Tensor:

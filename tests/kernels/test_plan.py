@@ -60,7 +60,7 @@ def sizes(found: dict[str, int]) -> dict[str, int]:
     return {part: end - begin for part, begin, end in zip(PARTS, begins, begins[1:], strict=False)}
 
 
-# For each job: threads, threads that share a slice, slices; and the numbers of the packed W and of the carries.
+# For each job: threads, threads that share a slice, slices; and the numbers of the W and of the carries.
 TABLE: dict[str, tuple[dict[str, Any], tuple[int, int, int], tuple[int, int]]] = {
     "tiny": ({"T": 10, "B": 3, "H": 8, "threads": 2}, (1, 1, 1), (16 * 8, 2 * 3 * 32)),
     "rows for all threads": (

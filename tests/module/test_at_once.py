@@ -1,7 +1,7 @@
 r"""The short way from the module to C: which calls take it, and that all others give the same answers.
 
-Each case builds a network of a kind, `nn.RNN` or ours, and calls it. What comes back, or is raised, is that of
-`nn.RNN`; and where the way is told, it's that way.
+Each case builds a network of a kind, `nn.RNN` or ours, and calls it. What comes back, or is raised, is that
+of `nn.RNN`; and where the way is told, it's that way.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,11 @@ def changed(change: Callable[[Any], Any], *inputs: Any, **options: Any) -> Any:
 
 
 def setting(**values: Any) -> Callable[[Any], None]:
-    return lambda rnn: [setattr(rnn, name, value) for name, value in values.items()] and None
+    def change(rnn: Any) -> None:
+        for name, value in values.items():
+            setattr(rnn, name, value)
+
+    return change
 
 
 def flat(found: Any) -> list[Tensor]:
@@ -177,7 +181,7 @@ SHORT: dict[str, Callable[[Build], Any]] = {
     "a default device": call(X, under=CPU),
     "frozen": changed(lambda rnn: rnn.requires_grad_(False)),
     "hooked": changed(hooked),
-    "an input with a history": call((X.clone().requires_grad_() * 2)),
+    "an input with a history": call(X.clone().requires_grad_() * 2),
     "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T)),
     "of one sequence": call(X[:, :1]),
     "of one step": call(X[:1], HX),
