@@ -20,6 +20,7 @@ from .recurrence import NATIVE, run_whole
 __all__ = ["Called", "at_once"]
 
 ASKED = frozenset({kernels.DEFAULT, NATIVE})
+MOST = 2**31  # more than any weight has columns; C counts further
 
 
 class Called:
@@ -88,7 +89,8 @@ def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
         or own["proj_size"]
         or "_assigned" in own
         or not (type(bias) is type(batch_first) is type(bidirectional) is type(own["training"]) is bool)
-        or not type(H) is type(own["input_size"]) is int
+        or not type(H) is type(own["input_size"]) is type(L) is int
+        or not (0 < H < MOST and 0 < own["input_size"] < MOST)
         or mode not in PHI_OF_MODE
         or len(names) != L * (1 + bidirectional)
     ):

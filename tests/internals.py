@@ -6,6 +6,7 @@ native             the kernel in C
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
 OPS                the same two, and the layer, as operators of torch
+address, is_shared            where memory is, and whether it's shared until someone writes
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
 """
 
@@ -27,7 +28,9 @@ __all__ = [
     "KernelName",
     "Network",
     "Walk",
+    "address",
     "elman",
+    "is_shared",
     "kernels",
     "layer",
     "linear_recurrence",
@@ -35,5 +38,7 @@ __all__ = [
     "vendor",
 ]
 
+address: Any = torch._C._data_address  # type: ignore[attr-defined]
+is_shared: Any = torch._C._is_cow_tensor  # type: ignore[attr-defined]
 OPS: Any = torch.ops.manual_rnn
 FUSED: tuple[Any, str] = (layer_rule, "layer")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a string": lambda: "x",
     "a type": lambda: Tensor,
 }
-for dtype in (
-    torch.float64,
-    torch.bfloat16,
-    torch.float16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-    torch.complex64,
-):
+for dtype in native.TYPES:
+    TAKEN[str(dtype)] = partial(torch.ones, 3, dtype=dtype)
+for dtype in (torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
     REFUSED[str(dtype)] = partial(torch.ones, 3, dtype=dtype)
 
 
@@ -159,7 +154,7 @@ def test_refuses_all_else(kind: str) -> None:
 
 def test_a_refusal_takes_no_millisecond() -> None:
     """As torch does to raise."""
-    refused = [REFUSED[kind]() for kind in ("meta", "sparse", "functional", "once of vmap", "torch.float64")]
+    refused = [REFUSED[kind]() for kind in ("meta", "sparse", "functional", "once of vmap", "torch.int64")]
     refused.append(REFUSED["once of legacy vmap"]())
     for x in refused:
         begin = resource.getrusage(resource.RUSAGE_SELF).ru_utime
@@ -167,14 +162,22 @@ def test_a_refusal_takes_no_millisecond() -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - begin < 0.1
 
 
-def problems(count: int) -> list[list[tuple[Any, ...]]]:
+def test_takes_numbers_of_one_type_together() -> None:
+    for one in native.TYPES:
+        x = torch.ones(3, dtype=one)
+        assert native.numbers(x, None, x)
+        for other in native.TYPES:
+            assert native.numbers(x, torch.ones(3, dtype=other)) is (one is other)
+
+
+def problems(count: int, layers: bool = True) -> list[list[tuple[Any, ...]]]:
     """For each seed what the kernel is given: as elman, as linear_recurrence and, for some, as a layer."""
     found = []
     for seed in range(count):
         z, h0, w, phi, reverse, sizes, h = problem(seed)
         how = sizes, phi, reverse
         found.append([(native.elman, z, h0, w, *how), (native.linear_recurrence, z, h, w, *how)])
-        if w.dim() == 2 and 0 not in z.shape:
+        if layers and w.dim() == 2 and 0 not in z.shape:
             choice, width, H = random.Random(seed), seed % 37 + 1, len(w)
             x, w_ih = (scattered(torch.randn(*size, width), choice) for size in (z.shape[:-1], (H,)))
             biases = (None, None) if seed % 3 == 0 else scattered(torch.randn(2, H), choice)
@@ -197,69 +200,64 @@ def results(given: list[tuple[Any, ...]]) -> list[Tensor]:
 def test_the_same_bits_as_by_addresses(addresses: Callable[[], None]) -> None:
     torch.use_deterministic_algorithms(True)  # what is left out is NaN
     try:
-        given = problems(150)
+        given = problems(150, layers=False)
         here = [results(one) for one in given]
         addresses()
         there = [results(one) for one in given]
     finally:
         torch.use_deterministic_algorithms(False)
-    assert sum(len(found) == 4 for found in here) > 30
     for one, other in zip(here, there, strict=True):
         assert [x.shape for x in one] == [x.shape for x in other]
         assert [x.stride() for x in one] == [x.stride() for x in other]
         assert all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_a_subclass_goes_by_its_address(place: int) -> None:
-    given: list[Any] = [torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5))]
-    given += [None, None, None, "tanh", False]
-    expected = native.layer(*given)
-    given[place] = given[place].as_subclass(Sub)
-    found = native.layer(*given)
-    assert expected is not None
-    assert found is not None
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+def test_a_subclass_goes_by_its_address() -> None:
+    z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
+    expected = native.elman(z, h0, w, None, "tanh", False)
+    for place in range(3):
+        given = [x.as_subclass(Sub) if i == place else x for i, x in enumerate((z, h0, w))]
+        found = native.elman(*given, None, "tanh", False)  # type: ignore[call-arg, arg-type]
+        assert torch.equal(found, expected)
 
 
-def made(T: int = 4) -> tuple[Tensor, Tensor]:
-    x, h0, w_ih, w = (torch.randn(s) for s in ((T, 3, 2), (3, 5), (5, 2), (5, 5)))
-    found = native.layer(x, h0, w_ih, w, None, None, None, "tanh", False)
-    assert found is not None
-    return found
+def network(*, rows: tuple[int, ...] = (4, 3), sizes: Tensor | None = None, keep: bool = True) -> list[Any]:
+    """What `native.network` is given, for 2 inputs and 5 states in two layers."""
+    weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5, 5), (5, 5)))
+    B = rows[1] if sizes is None else int(sizes[0])
+    return [torch.randn(*rows, 2), torch.randn(2, B, 5), weights, sizes, "tanh", *(False,) * 3, 5, 2, keep]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_batch_of_none_has_no_last_states(
-    packed: bool, reverse: bool, addresses: Callable[[], None]
-) -> None:
-    x, sizes = (torch.empty(0, 2), torch.empty(0).long()) if packed else (torch.empty(4, 0, 2), None)
-    given: list[Any] = [
-        x,
-        torch.empty(0, 5),
-        torch.randn(5, 2),
-        torch.randn(5, 5),
-        None,
-        None,
-        sizes,
-        "tanh",
-        reverse,
-    ]
-    found = native.layer(*given)
-    assert found is not None
-    assert [y.shape for y in found] == [(*x.shape[:-1], 5), (0, 5)]
-    if not packed:
-        addresses()
-        expected = native.layer(*given)
-        assert expected is not None
-        assert [y.shape for y in found] == [y.shape for y in expected]
+def made() -> tuple[Tensor, Tensor]:
+    output, h_n, states = native.network(*network())
+    assert states is None
+    return output, h_n
 
 
-def test_a_layer_without_steps_has_no_last_states() -> None:
-    x, h0, w_ih, w = (torch.randn(s) for s in ((0, 3, 2), (3, 5), (5, 2), (5, 5)))
-    with pytest.raises(ValueError, match="expected at least one step"):
-        native.layer(x, h0, w_ih, w, None, None, None, "tanh", False)
+@pytest.mark.parametrize("place", range(6))
+def test_a_network_is_of_exact_tensors(place: int) -> None:
+    x, hx, weights, *how = network()
+    assert native.network(x, hx, weights, *how) is not NotImplemented
+    given: list[Any] = [x, hx, *weights]
+    for wrong in (
+        Sub,
+        Tensor.double,
+        Tensor.int,
+        Tensor.to_sparse,
+        lambda x: x.to("meta"),
+        lambda x: x[:0],
+        len,
+    ):
+        spoiled: list[Any] = [wrong(t) if i == place else t for i, t in enumerate(given)]
+        found = native.network(spoiled[0], spoiled[1], tuple(spoiled[2:]), *how)
+        assert found is NotImplemented
+
+
+@pytest.mark.parametrize("rows", [(0, 3), (4, 0), (4, 3, 1), (4,), ()], ids=str)
+def test_an_input_without_numbers_or_of_another_rank_is_left_to_others(rows: tuple[int, ...]) -> None:
+    _, hx, *rest = network()
+    assert native.network(torch.randn(*rows, 2), hx, *rest) is NotImplemented
+    assert native.network(torch.randn(()), None, *rest) is NotImplemented
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -326,22 +324,40 @@ def test_leaves_nothing_behind() -> None:
     """Neither memory nor references, of calls that succeed and of calls that fail."""
     x, h0, w_ih, w, b = (torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,)))
     packed, sizes, how = torch.randn(9, 2), torch.tensor([3, 3, 2, 1]), (native._variant, 0, 1, False)
-    watched = [x, h0, w_ih, w, b, packed, sizes, None, True, False, NotImplemented, Tensor, Parameter]
+    weights, hx, leaf = (w_ih, w, b, b), h0[None], x.clone().requires_grad_()
+    states, c, need = (torch.randn(4, 3, 5),), torch.randn(4, 3, 5), (True,) * 6
+    watched: list[Any] = [
+        x,
+        h0,
+        w_ih,
+        w,
+        b,
+        packed,
+        sizes,
+        None,
+        True,
+        False,
+        NotImplemented,
+        Tensor,
+        Parameter,
+    ]
+    watched += [weights, hx, leaf, states, states[0], c, need]
 
     def calls(count: int) -> list[int]:
         for _ in range(count):
-            native._scan.layer(*how, None, x, h0, w_ih, w, b, b)
-            native._scan.layer(*how, sizes, packed, h0, w_ih, w, None, None)
+            for each, given in ((None, leaf), (sizes, packed), (sizes, x), (None, None)):
+                call = (native._variant, 0, 1, 0, 0, 0, 5, 2, 1)
+                native._scan.network(*call, True, each, given, hx, weights)
+                native._scan.network_vjp(*call, need, each, given, hx, weights, states, c, None)
             native._scan.recurrence(*how, None, torch.empty(4, 3, 5), h0, w)
             native._scan.recurrence(*how, 1, x, h0, w)
             native.numbers(x, h0, w_ih, w, b, sizes)
-            for wrong in ((None, x, h0, w_ih, w, b, None), (sizes, x, h0, w_ih, w, b, b)):
-                with pytest.raises((TypeError, ValueError)):
-                    native._scan.layer(*how, *wrong)
+            with pytest.raises(ValueError, match="does not fit"):
+                native._scan.recurrence(*how, None, x, h0, w)
         return [sys.getrefcount(thing) for thing in watched]
 
     references, memory = calls(500), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    again = calls(20_000)
+    again = calls(5_000)
     assert all(b - a < 100 for a, b in zip(references, again, strict=True))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 4096  # KiB
 
@@ -358,34 +374,57 @@ class Meddler(TorchFunctionMode):
         return self.instead(result) if getattr(func, "__name__", "") == "new_empty" else result
 
 
-@pytest.mark.parametrize(
-    "instead",
-    [
-        lambda y: None,
-        lambda y: y[:-1],
-        lambda y: y.double(),
-        lambda y: y.to("meta"),
-        lambda y: y.as_subclass(Sub),
-        lambda y: y.mT.contiguous().mT,
-        lambda y: (y.untyped_storage().resize_(0), y)[1],
-    ],
-)
+MADE_INSTEAD: list[Callable[[Any], Any]] = [
+    lambda y: None,
+    lambda y: y[:-1],
+    lambda y: y.double(),
+    lambda y: y.to("meta"),
+    lambda y: y.as_subclass(Sub),
+    lambda y: (y.untyped_storage().resize_(0), y)[1],
+]
+
+
+@pytest.mark.parametrize("instead", MADE_INSTEAD)
 def test_what_a_mode_makes_is_judged(instead: Callable[[Any], Any]) -> None:
+    z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
     with Meddler(instead), pytest.raises((TypeError, ValueError)):
-        made()
+        native.elman(z, h0, w, None, "tanh", False)
+
+
+@pytest.mark.parametrize("instead", [*MADE_INSTEAD, lambda y: y.mT.contiguous().mT if y.dim() > 1 else y[1:]])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_what_a_mode_makes_of_a_network_is_judged(instead: Callable[[Any], Any], dims: int) -> None:
+    """Of every rank alone: a bias's gradient, a weight's, states."""
+    x, hx, weights, sizes, *how = network()
+    weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5,), (5,)))
+    how[3] = True
+    state = (torch.randn(4, 3, 5),)
+    back = (True,) * 6, x, hx[:1], weights, state, state[0], None, sizes, *how[:-1]
+    assert native.network_vjp(*back) is not NotImplemented
+    with Meddler(lambda y: instead(y) if y.dim() == dims else y):
+        assert native.network_vjp(*back) is NotImplemented
+        if dims == 3:
+            assert native.network(x, hx[:1], weights, sizes, *how) is NotImplemented
+
+
+def shrink(victim: Tensor, y: Tensor) -> Tensor:
+    """`y`, once another tensor has become a smaller one."""
+    victim.data = torch.empty(1)
+    return y
 
 
 def test_what_a_mode_changes_meanwhile_is_judged() -> None:
-    x, h0, w_ih, w = (torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5)))
-    for victim in (x, h0, w_ih, w):
+    x, hx, weights, *how = network()
+    for victim in (x, hx, *weights):
         kept = victim.data
-
-        def shrink(y: Tensor, victim: Tensor = victim) -> Tensor:
-            victim.data = torch.empty(1)
-            return y
-
-        with Meddler(shrink), pytest.raises(ValueError, match=r"fit|expected"):
-            native.layer(x, h0, w_ih, w, None, None, None, "tanh", False)
+        with Meddler(partial(shrink, victim)):
+            assert native.network(x, hx, weights, *how) is NotImplemented
+        victim.data = kept
+    z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
+    for victim in (z, h0, w):
+        kept = victim.data
+        with Meddler(partial(shrink, victim)), pytest.raises(ValueError, match=r"fit|expected"):
+            native.elman(z, h0, w, None, "tanh", False)
         victim.data = kept
 
 
@@ -418,28 +457,13 @@ def hostile_calls(count: int) -> tuple[int, int, int]:
         object(),
     ]
     for _ in range(count):
-        packed, layer = choice.random() < 0.5, choice.random() < 0.5
-        call: list[Any] = [
-            native._variant,
-            choice.randrange(2 if layer else 4),
-            choice.randint(1, 3),
-            choice.random() < 0.5,
-        ]
-        call.append(torch.tensor([3, 3, 2, 1]) if packed else None)
-        rows = (9,) if packed else (4, 3)
-        call += [torch.randn(*rows, 2 if layer else 5)]
-        call.append(torch.randn(3, 5) if call[1] < 2 else torch.randn(*rows, 5))
-        call += (
-            [torch.randn(5, 2), torch.randn(5, 5), torch.randn(5), torch.randn(5)]
-            if layer
-            else [torch.randn(5, 5)]
-        )
+        f, call = choice.choice([a_recurrence, a_network, a_vjp])(choice)
         for _ in range(choice.choice([0, 1, 1, 2, 3])):
-            call[choice.randrange(len(call))] = choice.choice(strange)
+            spoil(call, choice, strange)
         if choice.random() < 0.05:
             call = call[: choice.randrange(len(call))]
         try:
-            found = (native._scan.layer if layer else native._scan.recurrence)(*call)
+            found = f(*call)
             through += found is not NotImplemented
             refused += found is NotImplemented
         except (TypeError, ValueError):
@@ -450,31 +474,133 @@ def hostile_calls(count: int) -> tuple[int, int, int]:
     return through, refused, out_of_memory
 
 
+def spoil(call: list[Any], choice: random.Random, strange: list[Any]) -> None:
+    """Put something else in a place, or in one of a tuple's; or change a tensor in place."""
+    place = choice.randrange(len(call))
+    old = call[place]
+    if isinstance(old, tuple) and old and choice.random() < 0.9:
+        inner = list(old)
+        spoil(inner, choice, strange)
+        call[place] = choice.choice([tuple(inner), tuple(inner), tuple(inner), tuple(inner[:-1]), old * 2])
+    elif type(old) is Tensor and choice.random() < 0.4 and not any(old is x for x in strange):
+        with suppress(RuntimeError, IndexError):  # torch's, where it can't be
+            choice.choice(IN_PLACE)(old)
+    elif type(old) is Tensor and choice.random() < 0.5 and not any(old is x for x in strange):
+        with suppress(RuntimeError, IndexError):
+            call[place] = choice.choice(INSTEAD)(old)
+    else:
+        call[place] = choice.choice(strange)
+
+
+IN_PLACE: list[Callable[[Tensor], Any]] = [
+    lambda x: x.untyped_storage().resize_(choose_size(x)),
+    lambda x: x.resize_(2, 2),
+    lambda x: x.unsqueeze_(0),
+    lambda x: x.set_(torch.empty(1).to(x.dtype)),  # type: ignore[call-overload]
+    lambda x: x.t_() if x.dim() == 2 else x,
+]
+INSTEAD: list[Callable[[Tensor], Any]] = [  # none of them reads the numbers, which may be gone
+    lambda x: torch.ones(x.shape, dtype=torch.float64),
+    lambda x: torch.ones(x.shape, dtype=torch.float16),
+    lambda x: torch.ones(x.shape[::-1]).permute(*range(x.dim())[::-1]),
+    lambda x: torch.ones(x.shape).requires_grad_(),
+    lambda x: x[..., :-1],
+    lambda x: x[1:],
+    lambda x: x.new_zeros(1).expand(x.shape),
+    lambda x: x.as_strided(x.shape, (0,) * x.dim()),
+    lambda x: x.expand(2**20, *x.shape),
+    lambda x: x.mT,
+    torch._lazy_clone,
+    torch._neg_view,
+]
+
+
+def choose_size(x: Tensor) -> int:
+    """A storage that is too small by little or by much."""
+    return (x.untyped_storage().nbytes() * (x.numel() % 4)) // 4
+
+
+def a_recurrence(choice: random.Random) -> tuple[Callable[..., Any], list[Any]]:
+    packed, kind = choice.random() < 0.5, choice.randrange(4)
+    rows = (9,) if packed else (4, 3)
+    h = torch.randn(3, 5) if kind < 2 else torch.randn(*rows, 5)
+    sizes = torch.tensor([3, 3, 2, 1]) if packed else None
+    how = [variant(choice), kind, choice.randint(1, 3), choice.random() < 0.5]
+    return native._scan.recurrence, [*how, sizes, torch.randn(*rows, 5), h, torch.randn(5, 5)]
+
+
+def variant(choice: random.Random) -> int:
+    return choice.choice(list(native._scan.variants.values()))
+
+
+def of_network(choice: random.Random) -> tuple[list[Any], list[Any], int, int]:
+    """The numbers and the tensors of a valid call, and its layers and directions."""
+    packed, D, L = choice.random() < 0.4, choice.choice([1, 2]), choice.choice([1, 2, 3])
+    dtype, bias, batch_first = choice.choice(native.TYPES), choice.random() < 0.6, choice.random() < 0.4
+    rows = (9,) if packed else (3, 4) if batch_first else (4, 3)
+    weights = [
+        torch.randn(shape, dtype=dtype)
+        for layer in range(L)
+        for _ in range(D)
+        for shape in ((5, D * 5 if layer else 2), (5, 5), *([(5,), (5,)] if bias else []))
+    ]
+    how = [variant(choice), choice.randrange(2), choice.randint(1, 3), batch_first, D == 2, False, 5, 2, bias]
+    x, hx = torch.randn(*rows, 2, dtype=dtype), torch.randn(L * D, 3, 5, dtype=dtype)
+    hx = None if choice.random() < 0.3 else hx  # type: ignore[assignment]
+    return how, [torch.tensor([3, 3, 2, 1]) if packed else None, x, hx, tuple(weights)], L, D
+
+
+def a_network(choice: random.Random) -> tuple[Callable[..., Any], list[Any]]:
+    how, tensors, _, _ = of_network(choice)
+    if choice.random() < 0.5:
+        tensors[1].requires_grad_()
+    return native._scan.network, [*how, choice.random() < 0.5, *tensors]
+
+
+def a_vjp(choice: random.Random) -> tuple[Callable[..., Any], list[Any]]:
+    how, tensors, L, D = of_network(choice)
+    need = tuple(choice.random() < 0.7 for _ in range(2 + len(tensors[3])))
+    rows, dtype = (9,) if tensors[0] is not None else (4, 3), tensors[1].dtype
+    states = tuple(torch.randn(*rows, D * 5, dtype=dtype) for _ in range(L))
+    c = torch.randn(*tensors[1].shape[:-1], D * 5, dtype=dtype)
+    last = [torch.randn(L * D, 3, 5, dtype=dtype), None][choice.random() < 0.3]
+    dropped = tuple(None if choice.random() < 0.05 else w for w in tensors[3])
+    return native._scan.network_vjp, [*how, need, *tensors[:3], dropped, states, c, last]
+
+
 def test_hostile_arguments_raise_and_never_crash() -> None:
     """In a process of its own, which a crash would end."""
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/kernels']; "
-        "import test_exchange; print(*test_exchange.hostile_calls(3000))"
+        "import test_exchange; print(*test_exchange.hostile_calls(6000))"
     )
     command = [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     through, refused, out_of_memory = map(int, done.stdout.split())
-    assert through > 500
-    assert refused > 1000
-    assert out_of_memory < 200
+    assert through > 1000
+    assert refused > 2000
+    assert out_of_memory < 300
+
+
+FUNCTIONS = (len,) * 8
 
 
 @pytest.mark.parametrize(
-    "wrong", [(), (None,) * 6, (object(), Tensor, Parameter, len, len, len)], ids=["none", "Nones", "object"]
+    "wrong",
+    [(), (None,) * 12, (object(), Tensor, Parameter, *FUNCTIONS, native.TYPES)],
+    ids=["none", "Nones", "object"],
 )
 def test_another_torch_is_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         native._scan.exchange(*wrong)
     capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
-    for types in ((Tensor, 1, len, len, len), (Tensor, Parameter, len, len, None)):
-        with pytest.raises(TypeError, match="expected two types and three functions"):
-            native._scan.exchange(capsule, *types)
+    for types in ((Tensor, 1, *FUNCTIONS), (Tensor, Parameter, *FUNCTIONS[1:], None)):
+        with pytest.raises(TypeError, match="expected two types and 8 functions"):
+            native._scan.exchange(capsule, *types, native.TYPES)
+    for dtypes in (None, native.TYPES[:3], list(native.TYPES)):
+        with pytest.raises(TypeError, match="expected a tuple of 4 dtypes"):
+            native._scan.exchange(capsule, Tensor, Parameter, *FUNCTIONS, dtypes)
     assert native.numbers(torch.randn(3))
 
 

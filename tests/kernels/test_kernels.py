@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS
-from internals import OPS, elman, kernels, linear_recurrence
+from internals import OPS, elman, kernels, linear_recurrence, native
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
@@ -23,27 +23,34 @@ def test_what_was_asked_for_ends_with_the_block() -> None:
 
 
 def test_a_kernel_that_cannot_run_raises_with_the_reason() -> None:
-    rnn = ManualRNN(3, 4, dtype=torch.float64)
+    rnn = ManualRNN(3, 4, dtype=torch.complex64)
     with use_kernel("native"), pytest.raises(RuntimeError, match="kernel 'native' can't run here: "):
-        rnn(torch.randn(5, 2, 3, dtype=torch.float64))
+        rnn(torch.randn(5, 2, 3, dtype=torch.complex64))
 
 
-def test_double_precision_runs_in_torch() -> None:
-    rnn = ManualRNN(3, 4, dtype=torch.float64)
-    told = explain_kernel(rnn, torch.randn(20, 2, 3, dtype=torch.float64))
-    assert line(told, "torch") == "torch     runs: the fastest that can"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_real_numbers_run_in_c(dtype: torch.dtype) -> None:
+    told = explain_kernel(ManualRNN(3, 4, dtype=dtype), torch.randn(20, 2, 3, dtype=dtype))
+    assert line(told, "native") == "native    runs: the fastest that can"
+    assert line(told, "torch") == "torch     could run too, but native was chosen"
+
+
+def test_complex_numbers_run_in_the_reference() -> None:
+    rnn = ManualRNN(3, 4, dtype=torch.complex64)
+    told = explain_kernel(rnn, torch.randn(20, 2, 3, dtype=torch.complex64))
+    assert line(told, "reference") == "reference runs: the fastest that can"
     assert "can't run here: " in line(told, "native")
-    assert line(told, "reference") == "reference could run too, but torch was chosen"
 
 
-def test_a_few_steps_of_a_wide_state_are_the_vendors() -> None:
-    rnn = ManualRNN(3, 300)
+def test_without_the_whole_network_in_c_a_few_steps_of_a_wide_state_are_the_vendors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rnn, short, long = ManualRNN(3, 300), torch.randn(1, 1, 3), torch.randn(50, 8, 3)
     with torch.no_grad():
-        assert (
-            line(explain_kernel(rnn, torch.randn(1, 1, 3)), "vendor")
-            == "vendor    runs: the fastest that can"
-        )
-        assert "but native was chosen" in line(explain_kernel(rnn, torch.randn(50, 8, 3)), "vendor")
+        assert line(explain_kernel(rnn, short), "native") == "native    runs: the fastest that can"
+        monkeypatch.setattr(native, "_exchanges", False)
+        assert line(explain_kernel(rnn, short), "vendor") == "vendor    runs: the fastest that can"
+        assert "but native was chosen" in line(explain_kernel(rnn, long), "vendor")
 
 
 def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +65,7 @@ def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in kernels.KERNELS:
         kernel = kernels.KERNELS[name]
-        for entrance in {"elman", "layer"} & set(vars(kernel)):
+        for entrance in {"elman", "layer", "network"} & set(vars(kernel)):
             monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
     rnn(input)
     assert len(ran) == 1
@@ -66,9 +73,11 @@ def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_autocast_lowers_what_is_judged() -> None:
+    rnn, input, hx = ManualRNN(3, 4), torch.randn(5, 2, 3).bfloat16(), torch.zeros(1, 2, 4).bfloat16()
+    assert "can't run here: " in line(explain_kernel(rnn, input, hx), "native")  # of two dtypes
     with torch.autocast("cpu", torch.bfloat16):
-        told = explain_kernel(ManualRNN(3, 4), torch.randn(5, 2, 3))
-    assert "can't run here: " in line(told, "native")
+        told = explain_kernel(rnn, input, hx)
+    assert line(told, "native") == "native    runs: the fastest that can"
 
 
 def test_your_own_recurrence_runs_in_the_reference() -> None:

@@ -10,7 +10,10 @@ from manual_rnn.kernels import native
 
 REASON = native.why_not(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-REACH = 2**54  # floats: as in types.h
+REACH = 2**53  # numbers: as in types.h
+PADDED = 16  # numbers between rows
+DOUBLE = 1  # of the types
+TANH, TANH_SLOPE = 0, 2  # of the kinds
 
 
 def plan(
@@ -24,8 +27,12 @@ def plan(
     most: int = 8,
     lanes: int = 16,
     packed: bool = False,
+    type: int = 0,
+    kind: int = TANH,
+    lies: bool = False,
 ) -> dict[str, int]:
-    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed)
+    """`T`: steps of time or, if packed, rows of all steps."""
+    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed, type, kind, lies)
 
 
 def slices(B: int, count: int, packed: bool) -> list[range]:
@@ -34,77 +41,120 @@ def slices(B: int, count: int, packed: bool) -> list[range]:
     return [range(first, first + apart * rows, apart) for first, apart, rows in found]
 
 
-# For each job: threads, threads that share a slice, slices; and the floats of the packed W's, of the carries,
-# of the biases' sum.
-TABLE: dict[str, tuple[dict[str, Any], tuple[int, int, int], tuple[int, int, int]]] = {
-    "tiny": ({"T": 10, "B": 3, "H": 8, "threads": 2}, (1, 1, 1), (16 * 8, 2 * 3 * 32, 16)),
+PARTS = (
+    "inputs",
+    "carries",
+    "zs",
+    "dense",
+    "turned",
+    "panels",
+    "sums",
+    "counters",
+    "bytes",
+)  # where they begin
+
+
+def sizes(found: dict[str, int]) -> dict[str, int]:
+    """The bytes of every part of the memory, by the name of the one that follows."""
+    begins = [0, *(found[part] for part in PARTS)]
+    return {part: end - begin for part, begin, end in zip(PARTS, begins, begins[1:], strict=False)}
+
+
+# For each job: threads, threads that share a slice, slices; and the numbers of the W and of the carries.
+TABLE: dict[str, tuple[dict[str, Any], tuple[int, int, int], tuple[int, int]]] = {
+    "tiny": ({"T": 10, "B": 3, "H": 8, "threads": 2}, (1, 1, 1), (16 * 8, 2 * 3 * 32)),
     "rows for all threads": (
         {"T": 100, "B": 32, "H": 128, "threads": 4},
         (4, 1, 4),
-        (128 * 128, 4 * 2 * 8 * 144, 128),
+        (128 * 128, 2 * 32 * 144),
     ),
     "rows that don't divide": (
         {"T": 100, "B": 30, "H": 128, "threads": 4},
         (4, 1, 4),
-        (128 * 128, 4 * 2 * 8 * 144, 128),
+        (128 * 128, 2 * 30 * 144),
     ),
     "more rows than a slice may have": (
         {"T": 10, "B": 300, "H": 128, "threads": 2},
         (2, 1, 4),
-        (128 * 128, 2 * 2 * 75 * 144, 128),
+        (128 * 128, 2 * 300 * 144),
     ),
     "one row, too narrow to share": (
         {"T": 1000, "B": 1, "H": 255, "threads": 4},
         (1, 1, 1),
-        (256 * 255, 2 * 272, 256),
+        (256 * 255, 2 * 272),
     ),
-    "one row, wide enough": (
-        {"T": 1000, "B": 1, "H": 256, "threads": 4},
-        (4, 4, 1),
-        (256 * 256, 4 * 2 * 272, 256),
-    ),
+    "one row, wide enough": ({"T": 1000, "B": 1, "H": 256, "threads": 4}, (4, 4, 1), (256 * 256, 2 * 272)),
     "W worth reading for three rows": (
         {"T": 100, "B": 7, "H": 384, "threads": 4},
         (4, 2, 2),
-        (384 * 384, 4 * 2 * 4 * 400, 384),
+        (384 * 384, 2 * 7 * 400),
     ),
     "W worth reading for twelve rows": (
         {"T": 100, "B": 24, "H": 640, "threads": 5},
         (5, 2, 2),
-        (640 * 640, 5 * 2 * 12 * 656, 640),
+        (640 * 640, 2 * 24 * 656),
     ),
     "a W for every thread": (
         {"T": 10, "B": 20, "H": 64, "G": 5, "threads": 2},
         (2, 1, 1),
-        (2 * 64 * 64, 2 * 2 * 20 * 80, 64),
+        (64 * 64, 2 * 20 * 80),
     ),
-    "a layer": (
-        {"T": 50, "B": 32, "H": 60, "I": 20, "threads": 2, "lanes": 8},
-        (2, 1, 2),
-        (64 * 80, 2 * 2 * 16 * (64 + 24 + 16), 64),
+    "one step of a stream, W read where it lies": (
+        {"T": 1, "B": 1, "H": 64, "I": 32, "lies": True, "threads": 2},
+        (1, 1, 1),
+        (1 * 64, 2 * 80),
     ),
     "after a fork": (
         {"T": 100, "B": 32, "H": 128, "threads": 4, "most": 1},
         (1, 1, 1),
-        (128 * 128, 2 * 32 * 144, 128),
+        (128 * 128, 2 * 32 * 144),
     ),
     "more threads than can start": (
         {"T": 100, "B": 32, "H": 128, "threads": 2**62},
         (8, 1, 8),
-        (128 * 128, 8 * 2 * 4 * 144, 128),
+        (128 * 128, 2 * 32 * 144),
     ),
 }
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_known_plans(name: str) -> None:
-    job, (threads, sharing, count), (matrices, carries, biases) = TABLE[name]
+    job, (threads, sharing, count), (matrix, carries) = TABLE[name]
     found = plan(**job)
     assert (found["threads"], found["sharing"], found["slices"]) == (threads, sharing, count)
-    assert found["carries"] == 4 * matrices
-    assert found["counters"] == 4 * (matrices + carries)
-    assert found["biases"] == 4 * (matrices + carries) + 128 * threads
-    assert found["bytes"] == 4 * (matrices + carries + biases) + 128 * threads
+    assert sizes(found)["inputs"] == 4 * matrix
+    assert sizes(found)["zs"] == 4 * carries
+    assert sizes(found)["bytes"] == 128 * (threads + 1)
+    if not job.get("I"):
+        assert not any(
+            sizes(found)[part] for part in ("carries", "dense", "turned", "panels", "sums", "counters")
+        )
+
+
+def test_a_known_plan_of_a_layer() -> None:
+    """50 steps of 32 rows come in blocks of 1024 rows, and may pass that by a step."""
+    job: dict[str, Any] = {"T": 50, "B": 32, "H": 60, "I": 20, "threads": 2, "lanes": 8}
+    found, rows, ld, wide = plan(**job), 1024 + 32, 64 + 16, 24 + 16
+    assert (found["threads"], found["slices"], found["rows"]) == (2, 2, 1024)
+    forward = {
+        "inputs": 64 * 60,
+        "carries": 64 * 20,
+        "zs": 2 * 32 * ld,
+        "dense": rows * ld,
+        "turned": rows * wide,
+    }
+    assert sizes(found) == {part: 4 * forward.get(part, 0) for part in PARTS} | {
+        "counters": 4 * ld,
+        "bytes": 3 * 128,
+    }
+    back = sizes(plan(**job, kind=TANH_SLOPE))
+    assert back["carries"] == 4 * 24 * 60
+    assert back["panels"] == 4 * 64 * (rows + 16)
+    assert back["sums"] == 4 * rows * (24 + 64)
+    halves = sizes(plan(**job, kind=TANH_SLOPE, type=2))
+    assert halves["counters"] == back["counters"] + 4 * 60 * (ld + wide)
+    doubles = sizes(plan(**job, type=DOUBLE))
+    assert doubles["dense"] == 8 * rows * ld
 
 
 @pytest.mark.parametrize(("T", "threads"), [(26, 1), (27, 2)])
@@ -124,6 +174,9 @@ def job_of(choice: random.Random) -> dict[str, Any]:
         "most": choice.choice([1, 8, 64]),
         "lanes": choice.choice([4, 8, 16]),
         "packed": choice.random() < 0.5,
+        "type": choice.randrange(4),
+        "kind": choice.randrange(4),
+        "lies": choice.random() < 0.5,
     }
 
 
@@ -161,39 +214,67 @@ def test_threads_are_no_more_than_were_asked_for_and_can_be_had() -> None:
 def test_memory_holds_what_it_must() -> None:
     """Every part is as large as its contents, begins where a vector may, and ends before the next."""
     for job in JOBS:
-        found, width = plan(**job), 4 * job["lanes"]
-        shared = job["G"] < found["threads"]
-        rows = max(map(len, slices(job["B"], found["slices"], job["packed"])))
-        assert found["beside"] >= job["H"]
-        assert found["ld"] >= found["beside"] + job["I"]
-        assert found["matrix"] == found["beside"] * (job["H"] + job["I"])
-        assert found["scratch"] >= 2 * rows * found["ld"]
-        assert found["carries"] == 4 * found["matrix"] * (1 if shared else found["threads"])
-        assert found["counters"] == found["carries"] + 4 * found["scratch"] * found["threads"]
-        assert found["biases"] == found["counters"] + 128 * found["threads"]
-        assert found["bytes"] == found["biases"] + 4 * found["beside"]
-        assert all(4 * found[part] % width == 0 for part in ("beside", "ld", "matrix", "scratch"))
-        assert found["counters"] % 8 == 0
+        found, H, lanes = plan(**job), job["H"], job["lanes"]
+        width, I, layer = 8 if job["type"] == DOUBLE else 4, job["I"], job["I"] > 0  # noqa: E741
+        steps = job["T"] if job["packed"] else job["T"] * job["B"]
+        rows, columns = min(steps, found["rows"] + job["B"]), -(-I // lanes) * lanes
+        back, part = job["kind"] >= TANH_SLOPE, sizes(found)
+        assert found["vecs"] * lanes >= H
+        assert found["ld"] >= found["vecs"] * lanes + PADDED
+        assert part["inputs"] >= width * H * (1 if found["direct"] else found["vecs"] * lanes)
+        assert part["zs"] >= width * 2 * job["B"] * found["ld"]
+        assert part["bytes"] >= 128 * (found["threads"] + 1)
+        if layer:
+            u = (I, H) if not back else (H, columns)
+            assert part["carries"] >= width * (0 if found["direct"] else u[0] * u[1])
+            assert part["dense"] >= width * rows * found["ld"]
+            assert part["turned"] >= width * rows * (columns + PADDED)
+            assert part["counters"] >= width * found["ld"]
+        if layer and back:
+            assert part["panels"] >= width * found["vecs"] * lanes * rows
+            assert part["sums"] >= width * rows * (columns + found["vecs"] * lanes)
+        assert all(found[name] % 64 == 0 for name in PARTS)
+        assert all(found[name] * width % 64 == 0 for name in ("ld", "wide", "tall")) or lanes < 16
+
+
+def test_weights_are_read_where_they_lie_for_a_few_rows_only() -> None:
+    for H, rows in ((64, 4), (640, 20), (2000, 32)):
+        for B in (1, rows):
+            assert plan(1, B, H, lies=True)["direct"]
+        assert not plan(1, rows + 1, H, lies=True)["direct"]
+        assert not plan(1, 1, H)["direct"]
+
+
+def test_a_block_of_time_is_worth_its_sums_and_fits_in_a_cache() -> None:
+    for H, rows in ((1, 1024), (128, 1024), (256, 512), (1024, 128), (5000, 128)):
+        assert plan(1000, 32, H, I=5)["rows"] == rows
+        assert plan(1000, 32, H)["rows"] == REACH
 
 
 def test_absurd_sizes_plan_more_than_any_allocator_grants() -> None:
     choice = random.Random(0)
     for _ in range(2000):
-        T, B, H, G = (choice.choice([1, 2, 2**20, 2**31, 2**32 + 1, 2**53, REACH]) for _ in range(4))
-        width = choice.choice([0, 1, 2**40, REACH])
-        found = plan(T, B, H, I=width, G=G, threads=choice.choice([1, 8]), packed=choice.random() < 0.5)
-        assert min(found.values()) > 0
-        assert found["carries"] < found["counters"] < found["biases"] < found["bytes"]
-        exact = found["beside"] * found["depth"]
-        assert found["matrix"] == min(exact, REACH)
+        T, B, H, G = (choice.choice([1, 2, 2**20, 2**31, 2**32 + 1, 2**52, REACH]) for _ in range(4))
+        I, kind, type = choice.choice([0, 1, 2**40, REACH]), choice.randrange(4), choice.randrange(4)  # noqa: E741
+        packed, lies = choice.random() < 0.5, choice.random() < 0.5
+        how: dict[str, Any] = {"packed": packed, "kind": kind, "type": type, "lies": lies}
+        found = plan(T, B, H, I=I, G=G, threads=choice.choice([1, 8]), **how)
+        assert min(found[name] for name in found if name not in ("direct", "inputs")) > 0
+        begins = [0, *(found[part] for part in PARTS)]
+        assert begins == sorted(begins)
+        assert (
+            found["matrix"] == min(H * (1 if found["direct"] and kind < 2 else found["vecs"] * 16), REACH)
+            or lies
+        )
+        assert found["carry"] == min(2 * B * found["ld"], REACH)
         first, apart, rows = native._scan.rows(False, B, found["slices"], found["slices"] - 1)
         assert first + apart * rows == B
         assert rows <= 128
 
 
 def test_refuses_what_is_no_job() -> None:
-    good = (16, 8, 2, 1, 10, 3, 8, 0, 0)
-    names = ("lanes", "most", "threads", "G", "steps", "B", "H", "I", "packed")
+    good = (16, 8, 2, 1, 10, 3, 8, 0, 0, 0, 0, 0)
+    names = ("lanes", "most", "threads", "G", "steps", "B", "H", "I", "packed", "type", "kind", "lies")
     native._scan.plan(*good)
     for i, name in enumerate(names):
         for wrong in (-1, 2**63, -(2**70)):
@@ -202,11 +283,27 @@ def test_refuses_what_is_no_job() -> None:
         for untyped in (None, 1.0, "1"):
             with pytest.raises(TypeError, match=f"expected an int for {name}"):
                 native._scan.plan(*good[:i], untyped, *good[i + 1 :])
-    for count in (0, 8):
-        with pytest.raises(TypeError, match="expected 9 arguments"):
+    for i, wrong in ((8, 2), (9, 4), (10, 4), (11, 2)):
+        with pytest.raises(ValueError, match=f"expected {names[i]} from 0 to {wrong - 1}"):
+            native._scan.plan(*good[:i], wrong, *good[i + 1 :])
+    for count in (0, 11):
+        with pytest.raises(TypeError, match="expected 12 arguments"):
             native._scan.plan(*good[:count])
     for wrong_slice in ((0, 0, 1, 0), (0, 3, 0, 0), (0, 3, 4, 0), (0, 3, 2, 2), (2, 3, 2, 0), (0, 3, 2, -1)):
         with pytest.raises(ValueError, match=r"expected .* from "):
             native._scan.rows(*wrong_slice)
     with pytest.raises(TypeError, match="expected 4 arguments"):
         native._scan.rows(0, 3, 2)
+
+
+def test_the_peak_counts_what_it_multiplied() -> None:
+    for variant in native._scan.variants.values():
+        for type in (0, DOUBLE):
+            made = native._scan.peak(variant, type, 10)
+            assert made > 0
+            assert native._scan.peak(variant, type, 1000) == 100 * made
+    for wrong in ((99, 0, 1), (0, 2, 1), (0, 0, 0), (0, -1, 1)):
+        with pytest.raises(ValueError, match=r"expected .* from "):
+            native._scan.peak(*wrong)
+    with pytest.raises(TypeError, match="expected 3 arguments"):
+        native._scan.peak(0, 0)

@@ -66,7 +66,7 @@ static TARGET void NAME(panel)(const Job *job, const View *x, int before, long c
     })
 }
 
-/* LANES rows at a time; the last few one by one. */
+/* LANES rows at a time, whose sum is one number of the next sum: so it stays accurate over many rows. */
 static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, long ld, char *turned, long tall,
                               char *total)
 {
@@ -78,8 +78,10 @@ static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, lo
         for (long r = 0; r < rows; r += LANES) {
             UNROLL for (int i = 0; i < LANES; i++)
                 x[i] = r + i < rows ? *(const vec *)(from + (r + i) * ld + c) : (vec){0};
+            vec part = {0};
             UNROLL for (int i = 0; i < LANES; i++)
-                sum += x[i];
+                part += x[i];
+            sum += part;
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
                 *(vec *)(to + (c + i) * tall + r) = x[i];

@@ -144,8 +144,11 @@ static long long_of(PyObject *function, PyObject *x)
 static int ends_in_storage(const Tensor *x, PyObject *from)
 {
     long numbers = 1;
-    for (long i = 0; i < x->dims; i++)
+    for (long i = 0; i < x->dims; i++) {
+        if (!x->size[i])
+            return 1;
         numbers += (x->size[i] - 1) * x->stride[i];
+    }
     PyObject *storage = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
     const long bytes = storage ? long_of(functions[NBYTES], storage) : -1;
     const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
@@ -238,7 +241,11 @@ int take_floats(Tensor *x, const char *name, PyObject *from)
     for (long i = 0; i < x->dims; i++)
         if (x->size[i] < 0 || x->size[i] > REACH || x->stride[i] < 0)
             return RAISE(ValueError, "expected %s of sizes from 0 to %ld", name, REACH);
-    return check_memory(x);
+    if (!check_memory(x))
+        return 0;
+    const int fine = ends_in_storage(x, from);
+    PyErr_Clear();
+    return fine || RAISE(ValueError, "expected %s to end within its storage", name);
 }
 
 static const char *sizes_data(const DLTensor *seen) { return (char *)seen->data + seen->byte_offset; }

@@ -3,6 +3,7 @@
  */
 #include "network.h"
 #include <stdlib.h>
+#include <string.h>
 #include "layer.h"
 
 typedef struct {
@@ -173,11 +174,6 @@ static PyObject *new_states(const Network *net, PyObject *input, int keep)
     return states;
 }
 
-static PyObject *new_h_n(const Network *net, PyObject *input)
-{
-    const long shape[3] = {net->L * net->how->D, net->like.B, net->how->H};
-    return new_floats(input, shape, 3);
-}
 
 /* Whether x is (T, B, columns), or (N, columns) if packed. */
 static int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
@@ -223,19 +219,31 @@ static int see_same(const Network *net, Tensor *x, PyObject *from)
     return see_alike(net, x, from, 0) && is_shape(x, before.dims, before.size[0], before.size[1], before.size[2]);
 }
 
+/* A tensor that was just made: under a mode it may be anything. */
+static int see_made(const Network *net, Tensor *x, PyObject *from, long dims, const long *shape)
+{
+    long stride = 1;
+    int fine = see_fresh(x, from) && x->type == net->like.type && x->dims == dims;
+    for (long i = dims; fine && i-- > 0; stride *= shape[i])
+        fine = x->size[i] == shape[i] && (shape[i] == 1 || x->stride[i] == stride);
+    return fine;
+}
+
 /* Everything is read after the last Python code has run that could change it: that which made the results. */
 static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_sizes, PyObject *input,
                              PyObject *hx, PyObject *weights)
 {
     PyObject *states = NULL, *h_n = NULL, *found = NULL;
     Tensor last;
+    long ends[3] = {net->L * net->how->D, 0, net->how->H};
     int fine = see_fresh(&net->x, input) && measure(net, &net->x, net->how->batch_first, batch_sizes);
-    if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_h_n(net, input))))
+    ends[1] = net->like.B;
+    if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_floats(input, ends, 3))))
         goto end;
     fine = fine && see_same(net, &net->x, input);
     const long I = fine ? net->x.size[net->x.dims - 1] : 0;
-    fine = fine && (!net->how->I || net->how->I == I) && see_weights(net, weights, I, 0) && see_hx(net, &net->hx, hx) && see_states(net, states, see_fresh)
-        && see_fresh(&last, h_n);
+    fine = fine && (!net->how->I || net->how->I == I) && see_weights(net, weights, I, 0)
+        && see_hx(net, &net->hx, hx) && see_states(net, states, see_fresh) && see_made(net, &last, h_n, 3, ends);
     if (!fine) {
         found = Py_NewRef(Py_NotImplemented);
         goto end;
@@ -262,20 +270,27 @@ PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, Py
     return found;
 }
 
+/* The shape of gradient i: of the input, hx, or a weight. Returns its dims. */
+static long shape_of(const Network *net, long i, long I, long *shape)
+{
+    const Job *job = &net->like;
+    const long part = (i - 2) % net->each, layer = (i - 2) / (net->each * net->how->D);
+    const long x[3] = {job->steps, job->packed ? I : job->B, I};
+    const long hx[3] = {net->L * net->how->D, job->B, net->how->H};
+    const long w[3] = {net->how->H, part == 1 ? net->how->H : inputs_of(net, layer, I), 0};
+    memcpy(shape, i == 0 ? x : i == 1 ? hx : w, sizeof x);
+    return i == 0 ? (job->packed ? 2 : 3) : i == 1 ? 3 : part < 2 ? 2 : 1;
+}
+
 /* The gradients that are wanted, as tensors, shaped like what they are of; None elsewhere. */
 static PyObject *new_gradients(const Network *net, PyObject *like, PyObject *need, long I)
 {
-    const Job *job = &net->like;
-    const long H = net->how->H;
-    const long x[3] = {job->steps, job->packed ? I : job->B, I}, hx[3] = {net->L * net->how->D, job->B, H};
     PyObject *made = PyTuple_New(PyTuple_Size(need));
     for (long i = 0; made && i < PyTuple_Size(need); i++) {
-        const long part = (i - 2) % net->each, layer = (i - 2) / (net->each * net->how->D);
-        const long w[2] = {H, part == 1 ? H : inputs_of(net, layer, I)};
-        PyObject *each = PyTuple_GetItem(need, i) != Py_True ? Py_NewRef(Py_None)
-            : i == 0 ? new_floats(like, x, job->packed ? 2 : 3)
-            : i == 1 ? new_floats(like, hx, 3)
-                     : new_floats(like, w, part < 2 ? 2 : 1);
+        long shape[3];
+        const long dims = shape_of(net, i, I, shape);
+        const int wanted = PyTuple_GetItem(need, i) == Py_True;
+        PyObject *each = wanted ? new_floats(like, shape, dims) : Py_NewRef(Py_None);
         if (!each || PyTuple_SetItem(made, i, each))
             Py_CLEAR(made);
     }
@@ -350,11 +365,15 @@ static int run_backward(Network *net, long most, long I, long low, const Tensor 
     return !missing || RAISE(MemoryError, "%ld bytes", missing);
 }
 
-static int see_gradients(Network *net, Tensor *to, PyObject *gradients)
+static int see_gradients(const Network *net, long I, Tensor *to, PyObject *gradients, PyObject *need)
 {
-    for (long i = 0; i < PyTuple_Size(gradients); i++)
-        if (PyTuple_GetItem(gradients, i) != Py_None && !see_fresh(&to[i], PyTuple_GetItem(gradients, i)))
+    for (long i = 0; i < PyTuple_Size(gradients); i++) {
+        long shape[3];
+        const long dims = shape_of(net, i, I, shape);
+        if (PyTuple_GetItem(need, i) == Py_True
+            && !see_made(net, &to[i], PyTuple_GetItem(gradients, i), dims, shape))
             return 0;
+    }
     return 1;
 }
 
@@ -391,7 +410,7 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
     const int swapped = net->how->batch_first;
     long I = 1;
     int fine = see_shape(last, like) && measure(net, last, 0, batch_sizes)
-        && (input == Py_None || see_fresh(&net->x, input))
+        && (input == Py_None || (see_fresh(&net->x, input) && net->x.dims > 0))
         && (PyTuple_GetItem(weights, 0) == Py_None || see_fresh(&net->weights[0], PyTuple_GetItem(weights, 0)))
         && low < net->L;
     I = fine ? input_size(net) : 1;
@@ -401,7 +420,7 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
         && (!net->x.data || is_rows(net, &net->x, swapped, I)) && see_weights(net, weights, I, 1)
         && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1)
         && (!above.data || is_rows(net, &above, swapped, DH)) && see_hx(net, &above_last, c_last)
-        && see_gradients(net, to, gradients) && is_enough(net, to, low);
+        && see_gradients(net, I, to, gradients, need) && is_enough(net, to, low);
     if (!fine)
         found = Py_NewRef(Py_NotImplemented);
     else if (run_backward(net, most, I, low, &above, &above_last, to))

@@ -23,7 +23,7 @@ INLINE vec NAME(choose)(bits mask, vec yes, vec no)
  * (every one was tried); x itself where x is tiny or denormal; 1 from 9.02 or 19.1 on; NaN for NaN. */
 INLINE vec NAME(tanh)(vec x)
 {
-    const bits sign = (bits)x & (INT)((INT)1 << (8 * sizeof(INT) - 1));
+    const bits sign = (bits)x & (INT)(1ULL << (8 * sizeof(INT) - 1));
     const vec zero = {0}, size = (vec)((bits)x ^ sign);
 #if SINGLE
     const vec m = SMALLER(zero + 9.1f, size);

@@ -1,0 +1,66 @@
+r"""What a training step needs of memory, beside nn.RNN: one copy of the states of every layer."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from internals import address, is_shared, native
+from torch import Tensor
+
+from manual_rnn import ManualRNN
+
+T, B, H = 600, 32, 128
+STATES = 4 * T * B * H  # bytes
+STEP = """
+import re, sys, torch
+from manual_rnn import ManualRNN
+
+def most():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+
+kind, layers, T, B, H = eval(sys.argv[1])
+torch.set_num_threads(1)
+rnn = kind(H, H, layers)
+for steps in (10, T):
+    before = most()
+    input = torch.randn(steps, B, H)
+    rnn(input)[0].sum().backward()
+print(1024 * (most() - before))
+"""
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.skipif(not native._exchanges, reason="no compiler, or another torch"),
+]
+
+
+def test_a_training_step_needs_little_more_than_half_of_the_memory_of_nn_rnn() -> None:
+    """In processes of their own, each after a short step that loads what is loaded late."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", STEP, f"{kind}, 2, {T}, {B}, {H}"], stdout=subprocess.PIPE, text=True
+        )
+        for kind in ("ManualRNN", "torch.nn.RNN")
+    ]
+    ours, torchs = (int(run.communicate(timeout=120)[0]) for run in runs)
+    assert torchs > 7 * STATES  # the measure works
+    assert ours <= 0.6 * torchs
+    assert ours <= 4.7 * STATES  # the input, states of both layers, the gradient between them, and a block's
+
+
+def test_states_of_one_layer_are_not_copied_in_backward() -> None:
+    """What is kept shares the output's memory, before and after."""
+    rnn, input = ManualRNN(3, 5), torch.randn(6, 4, 3, requires_grad=True)
+    output, _ = rnn(input)
+    place = address(output)
+    node: Any = output.grad_fn
+    while not hasattr(node, "saved_tensors"):
+        node = node.next_functions[0][0]
+    kept: Tensor = next(x for x in node.saved_tensors if x is not None and x.shape == output.shape)
+    assert address(kept) == place
+    output.sum().backward()
+    assert address(output) == place
+    assert address(kept) == place
+    assert is_shared(kept)
