@@ -9,6 +9,7 @@ no number changes:
     a copy made when written to    a copy made at once
     where memory is                C serves the recurrences alone, by addresses
     what a profiler is told        it is told nothing
+    a loop of open length          decompositions raise where a length is open
 
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "nobody_looks_on",
     "nobody_traces",
     "profiling",
+    "scan_op",
     "single_level",
     "torchscript",
     "transformed",
@@ -170,6 +172,9 @@ event: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast") or
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") or (
     lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
 )
+
+# torch's loop over a length that stays open, as an operator to be traced.
+scan_op = find("torch._higher_order_ops.scan", "scan_op")
 
 _functorch_config = find("torch._functorch.config")
 
