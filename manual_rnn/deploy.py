@@ -35,10 +35,11 @@ def export_standalone(
         strict: whether Dynamo traces the model.
 
     Returns:
-        The program, in ATen operations; its numbers are those of the model to round-off.
+        The program, in ATen operations; its numbers are those of the model to round-off. First derivatives
+        too; second ones at a fixed length only, since those of torch's `scan` are wrong (torch 2.13).
 
     Raises:
-        RuntimeError: where a length is open and this torch has no `scan`; else as `torch.export.export`.
+        RuntimeError: where a length is open and torch is older than 2.13; else as `torch.export.export`.
     """
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
     return program.run_decompositions(decompositions())

@@ -173,8 +173,9 @@ any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") 
     lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
 )
 
-# torch's loop over a length that stays open, as an operator to be traced.
-scan_op = find("torch._higher_order_ops.scan", "scan_op")
+# torch's loop over a length that stays open, as an operator to be traced. That of 2.11 has wrong gradients.
+_scan_op = find("torch._higher_order_ops.scan", "scan_op")
+scan_op = _scan_op if torch.__version__ >= "2.13" else None
 
 _functorch_config = find("torch._functorch.config")
 

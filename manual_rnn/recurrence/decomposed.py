@@ -97,8 +97,8 @@ def _scan(step: Step, start: Tensor, given: list[Tensor], w: Tensor, walk: Walk)
         return _scan_packed(step, start, given, w, walk, walk.batch_sizes.to(start.device))
     if scan_op is None:
         raise RuntimeError(
-            f"decompositions: expected a fixed number of steps, got an open one, for which torch "
-            f"{torch.__version__} lacks torch._higher_order_ops.scan"
+            "decompositions: expected a padded input of a fixed number of steps, got a packed one or an open "
+            f"number, which takes the scan of torch 2.13 or newer, not {torch.__version__}"
         )
 
     def combine(hidden: Tensor, *read: Any) -> list[Tensor]:

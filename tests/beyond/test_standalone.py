@@ -18,6 +18,7 @@ from manual_rnn import ManualRNN, decompositions, export_standalone
 
 BOUND = {torch.float32: 2e-6, torch.float64: 1e-12}
 REVERSE = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+LOOPS = pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
 SIZES = torch.tensor([3, 2, 1]), torch.tensor([2, 2, 1, 1])
 
 
@@ -81,6 +82,7 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, ExportedProgram,
     yield "packed", OfRows(builtin), program, others
 
 
+@LOOPS
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export's own, up to 2.12
 def test_a_process_without_this_package(tmp_path: Path) -> None:
@@ -96,6 +98,7 @@ def test_a_process_without_this_package(tmp_path: Path) -> None:
         assert_same_results(found[name], right, BOUND[right[0].dtype])
 
 
+@LOOPS
 @pytest.mark.slow
 def test_a_compiled_package(tmp_path: Path) -> None:
     builtin, manual = twins(3, 4)
@@ -107,7 +110,7 @@ def test_a_compiled_package(tmp_path: Path) -> None:
     assert_same_results(found["rnn"], builtin(x))
 
 
-@pytest.mark.parametrize("length", ["fixed", "open"])
+@pytest.mark.parametrize("length", ["fixed", pytest.param("open", marks=LOOPS)])
 def test_a_program_trains(length: str) -> None:
     builtin, manual = twins(3, 4, 2, dtype=torch.float64, bidirectional=True)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -140,6 +143,18 @@ PACKED: dict[str, Any] = {  # six rows of three sequences, then six of two
 }
 
 
+def second_derivative(rnn: nn.Module, x: Tensor) -> Tensor:
+    (first,) = torch.autograd.grad(rnn(x)[0].sin().sum(), x, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), x)[0]
+
+
+def test_a_program_of_fixed_length_has_second_derivatives() -> None:
+    builtin, manual = twins(3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    program = export_standalone(manual, (x,)).module()
+    assert_same({"x": second_derivative(program, x)}, {"x": second_derivative(builtin, x)})
+
+
 class Calls(nn.Module):
     """An operator with its options."""
 
@@ -162,6 +177,7 @@ def assert_decomposes(call: Calls, args: Any, others: Any, shapes: Any) -> None:
     assert_same({"states": program.module()(*others)}, {"states": call(*others)})
 
 
+@LOOPS
 @PHI
 @REVERSE
 @pytest.mark.parametrize("name", PADDED)
@@ -171,6 +187,7 @@ def test_padded_operators(name: str, reverse: bool, nonlinearity: str) -> None:
     assert_decomposes(call, (random(traced), None), (random(traced), None), None)
 
 
+@LOOPS
 @PHI
 @REVERSE
 @pytest.mark.parametrize("name", PACKED)
@@ -194,5 +211,7 @@ def test_an_open_length_needs_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("manual_rnn.recurrence.decomposed.scan_op", None)
     x = torch.randn(5, 2, 3)
     assert not loops(export_standalone(ManualRNN(3, 4), (x,)))
-    with pytest.raises(RuntimeError, match="expected a fixed number of steps, got an open one"):
+    with pytest.raises(
+        RuntimeError, match="expected a padded input of a fixed number of steps, got a packed one or an open"
+    ):
         export_standalone(ManualRNN(3, 4), (x,), dynamic_shapes=({0: Dim.DYNAMIC},))
