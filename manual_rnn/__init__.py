@@ -4,6 +4,7 @@ Public are the names in `__all__` here, in `manual_rnn.inspect` and in `manual_r
 are the inside, whose names may change with any version.
 """
 
+from .deploy import decompositions, export_standalone
 from .explain import explain_kernel
 from .functional import bidirectional_rnn_forward, rnn_forward
 from .kernels import KernelName, use_kernel
@@ -14,7 +15,9 @@ __all__ = [
     "KernelName",
     "ManualRNN",
     "bidirectional_rnn_forward",
+    "decompositions",
     "explain_kernel",
+    "export_standalone",
     "rnn_forward",
     "swap_rnn",
     "use_kernel",

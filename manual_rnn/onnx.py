@@ -9,8 +9,11 @@ The node names its own computation, so `use_kernel` has no say here. Its attribu
 `(B, T, I)`, but ONNX Runtime knows no layout but this one; a batch_first module transposes instead.
 
 Nothing here loads onnx: `torch.onnx` keeps the node for the exporter, `torch.onnx.export(dynamo=True)`.
-The older exporter, and one that is handed an `ExportedProgram`, find an op unknown to them and say so.
-ONNX Runtime 1.32 has no such node in float64.
+The older exporter, and one that is handed an `ExportedProgram`, find an op unknown to them and say so; but
+one that `export_standalone` made has a `Scan` for each layer and direction, with the length as open.
+
+ONNX Runtime 1.32 has no RNN node in float64. In float32 it calls its nonlinearity through a function pointer,
+number by number and on one thread, where a `Scan` has it whole: hence the README's figures.
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ no number changes:
     where memory is                C serves the recurrences alone, by addresses
     what a profiler is told        it is told nothing
     what a processor can           nothing special
+    a loop of open length          decompositions raise where a length is open
 
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
@@ -41,6 +42,7 @@ __all__ = [
     "nobody_looks_on",
     "nobody_traces",
     "profiling",
+    "scan_op",
     "single_level",
     "torchscript",
     "transformed",
@@ -175,6 +177,10 @@ any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") 
 
 # Whether this processor multiplies bfloat16 numbers by themselves, twice as fast as floats.
 multiplies_bfloat16: Callable[[], bool] = find("torch.cpu", "_is_avx512_bf16_supported") or (lambda: False)
+
+# torch's loop over a length that stays open, as an operator to be traced. That of 2.11 has wrong gradients.
+_scan_op = find("torch._higher_order_ops.scan", "scan_op")
+scan_op = _scan_op if torch.__version__ >= "2.13" else None
 
 _functorch_config = find("torch._functorch.config")
 

@@ -122,8 +122,7 @@ def _watched_by(kind: type[ManualRNN], passes: list[Pass]) -> type[ManualRNN]:
 
     class Watched(kind):  # type: ignore[misc, valid-type]
         def _run(self, *args: Any) -> tuple[Tensor, Tensor]:
-            *tensors, _, from_zero = args
-            return super()._run(*tensors, run_layer, from_zero)
+            return super()._run(*args[:-1], run_layer)
 
     Watched.__name__ = kind.__name__
     return Watched

@@ -7,9 +7,11 @@ layer_rule.py    the layer: its formula, and beside it the code of its value and
     rules.py         the same of the two recurrences
     keeping.py       what a node keeps for its backward pass
 operators.py     each rule as an operator of torch
+    decomposed.py    the same in operations of torch's own
 dispatch.py      operator, autograd node or kernel?
 """
 
+from .decomposed import decompositions
 from .dispatch import plain, untraced
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
@@ -26,6 +28,7 @@ __all__ = [
     "RunLayer",
     "Weights",
     "chosen",
+    "decompositions",
     "is_expanded",
     "plain",
     "project",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
-from manual_rnn import ManualRNN, use_kernel
+from manual_rnn import ManualRNN, export_standalone, use_kernel
 
 BOUND = 1e-6  # float32: ONNX Runtime has no node in float64
 UNSEEN = [(7, 2), (1, 1), (30, 5)]
@@ -102,6 +102,22 @@ def test_unbatched(batch_first: bool) -> None:
     for T in (8, 1):
         args = (torch.randn(T, 3),)
         assert_same(run(model, args), expected(builtin, args), BOUND)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="it has no scan that can be trusted")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_standalone_program_is_scans_of_open_length(dtype: torch.dtype) -> None:
+    """Which ONNX Runtime has in float64 too, unlike the node."""
+    builtin, manual = twins(3, 4, 2, bidirectional=True, dtype=dtype)
+    bound = 1e-12 if dtype == torch.float64 else BOUND
+    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    program = export_standalone(manual, (torch.randn(5, 3, 3, dtype=dtype),), dynamic_shapes=shapes)
+    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+    onnx.checker.check_model(exported.model_proto, full_check=True)
+    assert [node.op_type for node in exported.model_proto.graph.node].count("Scan") == 4
+    for T, B in UNSEEN:
+        args = (torch.randn(T, B, 3, dtype=dtype),)
+        assert_same(run(exported.model_proto, args), expected(builtin, args), bound)
 
 
 def test_inside_a_model() -> None:
