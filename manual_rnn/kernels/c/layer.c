@@ -11,17 +11,12 @@
  * the same sum.
  */
 #include "layer.h"
-#include <omp.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include "plan.h"
 
 enum { FREE, TAKEN, DONE };       /* a claim */
 enum { ROWS_TO_SHARE = 12 };      /* per thread; of fewer, columns are shared */
-#define MUCH (1L << 56)           /* bytes that no processor can address */
-
-typedef struct { long me, size; Meeting meeting; } Member; /* of a team */
 
 typedef struct {
     const Variant *variant;
@@ -36,11 +31,6 @@ typedef struct {
 static long share(long all, long me, long size) { return all * me / size; }
 static long quotient_up(long a, long b) { return (a + b - 1) / b; }
 static int is_backward(const Job *job) { return job->kind >= TANH_SLOPE; }
-
-static const Variant *variant_of(int variant, const Job *job)
-{
-    return &variants[job->type == DOUBLE][variant];
-}
 
 static Matrix matrix_of(const Run *run, const View *w, long K, long columns, char *packed)
 {
@@ -275,7 +265,7 @@ static void run_block(Run *run, const Block *block, int first, Meeting *crew)
 }
 
 /* What a member of a team does for a job; of many matrices only its own. */
-static void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, Member *member)
+void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, Member *member)
 {
     const int together = job->G < plan->threads || plan->threads == 1;
     Member alone = {0, 1, {NULL, 1, 0}};
@@ -300,103 +290,4 @@ static void run_job(const Variant *variant, const Job *job, const Plan *plan, ch
             put_gradients(&run);
         meet(&run.member->meeting);
     }
-}
-
-typedef struct {
-    int variant;
-    Job *jobs;
-    Plan *plans;              /* of the jobs, for teams of `team` */
-    long waves, width, sides; /* jobs of a wave that run side by side */
-    long team;
-    long each;                /* bytes for a job */
-    char *memory;
-    long *counters;
-} Jobs;
-
-static Plan plan_for(const Jobs *all, long i, long team)
-{
-    const Variant *variant = variant_of(all->variant, &all->jobs[i]);
-    return plan_of(&all->jobs[i], variant->lanes, variant->width, team);
-}
-
-/* One thread of `size`: in every wave its side's jobs, and then it waits for the other sides. */
-static void run_thread(const Jobs *all, long me, long size)
-{
-    const long sides = all->sides < size ? all->sides : size, team = size / sides, side = me / team;
-    Member member = {me % team, team, {all->counters + APART * (1 + side), team, 0}};
-    Meeting everybody = {all->counters, size, 0};
-    for (long wave = 0; wave < all->waves; wave++) {
-        for (long d = side; side < sides && d < all->width; d += sides) {
-            const long i = wave * all->width + d;
-            const Plan plan = team == all->team ? all->plans[i] : plan_for(all, i, team); /* fewer came */
-            if (member.me < plan.threads) {
-                Member some = {member.me, plan.threads, {member.meeting.count, plan.threads, member.meeting.met}};
-                run_job(variant_of(all->variant, &all->jobs[i]), &all->jobs[i], &plan,
-                        all->memory + side * all->each, &some);
-                member.meeting.met = some.meeting.met;
-            }
-        }
-        meet(&everybody);
-    }
-}
-
-/* The threads that pay for some job, and as many teams of them as there are jobs in a wave. */
-static long share_threads(Jobs *all, long most)
-{
-    long threads = 1;
-    for (long i = 0; i < all->waves * all->width; i++) {
-        const long pay = threads_of(&all->jobs[i], all->width, most);
-        threads = pay > threads ? pay : threads;
-    }
-    all->sides = threads > 1 ? all->width : 1;
-    all->team = threads / all->sides > 0 ? threads / all->sides : 1;
-    return threads;
-}
-
-/* Plans of all jobs, and the most memory that one needs, for each thread that has matrices of its own. */
-static void plan_jobs(Jobs *all)
-{
-    for (long i = 0; i < all->waves * all->width; i++) {
-        const Plan plan = all->plans[i] = plan_for(all, i, all->team);
-        const long copies = all->jobs[i].G < plan.threads ? 1 : plan.threads;
-        const long needed = plan.bytes > MUCH / copies ? MUCH : copies * plan.bytes;
-        all->each = needed > all->each ? needed : all->each;
-    }
-}
-
-/* Of backward jobs side by side, for each block and member of a team. */
-static long claims_of(const Jobs *all)
-{
-    const Job *job = all->jobs;
-    const long rows = job->packed ? job->steps : job->steps * job->B;
-    return all->width > 1 && is_backward(job) ? (rows / all->plans->rows + 1) * all->team : 0;
-}
-
-/* Counters, and claims for each wave behind them. */
-static int count_out(Jobs *all, long threads)
-{
-    const long counters = APART * (1 + (threads > all->sides ? threads : all->sides)), claims = claims_of(all);
-    all->counters = calloc(counters + all->waves * claims, sizeof(long));
-    for (long i = 0; all->counters && i < all->waves * all->width; i++)
-        all->jobs[i].claims = claims ? all->counters + counters + i / all->width * claims : NULL;
-    return all->counters != NULL;
-}
-
-long run_jobs(int variant, Job *jobs, long waves, long width, long most)
-{
-    Jobs all = {.variant = variant, .jobs = jobs, .waves = waves, .width = width};
-    const long threads = share_threads(&all, most);
-    all.plans = malloc(waves * width * sizeof(Plan));
-    if (!all.plans)
-        return waves * width * sizeof(Plan);
-    plan_jobs(&all);
-    const int enough = all.each < MUCH && count_out(&all, threads)
-        && !posix_memalign((void **)&all.memory, 64, all.sides * all.each);
-    if (enough && threads == 1)
-        run_thread(&all, 0, 1);
-    else if (enough)
-#pragma omp parallel num_threads(threads)
-        run_thread(&all, omp_get_thread_num(), omp_get_num_threads());
-    free(all.plans), free(all.memory), free(all.counters);
-    return enough ? 0 : all.sides * all.each;
 }

@@ -1,10 +1,10 @@
-/* Jobs over threads and blocks of time. */
+/* A layer in one direction, or a bare recurrence: what a member of a team of threads does for it. */
 #ifndef MANUAL_RNN_LAYER_H
 #define MANUAL_RNN_LAYER_H
 #include "scan.h"
 
-/* Runs waves of `width` jobs each, the jobs of a wave in any order, on at most `most` threads. All jobs are of
- * one type, none has a size of 0. Returns the bytes of memory that it couldn't get, or 0. */
-long run_jobs(int variant, Job *jobs, long waves, long width, long most);
+typedef struct { long me, size; Meeting meeting; } Member; /* of a team */
+
+void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, Member *member);
 
 #endif

@@ -10,9 +10,10 @@
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include "layer.h"
+#include "jobs.h"
 #include "network.h"
 #include "plan.h"
+#include "scan.h"
 
 enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */

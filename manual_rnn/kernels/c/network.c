@@ -1,26 +1,14 @@
 /* From a network's tensors to the jobs of its layers, and back. L layers, D directions; what layer l reads is
  * what layer l - 1 wrote, directions side by side.
  */
-#include "network.h"
+#include "parts.h"
 #include <stdlib.h>
-#include <string.h>
-#include "layer.h"
+#include "jobs.h"
 
-typedef struct {
-    const How *how;
-    long L, each;      /* layers; weights of a direction */
-    Job like;          /* what all jobs have in common */
-    Tensor x, hx;      /* data NULL where there is none */
-    Tensor *weights;   /* L * D * each */
-    Tensor *states;    /* of each layer */
-    Job *jobs;
-    void *nothing;     /* zeros, a row of them */
-} Network;
-
-static void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
+void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
 
 /* Room for the parts, in one piece; 0 with an exception set. */
-static int begin(Network *net, const How *how, long weights)
+int begin(Network *net, const How *how, long weights)
 {
     const long each = how->bias ? 4 : 2, L = weights / (how->D * each);
     const long bytes = L * how->D * sizeof(Job) + (weights + L) * sizeof(Tensor) + how->H * sizeof(double);
@@ -41,27 +29,27 @@ static int is_shape(const Tensor *x, long dims, long a, long b, long c)
 }
 
 /* A tensor of the network's type, or none where None is allowed. */
-static int see_alike(const Network *net, Tensor *x, PyObject *from, int optional)
+int see_alike(const Network *net, Tensor *x, PyObject *from, int optional)
 {
     *x = (Tensor){0};
     return from == Py_None ? optional : see(x, from) && x->type == net->like.type;
 }
 
 /* Of a step, a row and a column; of packed rows each may be a step's first. */
-static View rows_view(const Network *net, const Tensor *x, int swapped)
+View rows_view(const Network *net, const Tensor *x, int swapped)
 {
     if (!x->data)
         return (View){0};
     return net->like.packed ? view_of(x, -1, 0, 0, 1) : view_of(x, -1, swapped, !swapped, 2);
 }
 
-static View columns_from(View x, long column)
+View columns_from(View x, long column)
 {
     x.data += x.data ? column * x.column : 0;
     return x;
 }
 
-static View state_view(const Network *net, const Tensor *x, long index)
+View state_view(const Network *net, const Tensor *x, long index)
 {
     if (!x->data)
         return (View){0};
@@ -70,7 +58,7 @@ static View state_view(const Network *net, const Tensor *x, long index)
     return view;
 }
 
-static View weight_view(const Tensor *w)
+View weight_view(const Tensor *w)
 {
     if (!w->data)
         return (View){0};
@@ -78,7 +66,7 @@ static View weight_view(const Tensor *w)
 }
 
 /* T, B and the rows, from the shape of an input or of states; 0 where it isn't one. */
-static int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes)
+int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes)
 {
     Job *job = &net->like;
     job->type = x->type;
@@ -94,10 +82,10 @@ static int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_s
     return x->dims == 3;
 }
 
-static long sum_of_rows(const Job *job) { return job->packed ? job->steps : job->T * job->B; }
-static long inputs_of(const Network *net, long layer, long I) { return layer ? net->how->D * net->how->H : I; }
+long sum_of_rows(const Job *job) { return job->packed ? job->steps : job->T * job->B; }
+long inputs_of(const Network *net, long layer, long I) { return layer ? net->how->D * net->how->H : I; }
 
-static int see_weights(Network *net, PyObject *weights, long I, int optional)
+int see_weights(Network *net, PyObject *weights, long I, int optional)
 {
     const long H = net->how->H, count = PyTuple_Size(weights);
     for (long i = 0; i < count; i++) {
@@ -111,7 +99,7 @@ static int see_weights(Network *net, PyObject *weights, long I, int optional)
     return 1;
 }
 
-static int see_hx(Network *net, Tensor *hx, PyObject *from)
+int see_hx(Network *net, Tensor *hx, PyObject *from)
 {
     const long LD = net->L * net->how->D;
     if (!see_alike(net, hx, from, 1))
@@ -126,7 +114,7 @@ static int lie(const View *w, const View *u)
 }
 
 /* What forward and backward jobs of a layer and direction share: all but the results. */
-static void share_job(const Network *net, Job *job, long layer, long d, long I)
+void share_job(const Network *net, Job *job, long layer, long d, long I)
 {
     const Tensor *weights = net->weights + (layer * net->how->D + d) * net->each;
     *job = net->like;
@@ -176,14 +164,14 @@ static PyObject *new_states(const Network *net, PyObject *input, int keep)
 
 
 /* Whether x is (T, B, columns), or (N, columns) if packed. */
-static int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
+int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
 {
     const long T = net->like.T, B = net->like.B;
     return net->like.packed ? is_shape(x, 2, net->like.steps, columns, 0)
                             : is_shape(x, 3, swapped ? B : T, swapped ? T : B, columns);
 }
 
-static int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from))
+int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from))
 {
     for (long i = 0; i < net->L; i++) {
         Tensor *h = &net->states[i];
@@ -220,7 +208,7 @@ static int see_same(const Network *net, Tensor *x, PyObject *from)
 }
 
 /* A tensor that was just made: under a mode it may be anything. */
-static int see_made(const Network *net, Tensor *x, PyObject *from, long dims, const long *shape)
+int see_made(const Network *net, Tensor *x, PyObject *from, long dims, const long *shape)
 {
     long stride = 1;
     int fine = see_fresh(x, from) && x->type == net->like.type && x->dims == dims;
@@ -267,177 +255,5 @@ PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, Py
     if (begin(&net, how, PyTuple_Size(weights)))
         found = run_forward(&net, most, keep, batch_sizes, input, hx, weights);
     forget(&net);
-    return found;
-}
-
-/* The shape of gradient i: of the input, hx, or a weight. Returns its dims. */
-static long shape_of(const Network *net, long i, long I, long *shape)
-{
-    const Job *job = &net->like;
-    const long part = (i - 2) % net->each, layer = (i - 2) / (net->each * net->how->D);
-    const long x[3] = {job->steps, job->packed ? I : job->B, I};
-    const long hx[3] = {net->L * net->how->D, job->B, net->how->H};
-    const long w[3] = {net->how->H, part == 1 ? net->how->H : inputs_of(net, layer, I), 0};
-    memcpy(shape, i == 0 ? x : i == 1 ? hx : w, sizeof x);
-    return i == 0 ? (job->packed ? 2 : 3) : i == 1 ? 3 : part < 2 ? 2 : 1;
-}
-
-/* The gradients that are wanted, as tensors, shaped like what they are of; None elsewhere. */
-static PyObject *new_gradients(const Network *net, PyObject *like, PyObject *need, long I)
-{
-    PyObject *made = PyTuple_New(PyTuple_Size(need));
-    for (long i = 0; made && i < PyTuple_Size(need); i++) {
-        long shape[3];
-        const long dims = shape_of(net, i, I, shape);
-        const int wanted = PyTuple_GetItem(need, i) == Py_True;
-        PyObject *each = wanted ? new_floats(like, shape, dims) : Py_NewRef(Py_None);
-        if (!each || PyTuple_SetItem(made, i, each))
-            Py_CLEAR(made);
-    }
-    return made;
-}
-
-static View zeros(const Network *net)
-{
-    const long type = net->like.type;
-    return (View){net->nothing, type, 0, 0, 0, WIDTH[type]};
-}
-
-static void backward_job(Network *net, Job *job, long layer, long d, long I, View c, const Tensor *c_last, View dx,
-                         const Tensor *dhx, const Tensor *dw)
-{
-    const long index = layer * net->how->D + d, first = index * net->each;
-    share_job(net, job, layer, d, I);
-    job->kind = net->how->kind + TANH_SLOPE, job->reverse = !job->reverse;
-    job->z = c.data ? columns_from(c, d * net->how->H) : zeros(net);
-    job->h = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
-    job->start = state_view(net, c_last, index), job->end = state_view(net, dhx, index);
-    job->h0 = net->hx.data ? state_view(net, &net->hx, index) : zeros(net);
-    job->dx = dx;
-    job->u.data = dx.data ? job->u.data : NULL;
-    job->du = weight_view(&dw[first]), job->dw = weight_view(&dw[first + 1]);
-    for (int i = 0; i < net->each - 2; i++)
-        job->db[i] = weight_view(&dw[first + 2 + i]);
-}
-
-/* The gradient of a layer's states, in memory of its own. */
-static View between(const Network *net, char *memory)
-{
-    const long width = WIDTH[net->like.type], row = net->how->D * net->how->H * width;
-    return (View){memory, net->like.type, 0, net->like.packed ? row : net->like.B * row, row, width};
-}
-
-/* The lowest layer that something wants a gradient of. */
-static long lowest(const Network *net, PyObject *need)
-{
-    const long each = net->each * net->how->D, count = PyTuple_Size(need);
-    if (PyTuple_GetItem(need, 0) == Py_True || PyTuple_GetItem(need, 1) == Py_True)
-        return 0;
-    for (long i = 2; i < count; i++)
-        if (PyTuple_GetItem(need, i) == Py_True)
-            return (i - 2) / each;
-    return net->L;
-}
-
-/* Jobs from the last layer down to the lowest. */
-static int run_backward(Network *net, long most, long I, long low, const Tensor *c, const Tensor *c_last,
-                        const Tensor *gradients)
-{
-    const long rows = sum_of_rows(&net->like), D = net->how->D, waves = net->L - low;
-    const long bytes = rows * D * net->how->H * WIDTH[net->like.type];
-    char *memory[2] = {NULL, NULL};
-    long missing = 0;
-    for (long i = 0; i < 2 && i < waves - 1; i++)
-        if (!(memory[i] = malloc(bytes)))
-            missing = bytes;
-    for (long wave = 0; wave < waves && !missing; wave++)
-        for (long d = 0; d < D; d++) {
-            const long layer = net->L - 1 - wave;
-            const View above = wave ? between(net, memory[(wave - 1) % 2]) : rows_view(net, c, net->how->batch_first);
-            const View below = layer > low ? between(net, memory[wave % 2])
-                : layer ? (View){0} : rows_view(net, &gradients[0], 0);
-            backward_job(net, &net->jobs[wave * D + d], layer, d, I, above, c_last, below, &gradients[1], gradients + 2);
-        }
-    Py_BEGIN_ALLOW_THREADS
-    missing = missing ? missing : run_jobs(net->how->variant, net->jobs, waves, D, most);
-    Py_END_ALLOW_THREADS
-    free(memory[0]), free(memory[1]);
-    return !missing || RAISE(MemoryError, "%ld bytes", missing);
-}
-
-static int see_gradients(const Network *net, long I, Tensor *to, PyObject *gradients, PyObject *need)
-{
-    for (long i = 0; i < PyTuple_Size(gradients); i++) {
-        long shape[3];
-        const long dims = shape_of(net, i, I, shape);
-        if (PyTuple_GetItem(need, i) == Py_True
-            && !see_made(net, &to[i], PyTuple_GetItem(gradients, i), dims, shape))
-            return 0;
-    }
-    return 1;
-}
-
-static long input_size(const Network *net)
-{
-    const Tensor *w = &net->weights[0];
-    return net->x.data ? net->x.size[net->x.dims - 1] : w->data && w->dims == 2 ? w->size[1] : 1;
-}
-
-/* Whether every tensor that a wanted gradient needs is there. */
-static int is_enough(const Network *net, const Tensor *gradients, long low)
-{
-    const long D = net->how->D, each = net->each;
-    for (long i = 0; i < net->L * D; i++) {
-        const Tensor *w = net->weights + i * each, *dw = gradients + 2 + i * each;
-        const long layer = i / D;
-        const int below = layer > low || (layer == 0 && gradients[0].data);
-        if (layer < low)
-            continue;
-        if ((below && !w[0].data) || (!w[1].data && (net->like.T > 1 || gradients[1].data))
-            || (dw[0].data && layer == 0 && !net->x.data))
-            return 0;
-    }
-    return 1;
-}
-
-static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_sizes, PyObject *input,
-                         PyObject *hx, PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last,
-                         PyObject *need)
-{
-    Tensor *last = &net->states[net->L - 1], above, above_last;
-    PyObject *like = PyTuple_GetItem(states, net->L - 1), *gradients = NULL, *found = NULL;
-    const long low = lowest(net, need), DH = net->how->D * net->how->H;
-    const int swapped = net->how->batch_first;
-    long I = 1;
-    int fine = see_shape(last, like) && measure(net, last, 0, batch_sizes)
-        && (input == Py_None || (see_fresh(&net->x, input) && net->x.dims > 0))
-        && (PyTuple_GetItem(weights, 0) == Py_None || see_fresh(&net->weights[0], PyTuple_GetItem(weights, 0)))
-        && low < net->L;
-    I = fine ? input_size(net) : 1;
-    if (fine && !(gradients = new_gradients(net, like, need, I)))
-        return NULL;
-    fine = fine && see_states(net, states, see_shared) && see_alike(net, &net->x, input, 1)
-        && (!net->x.data || is_rows(net, &net->x, swapped, I)) && see_weights(net, weights, I, 1)
-        && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1)
-        && (!above.data || is_rows(net, &above, swapped, DH)) && see_hx(net, &above_last, c_last)
-        && see_gradients(net, I, to, gradients, need) && is_enough(net, to, low);
-    if (!fine)
-        found = Py_NewRef(Py_NotImplemented);
-    else if (run_backward(net, most, I, low, &above, &above_last, to))
-        found = Py_NewRef(gradients);
-    Py_XDECREF(gradients);
-    return found;
-}
-
-PyObject *network_vjp(const How *how, long most, PyObject *batch_sizes, PyObject *input, PyObject *hx,
-                      PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last, PyObject *need)
-{
-    Network net;
-    PyObject *found = NULL;
-    Tensor *to = calloc(PyTuple_Size(need), sizeof(Tensor));
-    if (begin(&net, how, PyTuple_Size(weights)) && (to || RAISE(MemoryError, "gradients")))
-        found = run_vjp(&net, to, most, batch_sizes, input, hx, weights, states, c, c_last, need);
-    forget(&net);
-    free(to);
     return found;
 }

@@ -1,0 +1,116 @@
+/* Waves of jobs, one after the other, over threads.
+ *
+ * Each wave's jobs, the directions of a layer, run side by side on teams of threads where there are several, and
+ * wait for each other at its end. Memory is that of the largest job, for each team.
+ */
+#include "jobs.h"
+#include <omp.h>
+#include <stdlib.h>
+#include "layer.h"
+#include "plan.h"
+
+#define MUCH (1L << 56) /* bytes that no processor can address */
+
+static const Variant *variant_of(int variant, const Job *job)
+{
+    return &variants[job->type == DOUBLE][variant];
+}
+
+typedef struct {
+    int variant;
+    Job *jobs;
+    Plan *plans;              /* of the jobs, for teams of `team` */
+    long waves, width, sides; /* jobs of a wave that run side by side */
+    long team;
+    long each;                /* bytes for a job */
+    char *memory;
+    long *counters;
+} Jobs;
+
+static Plan plan_for(const Jobs *all, long i, long team)
+{
+    const Variant *variant = variant_of(all->variant, &all->jobs[i]);
+    return plan_of(&all->jobs[i], variant->lanes, variant->width, team);
+}
+
+/* One thread of `size`: in every wave its side's jobs, and then it waits for the other sides. */
+static void run_thread(const Jobs *all, long me, long size)
+{
+    const long sides = all->sides < size ? all->sides : size, team = size / sides, side = me / team;
+    Member member = {me % team, team, {all->counters + APART * (1 + side), team, 0}};
+    Meeting everybody = {all->counters, size, 0};
+    for (long wave = 0; wave < all->waves; wave++) {
+        for (long d = side; side < sides && d < all->width; d += sides) {
+            const long i = wave * all->width + d;
+            const Plan plan = team == all->team ? all->plans[i] : plan_for(all, i, team); /* fewer came */
+            if (member.me < plan.threads) {
+                Member some = {member.me, plan.threads, {member.meeting.count, plan.threads, member.meeting.met}};
+                run_job(variant_of(all->variant, &all->jobs[i]), &all->jobs[i], &plan,
+                        all->memory + side * all->each, &some);
+                member.meeting.met = some.meeting.met;
+            }
+        }
+        meet(&everybody);
+    }
+}
+
+/* The threads that pay for some job, and as many teams of them as there are jobs in a wave. */
+static long share_threads(Jobs *all, long most)
+{
+    long threads = 1;
+    for (long i = 0; i < all->waves * all->width; i++) {
+        const long pay = threads_of(&all->jobs[i], all->width, most);
+        threads = pay > threads ? pay : threads;
+    }
+    all->sides = threads > 1 ? all->width : 1;
+    all->team = threads / all->sides > 0 ? threads / all->sides : 1;
+    return threads;
+}
+
+/* Plans of all jobs, and the most memory that one needs, for each thread that has matrices of its own. */
+static void plan_jobs(Jobs *all)
+{
+    for (long i = 0; i < all->waves * all->width; i++) {
+        const Plan plan = all->plans[i] = plan_for(all, i, all->team);
+        const long copies = all->jobs[i].G < plan.threads ? 1 : plan.threads;
+        const long needed = plan.bytes > MUCH / copies ? MUCH : copies * plan.bytes;
+        all->each = needed > all->each ? needed : all->each;
+    }
+}
+
+/* Of backward jobs side by side, for each block and member of a team. */
+static long claims_of(const Jobs *all)
+{
+    const Job *job = all->jobs;
+    const long rows = job->packed ? job->steps : job->steps * job->B;
+    return all->width > 1 && job->kind >= TANH_SLOPE ? (rows / all->plans->rows + 1) * all->team : 0;
+}
+
+/* Counters, and claims for each wave behind them. */
+static int count_out(Jobs *all, long threads)
+{
+    const long counters = APART * (1 + (threads > all->sides ? threads : all->sides)), claims = claims_of(all);
+    all->counters = calloc(counters + all->waves * claims, sizeof(long));
+    for (long i = 0; all->counters && i < all->waves * all->width; i++)
+        all->jobs[i].claims = claims ? all->counters + counters + i / all->width * claims : NULL;
+    return all->counters != NULL;
+}
+
+long run_jobs(int variant, Job *jobs, long waves, long width, long most)
+{
+    Jobs all = {.variant = variant, .jobs = jobs, .waves = waves, .width = width};
+    const long threads = share_threads(&all, most);
+    all.plans = malloc(waves * width * sizeof(Plan));
+    if (!all.plans)
+        return waves * width * sizeof(Plan);
+    plan_jobs(&all);
+    const int enough = all.each < MUCH && count_out(&all, threads)
+        && !posix_memalign((void **)&all.memory, 64, all.sides * all.each);
+    if (enough && threads == 1)
+        run_thread(&all, 0, 1);
+    else if (enough)
+#pragma omp parallel num_threads(threads)
+        run_thread(&all, omp_get_thread_num(), omp_get_num_threads());
+    free(all.plans), free(all.memory), free(all.counters);
+    return enough ? 0 : all.sides * all.each;
+}
