@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from manual_rnn import use_kernel
+from manual_rnn import ManualRNN, use_kernel
 
 WHOLE: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}
 twins64 = partial(twins, dtype=torch.float64)
@@ -190,8 +190,9 @@ def test_a_kernel_asked_for_outside() -> None:
         assert graphs() == seen
     gradients(rnn, x)
     assert graphs() == seen
+    own = compiled(ManualRNN(3, 4, nonlinearity=torch.sin, dtype=x.dtype))
     with use_kernel("native"), pytest.raises(Exception, match="can't run here"):
-        rnn(x)
+        own(x)
 
 
 def test_a_kernel_asked_for_inside() -> None:
