@@ -175,7 +175,8 @@ class ManualRNN(RNNBase):
         r"""The state after one step; override it for a recurrence of your own.
 
         It needs no derivative written by hand. Python takes the steps, so `torch.compile` unrolls them:
-        one graph for each number of steps.
+        one graph for each number of steps. `torch.export.export` makes a loop of them where the length of
+        padded input stays open (torch 2.13 or newer).
 
         Args:
             gates: $x_t W_{ih}^T + b_{ih} + b_{hh}$, `(B, H)`; of packed input the sequences still

@@ -36,6 +36,7 @@ from ..private import (
     nobody_looks_on,
     nobody_traces,
     profiling,
+    scan,
     single_level,
 )
 from . import flops
@@ -53,6 +54,7 @@ __all__ = [
     "plain",
     "profiling",
     "sibling",
+    "stays_open",
     "surely_zero",
     "unhooked",
     "untraced",
@@ -163,6 +165,12 @@ def surely_zero(size: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
 
     return guard_or_false(size == 0)
+
+
+def stays_open(size: int) -> bool:
+    """Whether a program is being exported that holds for any such size, and may have a loop over it."""
+    exporting = torch.compiler.is_exporting() and not exports_with_numbers()
+    return exporting and isinstance(size, torch.SymInt) and scan is not None
 
 
 _plain_keys: dict[str, frozenset[Any]] = {}

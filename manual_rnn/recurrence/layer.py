@@ -14,6 +14,7 @@ from .. import kernels
 from ..checks import check_state
 from ..kernels import reference
 from ..kernels.walk import Walk
+from ..private import scan
 from . import dispatch, layer_rule
 
 __all__ = [
@@ -114,4 +115,19 @@ def _by_own_step(
     def own(gates_t: Tensor, hidden: Tensor) -> Tensor:
         return check_state(step(gates_t, hidden, w_hh), gates_t.shape)
 
+    if walk.batch_sizes is None and dispatch.stays_open(gates.size(0)):
+        return _by_loop(own, gates, h0, walk.reverse)
     return reference.scan(own, gates, h0, walk)
+
+
+def _by_loop(
+    step: Callable[[Tensor, Tensor], Tensor], gates: Tensor, h0: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """`reference.scan` where a program is exported whose number of steps stays open."""
+
+    def combine(hidden: Tensor, gates_t: Tensor) -> tuple[Tensor, Tensor]:
+        new = step(gates_t, hidden)
+        return new, new.clone()  # no two results may be one tensor
+
+    last, states = scan(combine, h0, gates, reverse=reverse)
+    return states, last

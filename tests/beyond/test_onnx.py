@@ -120,6 +120,19 @@ def test_a_standalone_program_is_scans_of_open_length(dtype: torch.dtype) -> Non
         assert_same(run(exported.model_proto, args), expected(builtin, args), bound)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="it has no scan that can be trusted")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # Dynamo's own, of gates
+def test_a_recurrence_of_your_own_is_a_scan() -> None:
+    rnn, shapes = LeakyRNN(3, 4), ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    program = torch.export.export(rnn, (torch.randn(5, 3, 3),), dynamic_shapes=shapes)
+    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+    for T, B in UNSEEN:
+        args = (torch.randn(T, B, 3),)
+        assert_same(run(exported.model_proto, args), expected(rnn, args), BOUND)
+
+
 def test_inside_a_model() -> None:
     builtin, manual = (Tagger(rnn) for rnn in twins(3, 4, num_layers=2))
     model = exported(manual, (torch.randint(7, (5, 3)),))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import BY_HAND
 from helpers import PHI, assert_same, assert_same_results, gradients, twins
 from internals import OPS
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from manual_rnn import ManualRNN, decompositions, export_standalone
 BOUND = {torch.float32: 2e-6, torch.float64: 1e-12}
 REVERSE = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 LOOPS = pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
+OPEN = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
 SIZES = torch.tensor([3, 2, 1]), torch.tensor([2, 2, 1, 1])
 
 
@@ -70,7 +72,7 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, ExportedProgram,
     builtin, manual = twins(3, 4, dtype=dtype, nonlinearity="relu", bidirectional=True, bias=False)
     yield "fixed", builtin, export_standalone(manual, (x,)), (x,)
     builtin, manual = twins(3, 4, 2, dtype=dtype, bidirectional=True, batch_first=True)
-    program = export_standalone(manual, (x,), dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},))
+    program = export_standalone(manual, (x,), dynamic_shapes=OPEN)
     yield "open", builtin, program, (longer,)
     builtin, manual = twins(3, 4, dtype=dtype, bidirectional=True)
     args, others = (
@@ -153,6 +155,22 @@ def test_a_program_of_fixed_length_has_second_derivatives() -> None:
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     program = export_standalone(manual, (x,)).module()
     assert_same({"x": second_derivative(program, x)}, {"x": second_derivative(builtin, x)})
+
+
+@LOOPS
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # Dynamo's own, of gates
+@pytest.mark.parametrize("kind", BY_HAND, ids=lambda kind: kind.__name__)
+def test_a_recurrence_of_your_own_is_a_loop(kind: type[ManualRNN]) -> None:
+    """In training, so that chance is drawn at each step as without the loop, and has the same gradients."""
+    rnn = kind(3, 4, bidirectional=True, dtype=torch.float64)
+    program = export_standalone(rnn, (torch.randn(5, 2, 3, dtype=torch.float64),), dynamic_shapes=OPEN)
+    assert loops(program)
+    for T, B in ((9, 3), (2, 4)):
+        x = torch.randn(T, B, 3, dtype=torch.float64, requires_grad=True)
+        assert_same(gradients(program.module(), x), gradients(rnn, x))
 
 
 class Calls(nn.Module):
