@@ -9,13 +9,9 @@ no number changes:
     a copy made when written to    a copy made at once
     where memory is                C serves the recurrences alone, by addresses
     what a profiler is told        it is told nothing
-<<<<<<< HEAD
     what a processor can           nothing special
-    a loop of open length          decompositions raise where a length is open
-=======
     a loop of open length          decompositions raise where a length is open; an exported recurrence of
                                    your own is unrolled
->>>>>>> deploy
 
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
@@ -181,16 +177,12 @@ any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") 
     lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
 )
 
-<<<<<<< HEAD
 # Whether this processor multiplies bfloat16 numbers by themselves, twice as fast as floats.
 multiplies_bfloat16: Callable[[], bool] = find("torch.cpu", "_is_avx512_bf16_supported") or (lambda: False)
 
-# torch's loop over a length that stays open, as an operator to be traced. That of 2.11 has wrong gradients.
-=======
 # torch's loop over a length that stays open, as a function and as the operator that this becomes in a trace.
 # That of 2.11 has wrong gradients.
 _scan = find("torch._higher_order_ops", "scan")
->>>>>>> deploy
 _scan_op = find("torch._higher_order_ops.scan", "scan_op")
 scan: Any
 scan_op: Any

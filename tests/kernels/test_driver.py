@@ -14,7 +14,10 @@ COMPILER = shutil.which("cc")
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
 def test_the_engine_without_python(tmp_path: Path) -> None:
-    sources = [str(HERE / "driver.c"), *(str(ENGINE / f"{name}.c") for name in ("scan", "plan", "layer", "jobs"))]
+    sources = [
+        str(HERE / "driver.c"),
+        *(str(ENGINE / f"{name}.c") for name in ("scan", "plan", "layer", "jobs")),
+    ]
     program = tmp_path / "driver"
     compile_ = [str(COMPILER), "-O1", "-fopenmp", "-I", str(ENGINE), *sources, "-lm", "-o", str(program)]
     subprocess.run(compile_, check=True, capture_output=True, timeout=200)
