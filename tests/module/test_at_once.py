@@ -293,7 +293,7 @@ def test_another_kernel_is_heeded(kernel: Any, ways: list[bool]) -> None:
     assert ways == [False, True]
 
 
-@pytest.mark.parametrize("name", sorted(ManualRNN._called))
+@pytest.mark.parametrize("name", sorted(ManualRNN._called.names))
 def test_an_overridden_method_is_heeded(name: str, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a class below, on the object, and on the class itself."""
     method = getattr(ManualRNN, name)
