@@ -238,7 +238,7 @@ def test_memory_holds_what_it_must() -> None:
 
 
 def test_weights_are_read_where_they_lie_for_a_few_rows_only() -> None:
-    for H, rows in ((64, 4), (640, 20), (2000, 32)):
+    for H, rows in ((64, 4), (640, 20), (2000, 62), (4000, 64)):
         for B in (1, rows):
             assert plan(1, B, H, lies=True)["direct"]
         assert not plan(1, rows + 1, H, lies=True)["direct"]

@@ -21,7 +21,7 @@ enum {
     WIDE_ROWS = 12,
     FEW = 4,             /* rows for which packing W doesn't pay, whatever its size; of a wide W */
     PER_ROW = 32,        /* one row for so many columns, */
-    MANY = 32,           /* up to so many (all measured) */
+    MANY = 64,           /* up to so many (all measured) */
     CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
     LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
     MOST = 1024,
