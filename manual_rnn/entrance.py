@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
 from .parameters import PHI_OF_MODE
-from .private import any_autocast, nobody_looks_on, profiling
-from .recurrence import NATIVE, run_whole
+from .private import any_autocast
+from .recurrence import NATIVE, looked_at, run_whole
 
 __all__ = ["Called", "at_once"]
 
@@ -46,9 +46,8 @@ def at_once(
         torch.compiler.is_compiling()
         or kernels.asked() not in ASKED
         or not kernels.KERNELS[NATIVE].exchanges()
-        or not nobody_looks_on()
+        or looked_at()
         or any_autocast()
-        or profiling()
     ):
         return None
     own = rnn.__dict__

@@ -12,7 +12,7 @@ dispatch.py      operator, autograd node or kernel?
 """
 
 from .decomposed import decompositions
-from .dispatch import plain, untraced
+from .dispatch import looked_at, plain, untraced
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
 from .network import NATIVE, VENDOR, chosen, run_network
@@ -30,6 +30,7 @@ __all__ = [
     "chosen",
     "decompositions",
     "is_expanded",
+    "looked_at",
     "plain",
     "project",
     "run_layer",

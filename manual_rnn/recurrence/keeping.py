@@ -15,9 +15,9 @@ from torch import Tensor
 __all__ = ["as_view", "keep", "kept"]
 
 
-def as_view(x: Tensor) -> Tensor:
-    """An input to be kept: of a computed tensor itself `x.data = ...` would change what was kept."""
-    return x if x.grad_fn is None else x.view_as(x)
+def as_view(x: Any) -> Any:
+    """An input to be kept, or None: of a computed tensor itself `x.data = ...` would change what was kept."""
+    return x if x is None or x.grad_fn is None else x.view_as(x)
 
 
 def keep(ctx: Any, states: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> None:

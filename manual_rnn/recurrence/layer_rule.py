@@ -112,37 +112,12 @@ class Layer(Rule):
         return reference.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
 
     @staticmethod
-    def node(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        x, h0, w_ih, w_hh = map(as_view, (x, h0, w_ih, w_hh))
-        states, last, _ = PlainLayer.apply(
-            x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, Layer.compute
-        )
-        return dispatch.unhooked(states), last
+    def node(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return _recorded(Layer.compute, x, *args)
 
     @staticmethod
-    def seen_node(
-        x: Tensor,
-        h0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        x, h0, w_ih, w_hh = map(as_view, (x, h0, w_ih, w_hh))
-        seen = dispatch.without_derivative("layer", x)
-        states, last, _ = PlainLayer.apply(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options, seen)
-        return dispatch.unhooked(states), last
+    def seen_node(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return _recorded(dispatch.without_derivative("layer", x), x, *args)
 
     @staticmethod
     def forward(
@@ -237,6 +212,14 @@ class PlainLayer(Layer):
         sibling = dispatch.copy_on_write(states)
         keep(ctx, [sibling], needed)
         return states, last, sibling
+
+
+def _recorded(
+    compute: dispatch.Way, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """A layer that `compute` runs, as a node of plain numbers."""
+    states, last, _ = PlainLayer.apply(*map(as_view, (x, h0, w_ih, w_hh)), *others, compute)
+    return dispatch.unhooked(states), last
 
 
 def gradients(

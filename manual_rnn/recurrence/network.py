@@ -74,15 +74,13 @@ def run_network(
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`, which `from_zero` is zeros that nobody else has;
     returns the last layer's states and `h_n`.
     """
-    if kernel == NATIVE:
-        each, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
-        how = batch_sizes, phi, False, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
-        found = run_whole(x, None if from_zero else hx, each, *how)
-        return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
-    if not x.is_cuda:
+    if kernel == VENDOR and not x.is_cuda:
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
-    flat = [w for group in weights for w in group if w is not None]
-    bias = weights[0][2] is not None
+    flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
+    if kernel == NATIVE:
+        how = batch_sizes, phi, False, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
+        found = run_whole(x, None if from_zero else hx, flat, *how)
+        return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
     if dispatch.wants_gradient(x, hx, *flat):
         output, h_n = Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
         return dispatch.unhooked(output), dispatch.unhooked(h_n)

@@ -17,7 +17,7 @@ from .. import kernels
 from ..kernels import native
 from . import dispatch
 from .by_layers import Options, by_layers, in_sight
-from .keeping import keep, kept
+from .keeping import as_view, keep, kept
 
 __all__ = ["run_whole"]
 
@@ -50,9 +50,7 @@ def run_whole(
     output, h_n, states = found
     if states is None:
         return (output.transpose_(0, 1) if batch_first and batch_sizes is None else output), h_n
-    # of a computed tensor itself, what backward keeps would change with `x.data = ...`
-    inputs = [t if t is None or t.grad_fn is None else t.view_as(t) for t in (x, hx, *weights)]
-    output, h_n, *_ = Whole.apply(options, found, *inputs)
+    output, h_n, *_ = Whole.apply(options, found, *map(as_view, (x, hx, *weights)))
     return dispatch.unhooked(output), dispatch.unhooked(h_n)
 
 
