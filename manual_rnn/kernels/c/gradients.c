@@ -3,7 +3,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include "jobs.h"
 #include "parts.h"
 
 /* The shape of gradient i: of the input, hx, or a weight. Returns its dims. */
@@ -94,11 +93,10 @@ static int run_backward(Network *net, long most, long I, long low, const Tensor 
                 : layer ? (View){0} : rows_view(net, &gradients[0], 0);
             backward_job(net, &net->jobs[wave * D + d], layer, d, I, above, c_last, below, &gradients[1], gradients + 2);
         }
-    Py_BEGIN_ALLOW_THREADS
-    missing = missing ? missing : run_jobs(net->how->variant, net->jobs, waves, D, most);
-    Py_END_ALLOW_THREADS
+    const int done = missing ? RAISE(MemoryError, "%ld bytes", missing)
+                             : run_without_python(net->how->variant, net->jobs, waves, D, most);
     free(memory[0]), free(memory[1]);
-    return !missing || RAISE(MemoryError, "%ld bytes", missing);
+    return done;
 }
 
 static int see_gradients(const Network *net, long I, Tensor *to, PyObject *gradients, PyObject *need)

@@ -1,4 +1,5 @@
 #include "job.h"
+#include "jobs.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -123,4 +124,13 @@ int fit_scan(Job *job, const Tensor *z, const Tensor *other, const Tensor *w, co
         return 0;
     job->w = slope ? job->w : transposed(job->w); /* elman multiplies by w^T */
     return 1;
+}
+
+int run_without_python(int variant, Job *jobs, long waves, long width, long most)
+{
+    long missing;
+    Py_BEGIN_ALLOW_THREADS
+    missing = run_jobs(variant, jobs, waves, width, most);
+    Py_END_ALLOW_THREADS
+    return !missing || RAISE(MemoryError, "%ld bytes", missing);
 }

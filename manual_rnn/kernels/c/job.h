@@ -42,4 +42,7 @@ View transposed(View x);
 /* Whether batch_sizes are those of a packed batch of `job->steps` rows that begins with `job->B`. */
 int sizes_fit(const Job *job);
 
+/* `run_jobs`, while other threads may run Python. */
+int run_without_python(int variant, Job *jobs, long waves, long width, long most);
+
 #endif

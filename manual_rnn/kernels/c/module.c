@@ -10,7 +10,6 @@
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include "jobs.h"
 #include "network.h"
 #include "plan.h"
 #include "scan.h"
@@ -118,13 +117,8 @@ static int read_scan(Job *job, PyObject *const *args)
 /* Plans and runs a job, unless there's nothing to do. */
 static int run(Job *job, long variant)
 {
-    long missing = 0;
-    if (!job->G || !job->T || !job->B || !job->H || !job->steps)
-        return 1;
-    Py_BEGIN_ALLOW_THREADS
-    missing = run_jobs(variant, job, 1, 1, most_threads);
-    Py_END_ALLOW_THREADS
-    return !missing || RAISE(MemoryError, "%ld bytes", missing);
+    const int nothing = !job->G || !job->T || !job->B || !job->H || !job->steps;
+    return nothing || run_without_python(variant, job, 1, 1, most_threads);
 }
 
 static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count)

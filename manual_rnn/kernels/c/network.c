@@ -3,7 +3,6 @@
  */
 #include "parts.h"
 #include <stdlib.h>
-#include "jobs.h"
 
 void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
 
@@ -137,15 +136,6 @@ static void forward_job(Network *net, long layer, long d, long I, const Tensor *
     job->start = state_view(net, &net->hx, index), job->end = state_view(net, h_n, index);
 }
 
-static int run_waves(Network *net, long most)
-{
-    long missing;
-    Py_BEGIN_ALLOW_THREADS
-    missing = run_jobs(net->how->variant, net->jobs, net->L, net->how->D, most);
-    Py_END_ALLOW_THREADS
-    return !missing || RAISE(MemoryError, "%ld bytes", missing);
-}
-
 /* New tensors shaped like an input, time first: the states of each layer that's kept and of the last. Without
  * `keep`, layers before the last write to two in turn. */
 static PyObject *new_states(const Network *net, PyObject *input, int keep)
@@ -161,7 +151,6 @@ static PyObject *new_states(const Network *net, PyObject *input, int keep)
     }
     return states;
 }
-
 
 /* Whether x is (T, B, columns), or (N, columns) if packed. */
 int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
@@ -238,7 +227,7 @@ static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_
     }
     for (long i = 0; i < net->L * net->how->D; i++)
         forward_job(net, i / net->how->D, i % net->how->D, I, &last);
-    if (run_waves(net, most))
+    if (run_without_python(net->how->variant, net->jobs, net->L, net->how->D, most))
         found = results(states, h_n, keep);
 end:
     Py_XDECREF(states);
