@@ -22,6 +22,7 @@ __all__ = [
     "error",
     "gradients",
     "kernels_for",
+    "on_no_card",
     "packed",
     "twins",
 ]
@@ -80,6 +81,12 @@ def gradients(
         return {"output": output, "h_n": h_n}
     grads = torch.autograd.grad([output, h_n], list(leaves.values()), cotangents)
     return {"output": output.detach(), "h_n": h_n.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def on_no_card(rnn: nn.Module) -> None:
+    """Give `rnn` Parameters of the device "cuda" and without numbers, under a FakeTensorMode."""
+    for name, p in list(rnn.named_parameters()):
+        setattr(rnn, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="cuda")))
 
 
 def error(found: Tensor, exact: Tensor) -> float:

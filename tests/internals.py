@@ -2,7 +2,7 @@ r"""What tests know of the package's inside, named in one place: whoever moves i
 
 KernelName         the type of their names
 kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `reasons`
-native             the kernel in C
+native, vendor, triton_scan        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
 OPS                the same two, and the layer, as operators of torch
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from manual_rnn import kernels
-from manual_rnn.kernels import KernelName, native, vendor
+from manual_rnn.kernels import KernelName, native, triton_scan, vendor
 from manual_rnn.kernels.walk import Walk
 from manual_rnn.recurrence import layer_rule
 from manual_rnn.recurrence.layer_rule import layer
@@ -35,6 +35,7 @@ __all__ = [
     "layer",
     "linear_recurrence",
     "native",
+    "triton_scan",
     "vendor",
 ]
 

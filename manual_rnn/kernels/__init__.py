@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..private import multiplies_bfloat16
-from . import native, reference, torch_loop, vendor  # as statements, which torch.package follows
+from . import native, reference, torch_loop, triton_scan, vendor  # as statements, which torch.package follows
 from .contract import check_memory
 from .request import DEFAULT, KernelName, asked, use_kernel
 
@@ -22,6 +22,7 @@ __all__ = [
     "asked",
     "check_memory",
     "choose",
+    "padding_pays",
     "reasons",
     "use_kernel",
     "vendor_pays",
@@ -31,6 +32,7 @@ __all__ = [
 REFERENCE = "reference"
 KERNELS: dict[str, Any] = {  # by name what `contract.Kernel` describes, the fastest first
     "native": native,
+    "triton": triton_scan,
     "torch": torch_loop,
     "vendor": vendor,
     REFERENCE: reference,
@@ -73,6 +75,20 @@ def vendor_pays(x: Tensor, hx: Tensor, batch_sizes: Tensor | None, gradients: bo
     if gradients:
         return T == 1 or (T == 2 and (B < 16 or H >= 2048)) or (B == 1 and T <= 4 and H >= 512 * (T - 2))
     return (B == 1 and H >= 256 * T) or (T == 1 and H >= 2048)
+
+
+PADS_PACKED = False  # no GPU has timed it yet: `python -m manual_rnn.benchmark --device cuda` does
+
+
+def padding_pays(x: Tensor, hx: Tensor, batch_sizes: Tensor, phi: str) -> bool:
+    """Whether the vendor is to run a packed batch as padded ones: cuDNN has a fast way for narrow states,
+    which it never takes for packed input.
+
+    Not where padding is most of the batch. Nor for relu: its states may overflow past the end of a sequence,
+    and then the zero that comes back from there, times an infinity, is none.
+    """
+    places = batch_sizes.size(0) * hx.size(1)
+    return PADS_PACKED and x.is_cuda and phi == "tanh" and hx.size(2) <= 256 and places <= 4 * x.size(0)
 
 
 BFLOAT16 = multiplies_bfloat16()

@@ -31,7 +31,8 @@ class Kernel(Protocol):
     """The required rung. The optional ones are looked for by name: `layer`."""
 
     def why_not(self, *tensors: Tensor | None) -> str | None:
-        """The reason why this kernel can't take these tensors, or None."""
+        """The reason why this kernel can't take these tensors, or None. The second, if there is one, is a
+        state or states."""
 
     def elman(
         self, z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool

@@ -22,7 +22,7 @@ import torch
 
 __all__ = ["DEFAULT", "KernelName", "Request", "asked", "use_kernel"]
 
-KernelName = Literal["default", "native", "torch", "vendor", "reference"]
+KernelName = Literal["default", "native", "triton", "torch", "vendor", "reference"]
 DEFAULT: KernelName = "default"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -141,7 +141,7 @@ def use_kernel(name: KernelName) -> Request:
     last, in any thread. A block that ends takes back its own request and no other, in whatever order.
 
     Args:
-        name: "reference", "torch", "native", "vendor", or "default", which chooses the fastest.
+        name: "reference", "torch", "native", "triton", "vendor", or "default", which chooses the fastest.
 
     Raises:
         ValueError: for any other name, at once.

@@ -33,6 +33,8 @@ def why_not(*tensors: Tensor | None) -> str | None:
             return reason
         if x.is_cuda and not hasattr(torch.ops.aten, "_cudnn_rnn"):
             return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
+        if x.is_cuda and not torch.backends.cudnn.is_available():
+            return "this torch has no cuDNN"
         if x.is_cuda and not (torch.backends.cudnn.is_acceptable(x) and x.dtype in CUDNN_DTYPES):
             return f"expected cuDNN to take {x.dtype} on {x.device}"
         if not (x.is_cuda or x.is_cpu):

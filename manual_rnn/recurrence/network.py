@@ -6,6 +6,7 @@ any other           that of the layers, composed anew from what was kept: a seco
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import native
+from ..kernels.walk import Places
 from . import dispatch
-from .layer import Weights, grouped, run_layers
+from .layer import Phi, Weights, grouped, run_layers
 from .whole import run_whole
 
 __all__ = ["NATIVE", "VENDOR", "chosen", "run_network"]
@@ -74,6 +76,11 @@ def run_network(
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`, which `from_zero` is zeros that nobody else has;
     returns the last layer's states and `h_n`.
     """
+    if kernel == VENDOR and batch_sizes is not None and kernels.padding_pays(x, hx, batch_sizes, phi):
+        ways = (False, True)[: 1 + bidirectional]
+        places = [Places.of(batch_sizes, x.size(0), reverse, x.device) for reverse in ways]
+        run = partial(_padded_layer, places)
+        return run_layers(x, hx, weights, phi, batch_sizes, len(weights) // len(places), run)
     if kernel == VENDOR and not x.is_cuda:
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
@@ -88,6 +95,24 @@ def run_network(
     return kernels.KERNELS[VENDOR].cudnn_forward(x, hx, flat, bias, sizes, phi, bidirectional, False)[:2]
 
 
+def _padded_layer(
+    places: list[Places],
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Weights],
+    phi: Phi,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A layer of a packed batch by the vendor, each direction as a padded batch that runs forward in time."""
+    states, last = [], []
+    for at, h0, group in zip(places, hx.split(1), weights, strict=True):
+        padded = input.index_select(0, at.padded).unflatten(0, (-1, hx.size(1)))
+        found = run_network(VENDOR, padded, h0, [group], phi, None, False)[0].flatten(0, 1)
+        states.append(found.index_select(0, at.packed))
+        last.append(found.index_select(0, at.last))
+    return torch.cat(states, -1), torch.stack(last)
+
+
 class Network(dispatch.Function):
     """cuDNN's network as one node."""
 
@@ -100,6 +125,7 @@ class Network(dispatch.Function):
             x, hx, flat, bias, ctx.sizes, phi, bidirectional, True
         )
         ctx.options, ctx.fresh = options, True
+        ctx.kernel = "torch" if kernels.asked() == VENDOR else kernels.DEFAULT  # of what isn't cuDNN's
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dispatch.copy_on_write(output), x, hx, reserve, buffer, *flat)
         return output, h_n
@@ -131,7 +157,7 @@ def _composed(
     if not again:
         inputs = [t.detach().requires_grad_(n) for t, n in zip(inputs, need, strict=True)]
     with torch.enable_grad():
-        outputs = _by_layers(ctx.options, *inputs)
+        outputs = _by_layers(ctx.options, ctx.kernel, *inputs)
     pairs = [(o, g) for o, g in zip(outputs, (c, c_last), strict=True) if g is not None]
     grads = torch.autograd.grad(
         [o for o, _ in pairs],
@@ -144,8 +170,10 @@ def _composed(
     return [next(found) if n else None for n in need]
 
 
-def _by_layers(options: tuple, output: Tensor, hx: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+def _by_layers(
+    options: tuple, kernel: kernels.KernelName, output: Tensor, hx: Tensor, *flat: Tensor
+) -> tuple[Tensor, Tensor]:
     bias, batch_sizes, phi, bidirectional = options
     groups = grouped(flat, bias)
-    with kernels.use_kernel("torch"):
+    with kernels.use_kernel(kernel):
         return run_layers(output, hx, groups, phi, batch_sizes, len(groups) // (1 + bidirectional))

@@ -58,7 +58,12 @@ STOREYS = {
         "dispatch",
         "flops",
     ],
-    "kernels": ["__init__", "native vendor reference", "torch_loop", "contract request walk phi"],
+    "kernels": [
+        "__init__",
+        "native triton_scan vendor reference",
+        "torch_loop triton_code",
+        "contract request walk phi",
+    ],
 }
 # The inside of torch is asked in private.py, and there only, but for these.
 INSIDE = PACKAGE / "private.py"
@@ -73,7 +78,7 @@ PRIVATE = {
 }
 OPTIONAL = """
 pytorch_lightning lightning matplotlib rich jsonargparse onnx onnxscript onnxruntime sklearn tensorboard jax
-opacus
+opacus triton
 """.split()  # noqa: SIM905
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -215,7 +215,7 @@ def test_what_it_cannot_decorate_raises() -> None:
 @pytest.mark.parametrize("name", ["cuda", "cudnn", "", "Native", None, 3, ["torch"], torch.float32])
 def test_an_unknown_name_raises_at_the_call(name: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"expected a kernel among default, native, torch, vendor, ref.*, got "
+        ValueError, match=r"expected a kernel among default, native, triton, torch, vendor, ref.*, got "
     ):
         use_kernel(name)
     gc.collect()
