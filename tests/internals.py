@@ -17,7 +17,7 @@ import torch
 from manual_rnn import kernels
 from manual_rnn.kernels import KernelName, native, triton_scan, vendor
 from manual_rnn.kernels.walk import Walk
-from manual_rnn.recurrence import layer_rule
+from manual_rnn.recurrence import layer_rule, network
 from manual_rnn.recurrence.layer_rule import layer
 from manual_rnn.recurrence.network import Network
 from manual_rnn.recurrence.rules import elman, linear_recurrence
@@ -35,6 +35,7 @@ __all__ = [
     "layer",
     "linear_recurrence",
     "native",
+    "network",
     "triton_scan",
     "vendor",
 ]

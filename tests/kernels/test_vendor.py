@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, packed, twins
-from internals import Network, vendor
+from helpers import assert_same, on_no_card, packed, twins
+from internals import Network, network, vendor
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_rnn import ManualRNN, use_kernel
+from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -119,14 +120,62 @@ def test_the_node_gives_what_is_needed(aten_for_cudnn: list[str]) -> None:
     assert rnn.weight_ih_l0.grad is not None
 
 
+class Backward(TorchDispatchMode):
+    """cuDNN's derivative, which torch can't fake: keeps its arguments, by their names in the operator's schema,
+    and answers with zeros."""
+
+    given: dict[str, Any]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._cudnn_rnn_backward.default:
+            return func(*args, **(kwargs or {}))
+        self.given = dict(zip([a.name for a in func._schema.arguments], args, strict=True))
+        like = torch.empty_like
+        return like(self.given["input"]), like(self.given["hx"]), None, list(map(like, self.given["weight"]))
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_cudnn_takes_the_arguments_in_this_order(bias: bool) -> None:
+@pytest.mark.parametrize("sizes", [[], [2, 2, 1]], ids=str)
+def test_cudnn_takes_the_arguments_in_this_order(sizes: list[int], bias: bool) -> None:
     """On tensors without numbers, which torch has for CUDA on any machine."""
     with FakeTensorMode():
         rnn = nn.RNN(3, 4, 2, bidirectional=True, bias=bias)
         flat = [torch.empty(p.shape, device="cuda") for p in rnn.parameters()]
-        x, hx = torch.empty(5, 2, 3, device="cuda"), torch.empty(4, 2, 4, device="cuda")
-        output, h_n, _, buffer = vendor.cudnn_forward(x, hx, flat, bias, [], "tanh", True, True)
-    assert output.shape == (5, 2, 8)
+        x = torch.empty(*((sum(sizes),) if sizes else (5, 2)), 3, device="cuda")
+        hx, how = torch.empty(4, 2, 4, device="cuda"), (bias, sizes, "tanh", True)
+        output, h_n, reserve, buffer = vendor.cudnn_forward(x, hx, flat, *how, True)
+        with Backward() as backward:
+            need = True, False, True
+            found = vendor.cudnn_backward(x, hx, flat, *how, output, output, h_n, reserve, buffer, need)
+    assert output.shape == (*x.shape[:-1], 8)
     assert h_n.shape == hx.shape
     assert buffer.numel() == sum(p.numel() for p in nn.RNN(3, 4, 2, bidirectional=True).parameters())
+    assert [t.shape for t in found[2]] == [w.shape for w in flat]
+    tensors = {
+        "input": x, "weight_buf": buffer, "hx": hx, "cx": None, "output": output, "grad_output": output,
+        "grad_hy": h_n, "grad_cy": None, "dropout_state": None, "reserve": reserve,
+    }  # fmt: skip
+    assert all(backward.given.pop(name) is x for name, x in tensors.items())
+    assert [w is given for w, given in zip(flat, backward.given.pop("weight"), strict=True)] == [True] * len(
+        flat
+    )
+    assert backward.given == {
+        "weight_stride0": 4 if bias else 2, "mode": 1, "hidden_size": 4, "proj_size": 0, "num_layers": 2,
+        "batch_first": False, "dropout": 0.0, "train": True, "bidirectional": True, "batch_sizes": sizes,
+        "output_mask": [True, False, False, True],
+    }  # fmt: skip
+
+
+def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(network, "_numbers", lambda _: True)
+    rnn = ManualRNN(3, 4)
+    with FakeTensorMode():
+        on_no_card(rnn)
+        told = explain_kernel(rnn, torch.empty(5, 2, 3, device="cuda"))
+        with use_kernel("native"):
+            asked = explain_kernel(rnn, torch.empty(5, 2, 3, device="cuda"))
+    assert "vendor    runs: the fastest that can" in told
+    assert "triton    can't run here: torch sees no CUDA device here" in told
+    assert "torch     could run too, but vendor was chosen" in told
+    assert "native    was asked for and would raise: expected floating-point numbers on the CPU" in asked
