@@ -5,6 +5,7 @@ kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `reaso
 native, vendor, triton_scan        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
+network            whether a kernel runs the whole network at once
 OPS                the same two, and the layer, as operators of torch
 address, is_shared            where memory is, and whether it's shared until someone writes
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
