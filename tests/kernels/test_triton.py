@@ -66,7 +66,7 @@ def test_it_says_why_not(cards: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     assert why_not(64) == "expected compute capability 8.0 or more, card has 7.5"
     cards.update(major=8, minor=9, shared_memory_per_block_optin=99 * 1024)
     assert why_not(128) is None
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert why_not(128) == "expected 147456 bytes of shared memory to a block, card has 101376"
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert why_not(64) == "expected a card of NVIDIA's, this torch is for ROCm"

@@ -1,45 +1,172 @@
-r"""The same numbers on a GPU: against `nn.RNN` on the CPU in float64, cuDNN aside."""
+r"""The same on a GPU: against `nn.RNN`, or the module itself, on the CPU in float64."""
 
+import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, gradients, packed
-from torch import nn
+import torch.distributed as dist
+from helpers import PHI, assert_as_accurate, assert_same, error, gradients, packed
+from internals import kernels, triton_scan
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence
 
-from manual_rnn import ManualRNN, explain_kernel
+from manual_rnn import KernelName, ManualRNN, explain_kernel, use_kernel
 
+CARD = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 
-SIZES: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
+BOUND = 2e-5  # of float32
+LENGTHS = pytest.mark.parametrize("lengths", [None, [7, 4, 4, 1], [1, 7, 4, 2]], ids=str)
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("lengths", [None, [7, 4, 4, 1], [1, 7, 4, 2]])
-def test_equals_builtin_on_the_cpu(nonlinearity, lengths):
-    input = torch.randn(7, 4, 3, dtype=torch.float64, requires_grad=True)
-    pack = (lambda x: packed(x, lengths)) if lengths else (lambda x: x)
-    builtin = nn.RNN(3, 5, **SIZES, nonlinearity=nonlinearity)
-    manual = ManualRNN(3, 5, **SIZES, nonlinearity=nonlinearity, device="cuda")
-    manual.load_state_dict(builtin.state_dict())
-    expected = gradients(builtin, input, pack=pack)
-    cuda_input = input.detach().cuda().requires_grad_()
-    output, h_n = manual(pack(cuda_input))
-    output = output.data if lengths else output
-    torch.manual_seed(1)
-    cotangents = [torch.randn(x.shape, dtype=x.dtype).cuda() for x in (output, h_n)]
-    leaves = {"input": cuda_input, **dict(manual.named_parameters())}
-    grads = torch.autograd.grad([output, h_n], list(leaves.values()), cotangents)
-    found = {"output": output, "h_n": h_n, **dict(zip(leaves, grads, strict=True))}
-    assert_same({name: value.detach().cpu() for name, value in found.items()}, expected)
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 is multiplied as such, but where a test says otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def test_second_derivatives_which_cudnn_has_not():
-    manual = ManualRNN(2, 3, dtype=torch.float64, device="cuda")
-    input = torch.randn(4, 2, 2, dtype=torch.float64, device="cuda", requires_grad=True)
+def compare(dtype: torch.dtype, lengths: list[int] | None, nonlinearity: str = "tanh") -> None:
+    """Output, `h_n` and every gradient of a network on the card."""
+    builtin = nn.RNN(3, 5, 2, nonlinearity, bidirectional=True).to(dtype)
+    manual = ManualRNN.from_builtin(copy.deepcopy(builtin)).to(CARD)
+    input, hx = (torch.randn(shape).to(dtype).requires_grad_() for shape in ((7, 4, 3), (4, 4, 5)))
+    pack = lambda x: packed(x, lengths) if lengths else x  # noqa: E731
+    there = [x.detach().to(CARD).requires_grad_() for x in (input, hx)]
+    found = {name: x.cpu() for name, x in gradients(manual, there[0], there[1], pack).items()}
+    exact = gradients(copy.deepcopy(builtin).double(), input.double(), hx.double(), pack)
+    if dtype is torch.float64:
+        assert_same(found, exact)
+    else:
+        assert_as_accurate(found, gradients(builtin, input, hx, pack), exact, multiple=4)
+
+
+@PHI
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@LENGTHS
+@pytest.mark.parametrize("kernel", ["default", "vendor", "triton", "torch", "reference"])
+def test_equals_builtin_on_the_cpu(
+    kernel: KernelName, lengths: list[int] | None, dtype: torch.dtype, nonlinearity: str
+) -> None:
+    able = kernels.KERNELS.get(kernel)
+    if able and (reason := able.why_not(torch.empty(1, 1, 5, dtype=dtype, device=CARD))):
+        pytest.skip(reason)
+    with use_kernel(kernel):
+        compare(dtype, lengths, nonlinearity)
+
+
+@LENGTHS
+def test_autocast(lengths: list[int] | None) -> None:
+    with torch.autocast(CARD, torch.float16):
+        output = ManualRNN(3, 5, device=CARD)(torch.randn(7, 4, 3, device=CARD))[0]
+    assert output.dtype == torch.float16
+
+
+@pytest.mark.parametrize("lengths", [[7, 4, 4, 1], [1, 7, 4, 2]], ids=str)
+def test_packed_through_padded(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "PADS_PACKED", True)
+    compare(torch.float64, lengths)
+
+
+@pytest.mark.parametrize(("kind", "width"), list(triton_scan.CONFIGURATIONS))
+def test_each_configuration_of_triton(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its self-test, at the width itself and below it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", kind == "tf32")
+    device = torch.device(CARD, torch.cuda.current_device())
+    if reason := triton_scan._why_not_on(device, triton_scan.CONFIGURATIONS[kind, width]):
+        pytest.skip(reason)
+    for dtype in (torch.float16, torch.bfloat16) if kind == "half" else (torch.float32,):
+        for H in (width, width - 3):
+            assert triton_scan._self_test(device, dtype, H) is None
+
+
+@pytest.mark.parametrize("members", [1, 8, 64])
+def test_an_ensemble(members: int) -> None:
+    rnns, x = [ManualRNN(3, 20) for _ in range(members)], torch.randn(30, 17, 3)
+    weights = {name: p.detach() for name, p in stack_module_state(rnns)[0].items()}  # type: ignore[arg-type]
+
+    def outputs(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return vmap(lambda w: functional_call(rnns[0], w, x)[0])(weights)
+
+    exact = outputs({name: p.double() for name, p in weights.items()}, x.double())
+    found = outputs({name: p.to(CARD) for name, p in weights.items()}, x.to(CARD))
+    assert error(found.cpu(), exact) < BOUND
+
+
+def test_what_cudnn_refuses() -> None:
+    """Gradients in `eval()`, a second backward, second derivatives."""
+    manual = ManualRNN(2, 3, dtype=torch.float64, device=CARD).eval()
+    input = torch.randn(4, 2, 2, dtype=torch.float64, device=CARD, requires_grad=True)
+    value = manual(input)[0].sin().sum()
+    first = torch.autograd.grad(value, input, retain_graph=True)[0]
+    assert error(torch.autograd.grad(value, input)[0], first) < 1e-12
     assert torch.autograd.gradgradcheck(lambda x: manual(x)[0], (input,))
 
 
-def test_cudnn_runs():
-    told = explain_kernel(ManualRNN(3, 4, device="cuda"), torch.randn(5, 2, 3, device="cuda"))
+def test_cudnn_runs() -> None:
+    told = explain_kernel(ManualRNN(3, 4, device=CARD), torch.randn(5, 2, 3, device=CARD))
     assert "vendor    runs: the fastest that can" in told
+
+
+@pytest.fixture
+def _waiting_allowed_again() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("_waiting_allowed_again")
+@pytest.mark.parametrize(
+    ("kernel", "lengths"), [("vendor", None), ("triton", None), ("torch", None), ("torch", [5, 3])], ids=str
+)
+def test_nothing_waits_for_the_card(kernel: KernelName, lengths: list[int] | None) -> None:
+    rnn, x = ManualRNN(3, 4, 2, device=CARD), torch.rand(5, 2, 3, device=CARD)
+    given: Any = packed(x, lengths) if lengths else x
+    with use_kernel(kernel):
+        rnn(given)  # a self-test waits, once
+        torch.cuda.set_sync_debug_mode("error")
+        output = rnn(given)[0]
+    (output.data if isinstance(output, PackedSequence) else output).sum().backward()
+
+
+def after_backward(model: nn.Module, rnn: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Results of `model` and the gradients that `rnn` holds then, to be compared with `gradients`."""
+    rnn.zero_grad()
+    output, h_n = model(x)
+    torch.manual_seed(1)
+    cotangents = [torch.randn(v.shape, dtype=torch.float64).to(v) for v in (output, h_n)]
+    torch.autograd.backward([output, h_n], cotangents)
+    found = {"output": output.detach(), "h_n": h_n.detach()}
+    for name, p in rnn.named_parameters():
+        found[name] = getattr(p.grad, "full_tensor", lambda grad=p.grad: grad)()
+    return {name: value.cpu().double() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("kernel", ["default", "torch"])
+def test_compiled(kernel: KernelName, mode: str) -> None:
+    rnn, x = ManualRNN(3, 20, 2, device=CARD), torch.randn(9, 17, 3)
+    expected = gradients(copy.deepcopy(rnn).cpu().double(), x.double())
+    with use_kernel(kernel):
+        compiled: Any = torch.compile(rnn, mode=mode, fullgraph=True)
+        for _ in range(3):  # the third replays a graph
+            found = after_backward(compiled, rnn, x.to(CARD))
+    assert_same(found, expected, BOUND)
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+def test_distributed(kind: str, tmp_path: Path) -> None:
+    """A world of one card."""
+    from torch.distributed.fsdp import fully_shard
+
+    exact, x = ManualRNN(3, 4, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
+    rnn: Any = copy.deepcopy(exact).to(CARD)
+    dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(rnn) if kind == "DDP" else fully_shard(rnn)
+        assert_same(after_backward(model, rnn, x.to(CARD)), gradients(exact, x))
+    finally:
+        dist.destroy_process_group()
