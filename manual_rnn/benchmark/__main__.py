@@ -1,4 +1,5 @@
-r"""`python -m manual_rnn.benchmark [--quick] [--grid] [--dtype float64] [--threads 1 2] [--plot FOLDER]`
+r"""`python -m manual_rnn.benchmark [--quick] [--grid] [--dtype float64] [--threads 1 2] [--plot FOLDER]`,
+or `python -m manual_rnn.benchmark --device cuda [--quick] [--json FILE] [--limit 450]` (`cuda.py`)
 
 Every contender runs the same weights on the same input, and before anything is timed its output, or in
 training every gradient, is compared with that of `nn.RNN`. The tables have the median time of `nn.RNN`
@@ -10,7 +11,6 @@ alone. The last column has the default's share of that.
 import argparse
 import datetime
 import json
-import math
 import multiprocessing
 import platform
 from dataclasses import replace
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
+from . import cuda
 from .cases import ALL_CASES, GRID_CASES, MEMORY_CASE, QUICK_CASES, Case
 from .contenders import CONTENDERS, absent
-from .timing import peak_memory, seconds_per_call
+from .timing import geometric_mean, peak_memory, seconds_per_call
 
 KERNELS: list[str] = ["native", "torch"]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -29,6 +30,9 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def main(arguments: list[str] | None = None) -> None:
     """Print the machine, one table for each mode and number of threads, and the memory."""
     options = _parser().parse_args(arguments)
+    if options.device == "cuda":
+        cuda.run(options.quick, options.seconds or 0.04, options.limit, options.json)
+        return
     options.seconds = options.seconds or (0.1 if options.quick else 1.0)
     options.threads = options.threads or ([1] if options.quick else [1, 2])
     options.rows = []
@@ -84,11 +88,6 @@ def print_table(cases: list[Case], training: bool, threads: int, options: argpar
     print("| geometric mean | | " + " | ".join(means) + " | |", flush=True)
 
 
-def geometric_mean(values: list[float]) -> float:
-    r"""$(\prod_i v_i)^{1/n}$"""
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
-
-
 def print_memory(case: Case) -> None:
     """The peak of a training step above input and weights, each in a fresh process."""
     peaks = peak_memory(case, list(KERNELS))
@@ -100,6 +99,8 @@ def print_memory(case: Case) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m manual_rnn.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--limit", type=float, default=450, help="on a GPU: seconds after which to stop")
     parser.add_argument("--quick", action="store_true", help="three cases, no memory, fewer points")
     parser.add_argument("--grid", action="store_true", help="few steps of few rows, to H = 4096; no memory")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")

@@ -5,34 +5,37 @@ otherwise it returns the output, rows `(N, D * H)` for a packed batch.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import KernelName, ManualRNN, use_kernel
 from ..kernels import native
 from .cases import Case
 
-__all__ = ["CONTENDERS", "Call", "absent", "agree", "training_step"]
+__all__ = ["CONTENDERS", "Call", "Network", "absent", "agree", "builtin", "call_of", "training_step"]
 
 Call = Callable[[], Any]
+Network = Callable[[Any], tuple[Any, Any]]  # of input, or of a packed one: output, and what a caller leaves
 ROUND_OFF = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}  # of a sum
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
 def builtin(case: Case, training: bool) -> Call:
     """`torch.nn.RNN`."""
-    return _torch_call(case.network(), case, training)
+    rnn = case.network()
+    return call_of(rnn, case, training, list(rnn.parameters()))
 
 
 def manual(kernel: KernelName, case: Case, training: bool) -> Call | None:
     """`ManualRNN` with one kernel."""
-    call = _torch_call(ManualRNN.from_builtin(case.network()), case, training)
+    rnn = ManualRNN.from_builtin(case.network())
+    call = call_of(rnn, case, training, list(rnn.parameters()))
 
     if kernel == "default":
         return call
@@ -48,11 +51,12 @@ def manual(kernel: KernelName, case: Case, training: bool) -> Call | None:
     return run
 
 
-def _torch_call(rnn: nn.Module, case: Case, training: bool) -> Call:
-    return training_step(rnn, case, list(rnn.parameters())) if training else _inference(rnn, case)
+def call_of(rnn: Network, case: Case, training: bool, weights: Sequence[Tensor]) -> Call:
+    """A call in one of the modes."""
+    return training_step(rnn, case, weights) if training else _inference(rnn, case)
 
 
-def _inference(rnn: nn.Module, case: Case) -> Call:
+def _inference(rnn: Network, case: Case) -> Call:
     input = case.pack(case.input().detach())
 
     def forward() -> Tensor:
@@ -62,13 +66,13 @@ def _inference(rnn: nn.Module, case: Case) -> Call:
     return forward
 
 
-def training_step(rnn: nn.Module, case: Case, weights: list[nn.Parameter]) -> Call:
-    """Forward and backward, to the input and to the weights."""
+def training_step(rnn: Network, case: Case, weights: Sequence[Tensor]) -> Call:
+    """Forward and backward, to the input and to the weights; of an ensemble by one cotangent for all."""
     input, cotangent = case.input(), _rows(case.pack(case.cotangent()))
 
     def step() -> tuple[Tensor, ...]:
         output = _rows(rnn(case.pack(input))[0])
-        return torch.autograd.grad(output, [input, *weights], cotangent)
+        return torch.autograd.grad(output, [input, *weights], cotangent.expand_as(output))
 
     return step
 

@@ -1,5 +1,6 @@
 r"""Contenders take turns: so whatever else the machine does meets all of them."""
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -13,7 +14,7 @@ from .. import ManualRNN, use_kernel
 from .cases import Case
 from .contenders import CONTENDERS, Call, agree, training_step
 
-__all__ = ["peak_memory", "seconds_per_call"]
+__all__ = ["geometric_mean", "peak_memory", "seconds_per_call"]
 
 ROUNDS, AT_LEAST = 9, 3
 NO_NUMBERS = "limit"
@@ -38,6 +39,11 @@ def seconds_per_call(case: Case, names: list[str], training: bool, seconds: floa
         for name, timer in timers.items():
             times[name].append(timer.timeit(numbers[name]).mean)
     return {name: statistics.median(rounds) for name, rounds in times.items()}
+
+
+def geometric_mean(values: list[float]) -> float:
+    r"""$(\prod_i v_i)^{1/n}$"""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def check(case: Case, calls: dict[str, Call]) -> None:
