@@ -53,7 +53,8 @@ def recurrence(
     n = tl.arange(0, HH)
     k = tl.arange(0, HH)
     columns = (n < H)[None, :]
-    m = tl.load(M + g * m_g + k[:, None] * m_k + n[None, :] * m_n, mask=(k < H)[:, None] & columns, other=0.0)
+    part = k[:, None].to(tl.int64) * m_k + n[None, :].to(tl.int64) * m_n
+    m = tl.load(M + g * m_g + part, mask=(k < H)[:, None] & columns, other=0.0)
     within = b[:, None] * H + n[None, :]
     member = (g * rows + top) * H
     X, OUT = X + member, OUT + member

@@ -85,9 +85,12 @@ def why_not(*tensors: Tensor | None) -> str | None:
         return f"expected float32, bfloat16 or float16, got {x.dtype}"
     if not (widest := WIDEST[_kind(x.dtype)]) >= H:
         return f"expected H <= {widest} in {x.dtype}, got {H}"
+    key = x.device, x.dtype, _kind(x.dtype), H
+    if key in _found:
+        return _found[key]
     if reason := _absent() or _why_not_on(x.device, CONFIGURATIONS[_kind(x.dtype), _width(H)]):
         return reason
-    return _tested(x.device, x.dtype, H) if type(x) in PLAIN_TYPES else None
+    return _test(key) if type(x) in PLAIN_TYPES else None
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -125,16 +128,15 @@ def _why_not_on(device: torch.device, configuration: Configuration) -> str | Non
 _found: dict[tuple[Any, ...], str | None] = {}  # by device, dtype, precision and H, what the test said
 
 
-def _tested(device: torch.device, dtype: torch.dtype, H: int) -> str | None:
-    """The reason why the self-test failed, or None. It runs once for each dtype, precision and width."""
-    key = device, dtype, _kind(dtype), H
-    if key not in _found:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return "its self-test can't run while a CUDA graph is captured; call it once before"
-        _found[key] = _self_test(device, dtype, H)
-        if _found[key]:
-            warnings.warn(f"kernel 'triton' won't run on {device}: {_found[key]}", stacklevel=2)
-    return _found[key]
+def _test(key: tuple[Any, ...]) -> str | None:
+    """The reason why the self-test fails, or None; kept for the next time."""
+    device, dtype, _, H = key
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "its self-test can't run while a CUDA graph is captured; call it once before"
+    _found[key] = reason = _self_test(device, dtype, H)
+    if reason:
+        warnings.warn(f"kernel 'triton' won't run on {device}: {reason}", stacklevel=2)
+    return reason
 
 
 @torch.no_grad()
@@ -152,12 +154,12 @@ def _error(
     device: torch.device, dtype: torch.dtype, H: int, packed: bool, relu: bool, reverse: bool
 ) -> float:
     """How far both recurrences are off those of the `torch` kernel in float64."""
-    seeded = torch.Generator().manual_seed(0)
+    seeded = torch.Generator("cpu").manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(2, *shape, generator=seeded).to(device, dtype)
+        return torch.randn(2, *shape, generator=seeded, device="cpu").to(device, dtype)
 
-    sizes = torch.tensor([TILE + 1, TILE + 1, TILE, 3, 1]) if packed else None
+    sizes = torch.tensor([TILE + 1, TILE + 1, TILE, 3, 1], device="cpu") if packed else None
     rows = (5, TILE + 1) if sizes is None else (int(sizes.sum()),)
     z, h0, w = draw(*rows, H), draw(TILE + 1, H), draw(H, H) / H**0.5
     how = sizes, "relu" if relu else "tanh", reverse

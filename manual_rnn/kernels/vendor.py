@@ -31,14 +31,20 @@ def why_not(*tensors: Tensor | None) -> str | None:
             continue
         if reason := why_foreign(x):
             return reason
-        if x.is_cuda and not hasattr(torch.ops.aten, "_cudnn_rnn"):
-            return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
-        if x.is_cuda and not torch.backends.cudnn.is_available():
-            return "this torch has no cuDNN"
-        if x.is_cuda and not (torch.backends.cudnn.is_acceptable(x) and x.dtype in CUDNN_DTYPES):
-            return f"expected cuDNN to take {x.dtype} on {x.device}"
+        if x.is_cuda and (reason := _why_not_on_cuda(x)):
+            return reason
         if not (x.is_cuda or x.is_cpu):
             return f"expected tensors on a CPU or on CUDA, got {x.device}"
+    return None
+
+
+def _why_not_on_cuda(x: Tensor) -> str | None:
+    if not hasattr(torch.ops.aten, "_cudnn_rnn"):
+        return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
+    if torch.version.hip or not torch.backends.cudnn.is_available():
+        return "expected cuDNN, this torch has none"
+    if not (torch.backends.cudnn.is_acceptable(x) and x.dtype in CUDNN_DTYPES):
+        return f"expected cuDNN to take {x.dtype} on {x.device}"
     return None
 
 

@@ -102,9 +102,10 @@ class Places(NamedTuple):
     def of(cls, batch_sizes: Tensor, N: int, reverse: bool, device: torch.device) -> "Places":
         """With `reverse` each sequence is turned round within its own length."""
         T, B = batch_sizes.size(0), int(batch_sizes[0])
-        sequence, starts = torch.arange(B), _starts(batch_sizes)
+        place = batch_sizes.device
+        sequence, starts = torch.arange(B, device=place), _starts(batch_sizes)
         ends = (batch_sizes.unsqueeze(1) > sequence).sum(0) - 1  # the last step of each
-        when = torch.minimum(torch.arange(T).unsqueeze(1), ends)
+        when = torch.minimum(torch.arange(T, device=place).unsqueeze(1), ends)
         padded = starts[ends - when if reverse else when] + sequence
         step, owner = time_of_rows(batch_sizes, N)
         packed = (ends[owner] - step if reverse else step) * B + owner

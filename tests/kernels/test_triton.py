@@ -120,7 +120,7 @@ def test_a_self_test_that_fails_warns_once(
 
 def test_while_a_graph_is_captured_it_waits(cards: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    reason = triton_scan._tested(torch.device("cuda", 0), torch.float32, 4)
+    reason = triton_scan._test((torch.device("cuda", 0), torch.float32, "tf32", 4))
     assert "while a CUDA graph is captured" in str(reason)
     assert not triton_scan._found
 
