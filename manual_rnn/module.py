@@ -23,8 +23,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .entrance import Called, at_once
-from .kernels.phi import PHI
-from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
+from .kernels.phi import PHI, PHI_OF_MODE
+from .parameters import OWN_MODE, RNNBase
 from .private import any_autocast, torchscript, transformed
 from .recurrence import (
     OwnStep,
@@ -263,7 +263,7 @@ class ManualRNN(RNNBase):
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
 ManualRNN._called = Called(
     ManualRNN, "begin", "step", "check_input", "check_forward_args", "check_hidden_size",
-    "get_expected_hidden_size", "permute_hidden", "_check", "_run", "_weights",
+    "get_expected_hidden_size", "permute_hidden", "_run",
 )  # fmt: skip
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.

@@ -36,6 +36,7 @@ else:
         _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
 __all__ = [
+    "call",
     "compiled",
     "elman",
     "exchanges",
@@ -62,7 +63,7 @@ def _exchange() -> bool:
         capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
         _scan.exchange(
             capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, has_storage, Tensor.untyped_storage,
-            torch.UntypedStorage.nbytes, Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
+            Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
         )  # fmt: skip
     except (AttributeError, TypeError, ValueError):
         return False
@@ -171,6 +172,14 @@ def network(
     """
     how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
     return _scan.network(*how, hidden_size, input_size, bias, keep, batch_sizes, x, hx, weights)
+
+
+def call(
+    attributes: dict[str, Any], batch_sizes: Tensor | None, x: Tensor, hx: Tensor | None, keep: bool
+) -> Any:
+    """What `network` returns for a module with these attributes, `vars(module)`, and its weights; the options
+    are read in C. NotImplemented, too, where an attribute isn't as the constructor leaves it."""
+    return _scan.call(_variant, torch.get_num_threads(), keep, attributes, batch_sizes, x, hx)
 
 
 def network_vjp(

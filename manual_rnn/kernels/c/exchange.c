@@ -6,7 +6,7 @@
  */
 #include "exchange.h"
 
-enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, NBYTES, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
+enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
 enum { IS_CPU, GRADIENT, SHAPE, DTYPE, NAMES };
 enum { MAJOR = 1, CPU = 1, INTEGER_CODE = 0, FLOAT_CODE = 2, BFLOAT_CODE = 4 };
 
@@ -150,7 +150,7 @@ static int ends_in_storage(const Tensor *x, PyObject *from)
         numbers += (x->size[i] - 1) * x->stride[i];
     }
     PyObject *storage = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
-    const long bytes = storage ? long_of(functions[NBYTES], storage) : -1;
+    const long bytes = storage ? PyObject_Size(storage) : -1;
     const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
     Py_XDECREF(storage);
     return offset >= 0 && offset + numbers <= bytes / WIDTH[x->type];

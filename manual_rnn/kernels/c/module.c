@@ -5,12 +5,11 @@
  * anything runs: that numbers are ints within bounds, that a tensor's span can exist, that tensors fit each
  * other. Nothing but an int will do, since the `__index__` of another type could run Python code in between.
  */
-#include "exchange.h"
+#include "called.h"
 #include <limits.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include "network.h"
 #include "plan.h"
 #include "scan.h"
 
@@ -20,8 +19,9 @@ enum {
     SCAN = 19,       /* arguments of a scan */
     NETWORK = 14,    /* of a network */
     VJP = 17,        /* and of its derivative */
+    CALL = 7,        /* of a module's call */
     HOW = 5,         /* arguments before the first of torch's tensors */
-    EXCHANGE = 12,   /* of torch's own */
+    EXCHANGE = 11,   /* of torch's own */
 };
 
 static long most_threads = 1; /* until the module is loaded */
@@ -88,15 +88,19 @@ static int read_sizes(Job *job, PyObject *address, PyObject *count)
         && copy_sizes(job, from, job->T);
 }
 
+static int read_variant(PyObject *from, long *to)
+{
+    return read_long(from, "variant", 0, variant_count - 1, to)
+        && (supported(*to) || RAISE(ValueError, "expected a variant that this processor supports"));
+}
+
+static int read_threads(PyObject *from, long *to) { return read_long(from, "threads", 1, LONG_MAX, to); }
+
 /* The numbers before all else: variant, kind, threads, reverse. */
 static int read_how(Job *job, long *variant, PyObject *const *args)
 {
-    if (!read_long(args[0], "variant", 0, variant_count - 1, variant)
-        || !read_long(args[1], "kind", 0, KINDS - 1, &job->kind)
-        || !read_long(args[2], "threads", 1, LONG_MAX, &job->threads)
-        || !read_long(args[3], "reverse", 0, 1, &job->reverse))
-        return 0;
-    return supported(*variant) || RAISE(ValueError, "expected a variant that this processor supports");
+    return read_variant(args[0], variant) && read_long(args[1], "kind", 0, KINDS - 1, &job->kind)
+        && read_threads(args[2], &job->threads) && read_long(args[3], "reverse", 0, 1, &job->reverse);
 }
 
 static const char *name_of_other(const Job *job) { return job->kind >= TANH_SLOPE ? "h" : "h0"; }
@@ -173,9 +177,8 @@ static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t
 static int read_network(How *how, PyObject *const *args, PyObject *weights)
 {
     long bidirectional;
-    if (!read_long(args[0], "variant", 0, variant_count - 1, &how->variant)
-        || !read_long(args[1], "kind", 0, TANH_SLOPE - 1, &how->kind)
-        || !read_long(args[2], "threads", 1, LONG_MAX, &how->threads)
+    if (!read_variant(args[0], &how->variant) || !read_long(args[1], "kind", 0, TANH_SLOPE - 1, &how->kind)
+        || !read_threads(args[2], &how->threads)
         || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
         || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
         || !read_long(args[5], "reverse", 0, 1, &how->reverse)
@@ -186,7 +189,7 @@ static int read_network(How *how, PyObject *const *args, PyObject *weights)
     const long each = (how->bias ? 4 : 2) * how->D;
     if (!PyTuple_Check(weights) || PyTuple_Size(weights) < each || PyTuple_Size(weights) % each)
         return RAISE(ValueError, "expected a tuple of weights for every layer and direction");
-    return supported(how->variant) || RAISE(ValueError, "expected a variant that this processor supports");
+    return 1;
 }
 
 static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -197,6 +200,24 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     if (!read_network(&how, args, args[13]))
         return NULL;
     return network(&how, most_threads, args[9] == Py_True, args[10], args[11], args[12], args[13]);
+}
+
+/* A network whose options and weights a module has. */
+static PyObject *py_call(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    How how;
+    if (count != CALL)
+        return PyErr_Format(PyExc_TypeError, "call: expected %d arguments, got %zd", CALL, count);
+    if (!read_variant(args[0], &how.variant) || !read_threads(args[1], &how.threads))
+        return NULL;
+    PyObject *weights = read_module(&how, args[3]);
+    if (!weights)
+        return Py_NewRef(Py_NotImplemented);
+    PyObject *found = network(&how, most_threads, args[2] == Py_True, args[4], args[5], args[6], weights);
+    PyObject *both = found && found != Py_NotImplemented ? PyTuple_Pack(2, found, weights) : Py_XNewRef(found);
+    Py_XDECREF(found);
+    Py_DECREF(weights);
+    return both;
 }
 
 static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -224,11 +245,9 @@ static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count
     long variant, type, rounds;
     if (count != 3)
         return PyErr_Format(PyExc_TypeError, "peak: expected 3 arguments, got %zd", count);
-    if (!read_long(args[0], "variant", 0, variant_count - 1, &variant)
-        || !read_long(args[1], "type", FLOAT, DOUBLE, &type) || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
+    if (!read_variant(args[0], &variant) || !read_long(args[1], "type", FLOAT, DOUBLE, &type)
+        || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
         return NULL;
-    if (!supported(variant))
-        return PyErr_Format(PyExc_ValueError, "expected a variant that this processor supports");
     return PyFloat_FromDouble(variants[type][variant].peak(rounds));
 }
 
@@ -289,7 +308,7 @@ static PyMethodDef methods[] = {
      "data_ptr(), stride() and shape, none for y; kind 0 to 3 is tanh, relu, tanh's slope, relu's slope; type\n"
      "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
-     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage, nbytes,\n"
+     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage,\n"
      "storage_offset, address, is_contiguous, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
      "dtypes, before those below do anything."},
     {"numbers", METHOD(py_numbers),
@@ -303,6 +322,10 @@ static PyMethodDef methods[] = {
      "bias, keep, batch_sizes, input, hx, weights) -> (output, h_n, states), output time-major: with `keep`, and where\n"
      "a tensor requires grad, the states of every layer but the last, else None. NotImplemented where a\n"
      "tensor isn't as it should be."},
+    {"call", METHOD(py_call),
+     "call(variant, threads, keep, attributes, batch_sizes, input, hx) -> ((output, h_n, states), weights): the\n"
+     "network of a module with these attributes, vars(module), and its weights; NotImplemented, too, where an\n"
+     "attribute isn't as the constructor leaves it."},
     {"network_vjp", METHOD(py_network_vjp),
      "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size,\n"
      "input_size, bias, need, batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
@@ -334,7 +357,7 @@ static PyObject *variants_dict(void)
 PyMODINIT_FUNC PyInit__scan(void)
 {
     PyObject *self = PyModule_Create(&module), *names = variants_dict();
-    if (!self || !names || PyModule_AddObjectRef(self, "variants", names))
+    if (!self || !names || !prepare_calls() || PyModule_AddObjectRef(self, "variants", names))
         Py_CLEAR(self);
     Py_XDECREF(names);
     most_threads = PER_CORE * (long)omp_get_num_procs();
