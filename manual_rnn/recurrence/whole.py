@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import BFLOAT16, native
+from ..kernels import IN_TILES, native
 from ..kernels.phi import PHI_OF_MODE
 from . import dispatch
 from .by_layers import Options, by_layers, in_sight
@@ -54,7 +54,7 @@ def run_module(
 ) -> tuple[Tensor, Tensor] | None:
     """The same of a module with these attributes, `vars(module)`, which C reads; None where one isn't as the
     constructor leaves it, too."""
-    if BFLOAT16 and getattr(x, "dtype", None) is torch.bfloat16:  # where C isn't always the fastest
+    if IN_TILES and getattr(x, "dtype", None) is torch.bfloat16:  # where C isn't always the fastest
         return None
     found = native.call(attributes, batch_sizes, x, hx, torch.is_grad_enabled())
     if found is NotImplemented:

@@ -203,7 +203,7 @@ int main(void)
                     sizes[t] = t < (s.T + 1) / 2 ? s.B : (s.B + 1) / 2;
                 error = fmax(error, run(variant, type, &s));
             }
-            printf("%-8s type %ld: largest error %.2g\n", variants[0][variant].name, type, error);
+            printf("%-8s type %ld: largest error %.2g\n", variant_of(variant, FLOAT)->name, type, error);
             failed |= !(error <= BOUND[type]);
         }
     return failed;

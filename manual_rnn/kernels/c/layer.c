@@ -101,8 +101,8 @@ static void project(Run *run, const Block *block)
     const int dense = is_dense(run, &job->x);
     char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->dense;
     if (!dense) {
-        run->variant->gather(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
-                             share(block->rows, member->me + 1, member->size), 0, a, plan->wide);
+        run->variant->factors(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
+                              share(block->rows, member->me + 1, member->size), a, plan->wide);
         meet(&run->member->meeting);
     }
     const char *bias = job->bias[0].data ? run->memory + plan->sums : NULL;
@@ -139,7 +139,7 @@ static void to_input(Run *run, const Block *block)
     char *rows = dense ? first_row(run, &job->dx, block) : run->memory + plan->dense;
     const Target to = {rows + r0 * ld * width, ld, dense && add ? rows + r0 * ld * width : NULL, ld,
                        dense ? job->I : ld};
-    run->variant->multiply(&run->u, r1 - r0, run->memory + plan->zs + r0 * plan->ld * width, plan->ld, 0, vecs, to);
+    run->variant->multiply(&run->u, r1 - r0, run->memory + plan->zs + (r0 * plan->ld + plan->pairs) * width, plan->ld, 0, vecs, to);
     if (!dense)
         run->variant->spread(job, &job->dx, job->I, block, r0, r1, add, rows, plan->wide);
     if (claim)

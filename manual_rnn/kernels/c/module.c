@@ -245,10 +245,10 @@ static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count
     long variant, type, rounds;
     if (count != 3)
         return PyErr_Format(PyExc_TypeError, "peak: expected 3 arguments, got %zd", count);
-    if (!read_variant(args[0], &variant) || !read_long(args[1], "type", FLOAT, DOUBLE, &type)
+    if (!read_variant(args[0], &variant) || !read_long(args[1], "type", 0, TYPES - 1, &type)
         || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
         return NULL;
-    return PyFloat_FromDouble(variants[type][variant].peak(rounds));
+    return PyFloat_FromDouble(variant_of(variant, type)->peak(rounds));
 }
 
 static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -261,9 +261,9 @@ static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t c
 static PyObject *plan_dict(const Plan *p)
 {
     return Py_BuildValue(
-        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
+        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
         p->threads, "sharing", p->sharing, "slices", p->slices, "vecs", p->vecs, "ld", p->ld, "direct", p->direct,
-        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "wide", p->wide,
+        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "pairs", p->pairs, "wide", p->wide,
         "tall", p->tall, "inputs", p->inputs, "carries", p->carries, "zs", p->zs, "dense", p->dense, "turned",
         p->turned, "panels", p->panels, "sums", p->sums, "counters", p->counters, "bytes", p->bytes);
 }
@@ -271,18 +271,19 @@ static PyObject *plan_dict(const Plan *p)
 static PyObject *py_plan(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
-    long lanes, most;
-    if (count != 12)
-        return PyErr_Format(PyExc_TypeError, "plan: expected 12 arguments, got %zd", count);
+    long lanes, most, pairs;
+    if (count != 13)
+        return PyErr_Format(PyExc_TypeError, "plan: expected 13 arguments, got %zd", count);
     if (!read_long(args[0], "lanes", 1, MOST_LANES, &lanes) || !read_long(args[1], "most", 1, INT_MAX, &most)
         || !read_long(args[2], "threads", 1, LONG_MAX, &job.threads)
         || !read_long(args[3], "G", 1, REACH, &job.G) || !read_long(args[4], "steps", 1, REACH, &job.steps)
         || !read_long(args[5], "B", 1, REACH, &job.B) || !read_long(args[6], "H", 1, REACH, &job.H)
         || !read_long(args[7], "I", 0, REACH, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed)
         || !read_long(args[9], "type", 0, TYPES - 1, &job.type)
-        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies))
+        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies)
+        || !read_long(args[12], "pairs", 0, 1, &pairs))
         return NULL;
-    const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, most);
+    const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, pairs, most);
     return plan_dict(&plan);
 }
 
@@ -333,7 +334,7 @@ static PyMethodDef methods[] = {
     {"peak", METHOD(py_peak),
      "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},
     {"plan", METHOD(py_plan),
-     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies) -> dict: the Plan in types.h of\n"
+     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies, pairs) -> dict: the Plan in types.h of\n"
      "a job that asks for `threads` and gets `most` at most."},
     {"rows", METHOD(py_rows), "rows(packed, B, slices, i) -> (first, apart, count): the rows of slice i."},
     {NULL, NULL, 0, NULL},
@@ -347,7 +348,7 @@ static PyObject *variants_dict(void)
     PyObject *names = PyDict_New();
     for (int i = 0; names && i < variant_count; i++) {
         PyObject *index = supported(i) ? PyLong_FromLong(i) : NULL;
-        if (index && PyDict_SetItemString(names, variants[0][i].name, index))
+        if (index && PyDict_SetItemString(names, variant_of(i, FLOAT)->name, index))
             Py_CLEAR(names);
         Py_XDECREF(index);
     }
