@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
+from .kernels.contract import PLAIN_TYPES
 from .private import any_autocast
 from .recurrence import NATIVE, looked_at, run_module
 
@@ -53,7 +54,8 @@ def at_once(
     if not called.are_those_of(type(rnn), own):
         return None
     if not isinstance(input, PackedSequence):
-        return run_module(own, input, hx)
+        one = type(input) in PLAIN_TYPES and input.dim() == 2
+        return _unbatched(own, input, hx) if one else run_module(own, input, hx)
     data, batch_sizes, order, inverse = input
     if hx is not None and order is not None:
         hx = hx.index_select(1, order)
@@ -63,3 +65,12 @@ def at_once(
     output, h_n = found
     packed = PackedSequence(output, batch_sizes, order, inverse)
     return packed, h_n if inverse is None else h_n.index_select(1, inverse)
+
+
+def _unbatched(own: dict[str, Any], input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Of one sequence `(T, I)`, as a batch of one."""
+    if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != 2):
+        return None
+    batch = 0 if own["batch_first"] else 1
+    found = run_module(own, input.unsqueeze(batch), hx if hx is None else hx.unsqueeze(1))
+    return found and (found[0].squeeze(batch), found[1].squeeze(1))

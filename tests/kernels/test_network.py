@@ -317,7 +317,7 @@ def test_denormal_bfloats_are_kept_where_nn_rnn_keeps_them(B: int, H: int) -> No
             for own, weight in zip(rnn.parameters(), weights, strict=True):
                 own.copy_(weight)
             kept = torch.equal(rnn(*inputs)[0], x)
-        how = None, "relu", False, False, False, H, H, False
+        how: Any = (None, "relu", False, False, False, H, H, False)
         found = native.network(*inputs, weights, *how)[0]
         assert torch.equal(found, x) or (not kept and not found.any())
 
