@@ -1,11 +1,12 @@
 r"""`ManualRNN`, the module: it lays out the sequences and sends them through its layers.
 
-A call goes on like this, each step in the file of its name:
+A call of plain numbers on a CPU goes from `entrance.py` to C and back. Any other goes on like this, each step in
+the file of its name:
 
     sequences.plan                  whatever form the batch has becomes rows
-    recurrence/layer.py             each layer, in each direction
+    recurrence/network.py           all layers as one job, where a kernel takes them so
+    recurrence/layer.py             else each layer, in each direction
     recurrence/layer_rule.py        operator, autograd node or kernel
-    kernels/native.py: layer        on a CPU in float32, by default
 
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
