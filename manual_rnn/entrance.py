@@ -13,19 +13,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .parameters import PHI_OF_MODE
+from .kernels.contract import PLAIN_TYPES
 from .private import any_autocast
-from .recurrence import NATIVE, looked_at, run_whole
+from .recurrence import NATIVE, looked_at, run_module
 
 __all__ = ["Called", "at_once"]
 
 ASKED = frozenset({kernels.DEFAULT, NATIVE})
-MOST = 2**31  # more than any weight has columns; C counts further
 
 
 class Called:
     """The methods that the long way calls, none of which may be replaced: on a class, on an object, or by a
-    module of that name."""
+    module of that name. `_run` is what `tracing.py` replaces."""
 
     def __init__(self, kind: type, *names: str) -> None:
         self.names, self.read = names, attrgetter(*names)
@@ -33,9 +32,10 @@ class Called:
 
     def are_those_of(self, kind: type, own: dict[str, Any]) -> bool:
         """Whether objects of this class, with these attributes of their own, have just these methods."""
-        names = self.names
-        untouched = own.keys().isdisjoint(names) and own["_modules"].keys().isdisjoint(names)
-        return untouched and self.read(kind) == self.methods
+        names, modules = self.names, own["_modules"]
+        if not own.keys().isdisjoint(names) or (modules and not modules.keys().isdisjoint(names)):
+            return False
+        return self.read(kind) == self.methods
 
 
 def at_once(
@@ -53,18 +53,13 @@ def at_once(
     own = rnn.__dict__
     if not called.are_those_of(type(rnn), own):
         return None
-    options = _options(own)
-    if options is None:
-        return None
-    phi, weights, *shape = options
-    if weights[0].dtype is torch.bfloat16 and kernels.BFLOAT16:  # where C isn't always the fastest
-        return None
     if not isinstance(input, PackedSequence):
-        return run_whole(input, hx, weights, None, phi, *shape)
+        one = type(input) in PLAIN_TYPES and input.dim() == 2
+        return _unbatched(own, input, hx) if one else run_module(own, input, hx)
     data, batch_sizes, order, inverse = input
     if hx is not None and order is not None:
         hx = hx.index_select(1, order)
-    found = run_whole(data, hx, weights, batch_sizes, phi, *shape)
+    found = run_module(own, data, hx, batch_sizes)
     if found is None:
         return None
     output, h_n = found
@@ -72,32 +67,10 @@ def at_once(
     return packed, h_n if inverse is None else h_n.index_select(1, inverse)
 
 
-def _options(own: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Nonlinearity, weights, batch_first, bidirectional, bias, H and I, where all are as the constructor left
-    them."""
-    mode, bias, batch_first, bidirectional = (
-        own["mode"],
-        own["bias"],
-        own["batch_first"],
-        own["bidirectional"],
-    )
-    H, L, parameters, names = own["hidden_size"], own["num_layers"], own["_parameters"], own["_all_weights"]
-    if (
-        (own["training"] and own["dropout"] and L != 1)
-        or type(own["dropout"]) is not float
-        or own["proj_size"]
-        or "_assigned" in own
-        or not (type(bias) is type(batch_first) is type(bidirectional) is type(own["training"]) is bool)
-        or not type(H) is type(own["input_size"]) is type(L) is int
-        or not (0 < H < MOST and 0 < own["input_size"] < MOST)
-        or mode not in PHI_OF_MODE
-        or len(names) != L * (1 + bidirectional)
-    ):
+def _unbatched(own: dict[str, Any], input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Of one sequence `(T, I)`, as a batch of one."""
+    if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != 2):
         return None
-    try:
-        weights = tuple([parameters[name] for group in names for name in group])
-    except KeyError:  # one that's computed
-        return None
-    if len(weights) != len(names) * (4 if bias else 2):
-        return None
-    return PHI_OF_MODE[mode], weights, batch_first, bidirectional, bias, H, own["input_size"]
+    batch = 0 if own["batch_first"] else 1
+    found = run_module(own, input.unsqueeze(batch), hx if hx is None else hx.unsqueeze(1))
+    return found and (found[0].squeeze(batch), found[1].squeeze(1))

@@ -1,11 +1,12 @@
 r"""`ManualRNN`, the module: it lays out the sequences and sends them through its layers.
 
-A call goes on like this, each step in the file of its name:
+A call of plain numbers on a CPU goes from `entrance.py` to C and back. Any other goes on like this, each step in
+the file of its name:
 
     sequences.plan                  whatever form the batch has becomes rows
-    recurrence/layer.py             each layer, in each direction
+    recurrence/network.py           all layers as one job, where a kernel takes them so
+    recurrence/layer.py             else each layer, in each direction
     recurrence/layer_rule.py        operator, autograd node or kernel
-    kernels/native.py: layer        on a CPU in float32, by default
 
 The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
 """
@@ -23,8 +24,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .entrance import Called, at_once
-from .kernels.phi import PHI
-from .parameters import OWN_MODE, PHI_OF_MODE, RNNBase
+from .kernels.phi import PHI, PHI_OF_MODE
+from .parameters import OWN_MODE, RNNBase
 from .private import any_autocast, torchscript, transformed
 from .recurrence import (
     OwnStep,
@@ -263,7 +264,7 @@ class ManualRNN(RNNBase):
 ManualRNN._builtin = MappingProxyType({"begin": ManualRNN.begin, "step": ManualRNN.step})
 ManualRNN._called = Called(
     ManualRNN, "begin", "step", "check_input", "check_forward_args", "check_hidden_size",
-    "get_expected_hidden_size", "permute_hidden", "_check", "_run", "_weights",
+    "get_expected_hidden_size", "permute_hidden", "_run",
 )  # fmt: skip
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from . import checks
 from .kernels.phi import PHI
 
-__all__ = ["CACHES", "LEAF", "OWN_MODE", "PHI_OF_MODE", "RNNBase"]
+__all__ = ["CACHES", "LEAF", "OWN_MODE", "RNNBase"]
 
-PHI_OF_MODE = {row.mode: name for name, row in PHI.items()}
 OWN_MODE = "RNN_OWN"
 # By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
 # takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.

@@ -39,7 +39,7 @@ __all__ = [
     "is_wrapper",
     "keys_of",
     "modes",
-    "multiplies_bfloat16",
+    "multiplies_in_tiles",
     "nobody_looks_on",
     "nobody_traces",
     "profiling",
@@ -177,8 +177,8 @@ any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") 
     lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu")))
 )
 
-# Whether this processor multiplies bfloat16 numbers by themselves, twice as fast as floats.
-multiplies_bfloat16: Callable[[], bool] = find("torch.cpu", "_is_avx512_bf16_supported") or (lambda: False)
+# Whether this processor multiplies tiles of bfloat16 numbers (AMX), many times as fast as floats.
+multiplies_in_tiles: Callable[[], bool] = find("torch.cpu", "_is_amx_tile_supported") or (lambda: False)
 
 # torch's loop over a length that stays open, as a function and as the operator that this becomes in a trace.
 # That of 2.11 has wrong gradients.

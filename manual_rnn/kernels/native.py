@@ -5,7 +5,8 @@ r"""The recurrences and the whole network in C, on the CPU: `c/`, compiled when 
     layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh
     network              layer after layer, in each direction, and its gradients
 
-In float32 and float64, and in bfloat16 and float16, which are reckoned with in float32. No z and no gradient
+In float32 and float64, and in bfloat16 and float16, which are reckoned with in float32, but that bfloat16
+numbers are multiplied as they are where the processor does so, twice as fast. No z and no gradient
 of it is ever whole in memory.
 
 A wrong shape, batch size or alignment raises ValueError in C, before anything runs. Nothing is copied.
@@ -36,6 +37,7 @@ else:
         _not_compiled = f"no C compiler served it when manual_rnn was installed ({error})"
 
 __all__ = [
+    "call",
     "compiled",
     "elman",
     "exchanges",
@@ -62,7 +64,7 @@ def _exchange() -> bool:
         capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
         _scan.exchange(
             capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, has_storage, Tensor.untyped_storage,
-            torch.UntypedStorage.nbytes, Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
+            Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
         )  # fmt: skip
     except (AttributeError, TypeError, ValueError):
         return False
@@ -173,6 +175,14 @@ def network(
     return _scan.network(*how, hidden_size, input_size, bias, keep, batch_sizes, x, hx, weights)
 
 
+def call(
+    attributes: dict[str, Any], batch_sizes: Tensor | None, x: Tensor, hx: Tensor | None, keep: bool
+) -> Any:
+    """What `network` returns for a module with these attributes, `vars(module)`, and its weights; the options
+    are read in C. NotImplemented, too, where an attribute isn't as the constructor leaves it."""
+    return _scan.call(_variant, torch.get_num_threads(), keep, attributes, batch_sizes, x, hx)
+
+
 def network_vjp(
     need: tuple[bool, ...],
     x: Tensor | None,
@@ -200,8 +210,8 @@ def network_vjp(
 
 
 def multiply_adds(count: float, dtype: torch.dtype) -> float:
-    """Make about so many, of registers alone, in what `dtype` is reckoned with; returns how many it made."""
-    kind = int(dtype is torch.float64)
+    """Make about so many, of registers alone, as numbers of `dtype` are; returns how many it made."""
+    kind = TYPES.index(dtype)
     return _scan.peak(_variant, kind, max(1, round(count / _scan.peak(_variant, kind, 1))))
 
 

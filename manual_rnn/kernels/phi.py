@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PHI", "Phi"]
+__all__ = ["PHI", "PHI_OF_MODE", "Phi"]
 
 
 class Phi(NamedTuple):
@@ -64,3 +64,4 @@ PHI: dict[str, Phi] = {
         onnx="Relu",
     ),
 }
+PHI_OF_MODE = {row.mode: name for name, row in PHI.items()}

@@ -17,7 +17,7 @@ from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, r
 from .layer_rule import project
 from .network import NATIVE, VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
-from .whole import run_whole
+from .whole import run_module, run_whole
 
 __all__ = [
     "NATIVE",
@@ -36,6 +36,7 @@ __all__ = [
     "run_layer",
     "run_layer_per_sample",
     "run_layers",
+    "run_module",
     "run_network",
     "run_whole",
     "untraced",

@@ -12,24 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_view", "keep", "kept"]
+__all__ = ["as_views", "keep", "kept"]
 
 
-def as_view(x: Any) -> Any:
-    """An input to be kept, or None: of a computed tensor itself `x.data = ...` would change what was kept."""
-    return x if x is None or x.grad_fn is None else x.view_as(x)
+def as_views(*inputs: Any) -> list[Any]:
+    """Inputs to be kept, or None: of a computed tensor itself `x.data = ...` would change what was kept."""
+    return [x if x is None or x.grad_fn is None else x.view_as(x) for x in inputs]
 
 
-def keep(ctx: Any, states: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> None:
+def keep(ctx: Any, states: Sequence[Tensor], inputs: Sequence[Any]) -> None:
     """Save the states and those inputs that some gradient needs."""
-    leaves: list[Any] = []
-    saved: list[Tensor | None] = [*states]
-    for x in inputs:
-        leaf = x is not None and x.grad_fn is None
-        leaves.append((x, x.data_ptr()) if leaf and x.requires_grad else None)  # type: ignore[union-attr]
-        saved.append(x.detach() if leaf else x)  # type: ignore[union-attr]
-    ctx.leaves = leaves
-    ctx.save_for_backward(*saved)
+    ctx.leaves = [
+        (x, x.data_ptr()) if x is not None and x.requires_grad and x.grad_fn is None else None for x in inputs
+    ]
+    saved = [x if x is None or x.grad_fn is not None else x.detach() for x in inputs]
+    ctx.save_for_backward(*states, *saved)
 
 
 def kept(ctx: Any) -> list[Any]:

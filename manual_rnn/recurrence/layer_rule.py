@@ -26,7 +26,7 @@ from ..kernels.phi import PHI
 from ..kernels.walk import Walk
 from . import dispatch, operators
 from .dispatch import Rule
-from .keeping import as_view, keep, kept
+from .keeping import as_views, keep, kept
 from .rules import jvp_of_states, linear_recurrence, sum_of_products, times
 
 __all__ = ["gradients", "layer", "project"]
@@ -218,7 +218,7 @@ def _recorded(
     compute: dispatch.Way, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
     """A layer that `compute` runs, as a node of plain numbers."""
-    states, last, _ = PlainLayer.apply(*map(as_view, (x, h0, w_ih, w_hh)), *others, compute)
+    states, last, _ = PlainLayer.apply(*as_views(x, h0, w_ih, w_hh), *others, compute)
     return dispatch.unhooked(states), last
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import native
+from ..kernels import IN_TILES, native
+from ..kernels.phi import PHI_OF_MODE
 from . import dispatch
 from .by_layers import Options, by_layers, in_sight
-from .keeping import as_view, keep, kept
+from .keeping import as_views, keep, kept
 
-__all__ = ["run_whole"]
+__all__ = ["run_module", "run_whole"]
 
 
 def run_whole(
@@ -45,13 +46,44 @@ def run_whole(
         found = in_sight(x, hx, weights, *options)
     else:
         found = native.network(x, hx, weights, *options, torch.is_grad_enabled())
+    return None if found is NotImplemented else _recorded(options, found, x, hx, weights)
+
+
+def run_module(
+    attributes: dict[str, Any], x: Tensor, hx: Tensor | None, batch_sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """The same of a module with these attributes, `vars(module)`, which C reads; None where one isn't as the
+    constructor leaves it, too."""
+    if IN_TILES and getattr(x, "dtype", None) is torch.bfloat16:  # where C isn't always the fastest
+        return None
+    found = native.call(attributes, batch_sizes, x, hx, torch.is_grad_enabled())
     if found is NotImplemented:
         return None
+    results, weights = found
+    batch_first = attributes["batch_first"]
+    if results[2] is None and not batch_first:
+        return results[:2]
+    options = (
+        batch_sizes,
+        PHI_OF_MODE[attributes["mode"]],
+        batch_first,
+        attributes["bidirectional"],
+        attributes["bias"],
+        attributes["hidden_size"],
+        attributes["input_size"],
+    )
+    return _recorded(options, results, x, hx, weights)
+
+
+def _recorded(
+    options: tuple, found: tuple[Any, ...], x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """C's `output` and `h_n`, in an autograd node if some tensor wants a gradient."""
     output, h_n, states = found
-    if states is None:
-        return (output.transpose_(0, 1) if batch_first and batch_sizes is None else output), h_n
-    output, h_n, *_ = Whole.apply(options, found, *map(as_view, (x, hx, *weights)))
-    return dispatch.unhooked(output), dispatch.unhooked(h_n)
+    if states is not None:
+        output, h_n, *_ = Whole.apply(options, found, *as_views(x, hx, *weights))
+        return dispatch.unhooked(output), dispatch.unhooked(h_n)
+    return (output.transpose_(0, 1) if options[2] and options[0] is None else output), h_n
 
 
 class Whole(dispatch.Function):
@@ -90,15 +122,17 @@ class Whole(dispatch.Function):
 
 def _needed(ctx: Any, x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The inputs that backward needs for the gradients that are wanted."""
-    options = Options(*ctx.options)
+    batch_sizes, _, batch_first, bidirectional, bias, *_ = ctx.options
     need_x, need_hx, *need = ctx.needs_input_grad[2:]
-    size, layer = options.weights, options.weights * options.D
-    steps = x.size(int(options.batch_first)) if options.batch_sizes is None else len(options.batch_sizes)
+    size = 4 if bias else 2
+    layer = 2 * size if bidirectional else size
+    carried = need_hx or (x.size(1 if batch_first else 0) if batch_sizes is None else len(batch_sizes)) > 1
     needed: list[Tensor | None] = [None] * len(weights)
     for at in range(0, len(weights), size):
         before = at - at % layer  # weights of the layers before
-        below = need_x or (before and (need_hx or any(need[:before])))  # something reads dx of this layer
-        needed[at] = weights[at] if below else None
-        needed[at + 1] = weights[at + 1] if steps > 1 or need_hx else None
+        if need_x or (before and (need_hx or any(need[:before]))):  # something reads dx of this layer
+            needed[at] = weights[at]
+        if carried:
+            needed[at + 1] = weights[at + 1]
     need_ih, need_hh = any(need[:layer:size]), any(need[1::size])
     return [x if need_ih else None, hx if need_hh else None, *needed]

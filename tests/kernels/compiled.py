@@ -21,6 +21,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 ROOM = {80: 163 * 1024, 90: 227 * 1024}  # shared memory that a block may have
 HALF = {80: "fp16", 90: "bf16"}
 NUMBERS, INDEX = ("X", "OTHER", "M", "OUT"), ("STARTS", "SIZES")
+TENSOR_CORES, LOCAL_MEMORY = r"\bHG?MMA\.", r"\b(LDL|STL)\b"
 # Of each recurrence the padded form on one card and the packed one on the other, to save time.
 VARIANTS = {80: [(False, True), (True, False)], 90: [(False, False), (True, True)]}  # linear, packed
 
@@ -54,6 +55,10 @@ def loop_over_time(cubin: bytes, path: Path) -> list[str]:
     return [what for at, what in code.items() if first <= at <= last]
 
 
+def some(pattern: str, loop: list[str]) -> bool:
+    return any(re.search(pattern, what) for what in loop)
+
+
 @pytest.mark.parametrize("arch", list(ROOM))
 @pytest.mark.parametrize(("kind", "width"), list(triton_scan.CONFIGURATIONS))
 def test_a_configuration(kind: str, width: int, arch: int, tmp_path: Path) -> None:
@@ -64,6 +69,14 @@ def test_a_configuration(kind: str, width: int, arch: int, tmp_path: Path) -> No
     for linear, packed in VARIANTS[arch]:
         kernel = compiled(arch, kind, width, dtype, linear, packed)
         loop = loop_over_time(kernel.asm["cubin"], tmp_path / "cubin")
-        assert any("MMA" in what for what in loop)
-        assert not [what for what in loop if re.search(r"\b(LDL|STL)\b", what)]
+        assert some(TENSOR_CORES, loop)
+        assert not some(LOCAL_MEMORY, loop)
         assert kernel.metadata.shared <= table.shared <= ROOM[arch]
+
+
+def test_the_looks_find_something(tmp_path: Path) -> None:
+    """Multiplied as they are, float32 numbers use no tensor core and leave the registers."""
+    kernel = compiled(90, "half", 128, "fp32", False, False)
+    loop = loop_over_time(kernel.asm["cubin"], tmp_path / "cubin")
+    assert not some(TENSOR_CORES, loop)
+    assert some(LOCAL_MEMORY, loop)

@@ -2,7 +2,7 @@
  * packed, against plain loops in double. For processors that have no machine here:
  *
  *     aarch64-linux-gnu-gcc -O2 -fopenmp -ffp-contract=fast -static -I manual_rnn/kernels/c \
- *         tests/kernels/driver.c manual_rnn/kernels/c/{scan,plan,layer,jobs}.c -lm -o driver && qemu-aarch64-static driver
+ *         tests/kernels/driver.c manual_rnn/kernels/c/{scan,plan,layer,adjoint,jobs}.c -lm -o driver && qemu-aarch64-static driver
  *
  * Prints the largest error of each type, and returns 1 if one is above its bound.
  */
@@ -203,7 +203,7 @@ int main(void)
                     sizes[t] = t < (s.T + 1) / 2 ? s.B : (s.B + 1) / 2;
                 error = fmax(error, run(variant, type, &s));
             }
-            printf("%-8s type %ld: largest error %.2g\n", variants[0][variant].name, type, error);
+            printf("%-8s type %ld: largest error %.2g\n", variant_of(variant, FLOAT)->name, type, error);
             failed |= !(error <= BOUND[type]);
         }
     return failed;

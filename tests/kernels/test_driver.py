@@ -16,7 +16,7 @@ COMPILER = shutil.which("cc")
 def test_the_engine_without_python(tmp_path: Path) -> None:
     sources = [
         str(HERE / "driver.c"),
-        *(str(ENGINE / f"{name}.c") for name in ("scan", "plan", "layer", "jobs")),
+        *(str(ENGINE / f"{name}.c") for name in ("scan", "plan", "layer", "adjoint", "jobs")),
     ]
     program = tmp_path / "driver"
     compile_ = [str(COMPILER), "-O1", "-fopenmp", "-I", str(ENGINE), *sources, "-lm", "-o", str(program)]

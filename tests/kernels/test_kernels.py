@@ -65,7 +65,7 @@ def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in kernels.KERNELS:
         kernel = kernels.KERNELS[name]
-        for entrance in {"elman", "layer", "network"} & set(vars(kernel)):
+        for entrance in {"call", "elman", "layer", "network"} & set(vars(kernel)):
             monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
     rnn(input)
     assert len(ran) == 1

@@ -220,7 +220,8 @@ def test_any_size(variant: str, size: tuple[int, ...], use_variant: Callable[[st
     rows = size[0] * size[1]
     for packed, D in ((False, 2), (True, 1)):
         how = {**sizes, "packed": packed, "D": D, "L": 1}
-        check(known(0, torch.float32, *how.items()), 2, 16 + rows**0.5)
+        for dtype in (torch.float32, torch.bfloat16):
+            check(known(0, dtype, *how.items()), 2, 16 + rows**0.5)
     how = {**sizes, "D": 2, "L": 1 + (rows < 1000), "plain": False}
     check(known(9, torch.float64, *how.items()), 0, 4000)
 
@@ -228,7 +229,7 @@ def test_any_size(variant: str, size: tuple[int, ...], use_variant: Callable[[st
 def test_blocks_of_time_are_met() -> None:
     """The sizes above pass the rows of a block, by several blocks, in a plan of a layer and in no other."""
     rows = [
-        T * B / native._scan.plan(16, 8, 1, 1, T, B, H, I, 0, 0, 0, 0)["rows"]
+        T * B / native._scan.plan(16, 8, 1, 1, T, B, H, I, 0, 0, 0, 0, 0)["rows"]
         for T, B, H, I in SIZES  # noqa: E741
     ]
     assert sum(share > 1 for share in rows) >= 4
@@ -303,6 +304,22 @@ def test_special_values_go_where_they_go_in_nn_rnn(
             finite = right.isfinite()
             close = torch.allclose(found[name].double()[finite], right[finite], rtol=1e-4, atol=1e-4)
             assert close or dtype in HALVES, (seed, name)
+
+
+@pytest.mark.parametrize(("B", "H"), [(1, 17), (17, 17), (1, 65), (30, 64)])
+def test_denormal_bfloats_are_kept_where_nn_rnn_keeps_them(B: int, H: int) -> None:
+    """Processors that multiply bfloats take them for zeros, which PyTorch accepts in larger products."""
+    rnn = nn.RNN(H, H, nonlinearity="relu", bias=False).bfloat16()
+    x = torch.full((1, B, H), torch.finfo(torch.bfloat16).smallest_normal / 4, dtype=torch.bfloat16)
+    eye, zeros = torch.eye(H, dtype=torch.bfloat16), torch.zeros(H, H, dtype=torch.bfloat16)
+    for weights, inputs in (((eye, zeros), (x, 0 * x)), ((zeros, eye), (0 * x, x))):
+        with torch.no_grad():
+            for own, weight in zip(rnn.parameters(), weights, strict=True):
+                own.copy_(weight)
+            kept = torch.equal(rnn(*inputs)[0], x)
+        how: Any = (None, "relu", False, False, False, H, H, False)
+        found = native.network(*inputs, weights, *how)[0]
+        assert torch.equal(found, x) or (not kept and not found.any())
 
 
 @every_variant
@@ -403,6 +420,12 @@ def test_floats_are_rounded_to_halves_as_in_torch(
     tie = torch.where(torch.rand(960, columns, generator=generator) < 0.5, z.float() * 2.0**near, h0.float())
     h0 = tie.to(dtype).nan_to_num()
     h0 = torch.where(h0 < torch.finfo(dtype).max, h0, 0)
-    found = native.elman(z[None], h0, torch.eye(columns, dtype=dtype), None, "relu", False)[0]
+    eye = torch.eye(columns, dtype=dtype)
+    found = torch.cat(  # few rows at a time, of which products keep denormal numbers
+        [
+            native.elman(z[None, i : i + 6], h0[i : i + 6], eye, None, "relu", False)[0]
+            for i in range(0, 960, 6)
+        ]
+    )
     expected = (z.float() + h0.float()).to(dtype)
     assert ((found == expected) | (found.isnan() & expected.isnan())).all()

@@ -30,9 +30,10 @@ def plan(
     type: int = 0,
     kind: int = TANH,
     lies: bool = False,
+    pairs: bool = False,
 ) -> dict[str, int]:
     """`T`: steps of time or, if packed, rows of all steps."""
-    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed, type, kind, lies)
+    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed, type, kind, lies, pairs)
 
 
 def slices(B: int, count: int, packed: bool) -> list[range]:
@@ -157,6 +158,16 @@ def test_a_known_plan_of_a_layer() -> None:
     assert doubles["dense"] == 8 * rows * ld
 
 
+@pytest.mark.parametrize("H", [1, 16, 17, 130])
+def test_bfloats_lie_behind_the_numbers_of_a_row(H: int) -> None:
+    """So that rows begin at a vector, and none reaches into the next."""
+    plain, found = plan(5, 3, H), plan(5, 3, H, pairs=True)
+    assert plain["pairs"] == 0
+    assert found["pairs"] == plain["ld"] - 16
+    assert found["ld"] % 16 == 0
+    assert found["ld"] >= found["pairs"] + found["vecs"] * 8 + 16
+
+
 @pytest.mark.parametrize(("T", "threads"), [(26, 1), (27, 2)])
 def test_a_second_thread_from_half_a_million_multiply_adds(T: int, threads: int) -> None:
     """4 rows more than there are, for packing: (26 + 4) * 128^2 < 500000 < (27 + 4) * 128^2."""
@@ -256,10 +267,10 @@ def test_absurd_sizes_plan_more_than_any_allocator_grants() -> None:
     for _ in range(2000):
         T, B, H, G = (choice.choice([1, 2, 2**20, 2**31, 2**32 + 1, 2**52, REACH]) for _ in range(4))
         I, kind, type = choice.choice([0, 1, 2**40, REACH]), choice.randrange(4), choice.randrange(4)  # noqa: E741
-        packed, lies = choice.random() < 0.5, choice.random() < 0.5
-        how: dict[str, Any] = {"packed": packed, "kind": kind, "type": type, "lies": lies}
+        packed, lies, pairs = (choice.random() < 0.5 for _ in range(3))
+        how: dict[str, Any] = {"packed": packed, "kind": kind, "type": type, "lies": lies, "pairs": pairs}
         found = plan(T, B, H, I=I, G=G, threads=choice.choice([1, 8]), **how)
-        assert min(found[name] for name in found if name not in ("direct", "inputs")) > 0
+        assert min(found[name] for name in found if name not in ("direct", "inputs", "pairs")) > 0
         begins = [0, *(found[part] for part in PARTS)]
         assert begins == sorted(begins)
         assert (
@@ -273,8 +284,22 @@ def test_absurd_sizes_plan_more_than_any_allocator_grants() -> None:
 
 
 def test_refuses_what_is_no_job() -> None:
-    good = (16, 8, 2, 1, 10, 3, 8, 0, 0, 0, 0, 0)
-    names = ("lanes", "most", "threads", "G", "steps", "B", "H", "I", "packed", "type", "kind", "lies")
+    good = (16, 8, 2, 1, 10, 3, 8, 0, 0, 0, 0, 0, 0)
+    names = (
+        "lanes",
+        "most",
+        "threads",
+        "G",
+        "steps",
+        "B",
+        "H",
+        "I",
+        "packed",
+        "type",
+        "kind",
+        "lies",
+        "pairs",
+    )
     native._scan.plan(*good)
     for i, name in enumerate(names):
         for wrong in (-1, 2**63, -(2**70)):
@@ -283,11 +308,11 @@ def test_refuses_what_is_no_job() -> None:
         for untyped in (None, 1.0, "1"):
             with pytest.raises(TypeError, match=f"expected an int for {name}"):
                 native._scan.plan(*good[:i], untyped, *good[i + 1 :])
-    for i, wrong in ((8, 2), (9, 4), (10, 4), (11, 2)):
+    for i, wrong in ((8, 2), (9, 4), (10, 4), (11, 2), (12, 2)):
         with pytest.raises(ValueError, match=f"expected {names[i]} from 0 to {wrong - 1}"):
             native._scan.plan(*good[:i], wrong, *good[i + 1 :])
-    for count in (0, 11):
-        with pytest.raises(TypeError, match="expected 12 arguments"):
+    for count in (0, 12):
+        with pytest.raises(TypeError, match="expected 13 arguments"):
             native._scan.plan(*good[:count])
     for wrong_slice in ((0, 0, 1, 0), (0, 3, 0, 0), (0, 3, 4, 0), (0, 3, 2, 2), (2, 3, 2, 0), (0, 3, 2, -1)):
         with pytest.raises(ValueError, match=r"expected .* from "):
@@ -298,11 +323,11 @@ def test_refuses_what_is_no_job() -> None:
 
 def test_the_peak_counts_what_it_multiplied() -> None:
     for variant in native._scan.variants.values():
-        for type in (0, DOUBLE):
+        for type in range(len(native.TYPES)):
             made = native._scan.peak(variant, type, 10)
             assert made > 0
             assert native._scan.peak(variant, type, 1000) == 100 * made
-    for wrong in ((99, 0, 1), (0, 2, 1), (0, 0, 0), (0, -1, 1)):
+    for wrong in ((99, 0, 1), (0, 4, 1), (0, 0, 0), (0, -1, 1)):
         with pytest.raises(ValueError, match=r"expected .* from "):
             native._scan.peak(*wrong)
     with pytest.raises(TypeError, match="expected 3 arguments"):

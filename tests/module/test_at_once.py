@@ -168,6 +168,9 @@ SHORT: dict[str, Callable[[Build], Any]] = {
     "relu, no bias, two layers, both directions": call(
         X, nonlinearity="relu", bias=False, num_layers=2, bidirectional=True
     ),
+    "unbatched": call(X[:, 0]),
+    "unbatched, with hx": call(X[:, 0], HX[:, 0]),
+    "unbatched, batch_first": call(X[:, 0], batch_first=True, num_layers=2, bidirectional=True),
     "packed": call(packed(X, [5, 4, 2])),
     "packed, unsorted": call(packed(X, [2, 5, 4]), HX),
     "packed, more rows of hx than sequences": call(packed(X, [2, 5, 4]), torch.randn(1, 4, 6)),
@@ -187,7 +190,10 @@ SHORT: dict[str, Callable[[Build], Any]] = {
     "of one step": call(X[:1], HX),
 }
 LONG: dict[str, Callable[[Build], Any]] = {
-    "unbatched": call(X[:, 0]),
+    "unbatched, with a batch of states": call(X[:, 0], HX),
+    "unbatched, a subclass for hx": call(X[:, 0], HX[:, 0].as_subclass(Sub)),
+    "unbatched, of a wrong size": call(X[:, 0, :3]),
+    "unbatched, no steps": call(X[:0, 0]),
     "no steps": call(X[:0]),
     "no sequences": call(X[:, :0]),
     "a subclass": call(X.as_subclass(Sub)),
@@ -336,9 +342,14 @@ def test_a_profiler_is_told(ways: list[bool]) -> None:
     assert ways == [False]
 
 
-@pytest.mark.parametrize("name", ["padded", "hx", "packed"])
+@pytest.mark.parametrize("name", ["padded", "hx", "packed", "unbatched"])
 def test_both_ways_give_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, tuple[Any, ...]] = {"padded": (X,), "hx": (X, HX), "packed": (packed(X, [2, 5, 4]), HX)}
+    given: dict[str, tuple[Any, ...]] = {
+        "padded": (X,),
+        "hx": (X, HX),
+        "packed": (packed(X, [2, 5, 4]), HX),
+        "unbatched": (X[:, 0], HX[:, 0]),
+    }
     short = backward(builder(ManualRNN)(), *given[name])
     monkeypatch.setattr(module, "at_once", lambda *args: None)
     long = backward(builder(ManualRNN)(), *given[name])

@@ -26,6 +26,21 @@ static TARGET void NAME(gather_rows)(const Job *job, const View *x, long columns
     })
 }
 
+static TARGET void NAME(factor_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
+                                     long r1, char *to, long ld)
+{
+#if PAIRS
+    EACH_ROW(job, block, r0, r1, {
+        const char *from = at_step(x, 0, step, b, 0);
+        for (long j = 0; j < columns; j += LANES)
+            NAME(store_factors)(NAME(load)(x->type, from + j * x->column, x->column, columns - j),
+                                to + row * ld * sizeof(REAL) + j * sizeof(uint16_t));
+    })
+#else
+    NAME(gather_rows)(job, x, columns, block, r0, r1, 0, to, ld);
+#endif
+}
+
 static TARGET void NAME(spread_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
                                      long r1, int add, const char *from, long ld)
 {
@@ -56,13 +71,21 @@ static inline const char *NAME(row_of)(const Job *job, const View *x, int before
 static TARGET void NAME(panel)(const Job *job, const View *x, int before, long columns, const Block *block,
                                long v0, long v1, char *to)
 {
+    const vec zero = {0};
+    (void)zero;
     EACH_ROW(job, block, 0, block->rows, {
         const char *from = NAME(row_of)(job, x, before, t, step, b);
         const int first = before && b >= size_at(job, job->reverse ? t - 1 : t + 1);
         const long column = first ? job->h0.column : x->column;
-        for (long v = v0; v < v1; v++)
-            ((vec *)to)[v * block->rows + row] = NAME(load)(
-                x->type, from + v * LANES * column, column, columns - v * LANES);
+        for (long v = v0; v < v1; v++) {
+            const vec part = NAME(load)(x->type, from + v * LANES * column, column, columns - v * LANES);
+#if PAIRS
+            vec *at = (vec *)to + v * ((block->rows + 1) / 2) + row / 2;
+            *at = row % 2 ? (vec)((bits)*at | (bits)NAME(pair)(zero, part)) : NAME(pair)(part, zero);
+#else
+            ((vec *)to)[v * block->rows + row] = part;
+#endif
+        }
     })
 }
 
@@ -84,7 +107,11 @@ static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, lo
             sum += part;
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
+#if PAIRS
+                NAME(store_factors)(x[i], (char *)(to + (c + i) * tall) + r * sizeof(uint16_t));
+#else
                 *(vec *)(to + (c + i) * tall + r) = x[i];
+#endif
         }
         *(vec *)(sums + c) += sum;
     }
@@ -100,10 +127,10 @@ static __attribute__((noinline)) TARGET double NAME(peak)(long rounds)
         sum[i] = zero + (REAL)(rounds + i); /* none the same, and none known to the compiler */
     for (long round = 0; round < rounds; round++)
         UNROLL for (int i = 0; i < CHAINS; i++)
-            sum[i] = sum[i] * half + half;
+            sum[i] = NAME(add_product)(sum[i], (REAL)0.5, half);
     UNROLL for (int i = 1; i < CHAINS; i++)
         sum[0] += sum[i];
     volatile REAL kept = sum[0][0];
     (void)kept;
-    return (double)rounds * CHAINS * LANES;
+    return (double)rounds * CHAINS * LANES * (1 + PAIRS);
 }

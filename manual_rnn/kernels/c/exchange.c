@@ -1,30 +1,13 @@
-/* DLPack's exchange of C functions (https://dmlc.github.io/dlpack/latest/c_api.html), which torch 2.11 to
- * 2.15 offer: the declarations are those of version 1.3, shortened from torch's include/ATen/dlpack.h.
+/* torch's tensors by DLPack's exchange of C functions, which torch 2.11 to 2.15 offer.
  *
  * It could make tensors too, whose memory can't be resized, nor shared by `torch._lazy_clone`: torch's own
  * new_empty makes ours.
  */
 #include "exchange.h"
+#include "dlpack.h"
 
-enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, NBYTES, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
+enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
 enum { IS_CPU, GRADIENT, SHAPE, DTYPE, NAMES };
-enum { MAJOR = 1, CPU = 1, INTEGER_CODE = 0, FLOAT_CODE = 2, BFLOAT_CODE = 4 };
-
-typedef struct {
-    void *data;
-    int32_t device, device_index, dims;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} DLTensor;
-
-typedef struct Exchange {
-    uint32_t major, minor;
-    const struct Exchange *older;
-    void (*allocate)(void), (*from_object)(void), (*to_object)(void);
-    int (*read)(void *object, DLTensor *to); /* borrows; may be NULL */
-} Exchange;
 
 static const Exchange *exchange;
 static PyObject *tensor_type, *parameter_type, *names[NAMES]; /* names of attributes */
@@ -150,7 +133,7 @@ static int ends_in_storage(const Tensor *x, PyObject *from)
         numbers += (x->size[i] - 1) * x->stride[i];
     }
     PyObject *storage = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
-    const long bytes = storage ? long_of(functions[NBYTES], storage) : -1;
+    const long bytes = storage ? PyObject_Size(storage) : -1;
     const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
     Py_XDECREF(storage);
     return offset >= 0 && offset + numbers <= bytes / WIDTH[x->type];

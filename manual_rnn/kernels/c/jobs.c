@@ -10,11 +10,7 @@
 #include "plan.h"
 
 #define MUCH (1L << 56) /* bytes that no processor can address */
-
-static const Variant *variant_of(int variant, const Job *job)
-{
-    return &variants[job->type == DOUBLE][variant];
-}
+#define SMALL (16 * 16 * 16.0) /* multiply-adds of a product */
 
 typedef struct {
     int variant;
@@ -27,10 +23,18 @@ typedef struct {
     long *counters;
 } Jobs;
 
+/* bfloats may be multiplied as floats, which keep numbers below 2^-126, as PyTorch's own smallest products do. */
+static const Variant *variant_for(int variant, const Job *job)
+{
+    const double rows = job->packed ? job->steps : (double)job->steps * job->B, H = job->H; /* can't overflow */
+    const int small = job->B * H * H <= SMALL || (job->I && rows * H * job->I <= SMALL);
+    return variant_of(variant, job->type == BFLOAT && small ? FLOAT : job->type);
+}
+
 static Plan plan_for(const Jobs *all, long i, long team)
 {
-    const Variant *variant = variant_of(all->variant, &all->jobs[i]);
-    return plan_of(&all->jobs[i], variant->lanes, variant->width, team);
+    const Variant *variant = variant_for(all->variant, &all->jobs[i]);
+    return plan_of(&all->jobs[i], variant->lanes, variant->width, variant->pairs, team);
 }
 
 /* One thread of `size`: in every wave its side's jobs, and then it waits for the other sides. */
@@ -45,7 +49,7 @@ static void run_thread(const Jobs *all, long me, long size)
             const Plan plan = team == all->team ? all->plans[i] : plan_for(all, i, team); /* fewer came */
             if (member.me < plan.threads) {
                 Member some = {member.me, plan.threads, {member.meeting.count, plan.threads, member.meeting.met}};
-                run_job(variant_of(all->variant, &all->jobs[i]), &all->jobs[i], &plan,
+                run_job(variant_for(all->variant, &all->jobs[i]), &all->jobs[i], &plan,
                         all->memory + side * all->each, &some);
                 member.meeting.met = some.meeting.met;
             }

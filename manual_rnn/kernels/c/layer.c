@@ -7,30 +7,13 @@
  * so that neither z nor dz is ever kept whole. Cost: forward 2 N H (H + I) flops, backward twice as much.
  *
  * The threads of a team meet between these parts. Two directions of a layer run side by side on half of the
- * threads each, and add up dx: who comes to a block first writes there, the other adds, in whatever order
- * the same sum.
+ * threads each. adjoint.c has what follows dz.
  */
-#include "layer.h"
-#include <sched.h>
+#include "run.h"
 #include <string.h>
 #include "plan.h"
 
-enum { FREE, TAKEN, DONE };       /* a claim */
-enum { ROWS_TO_SHARE = 12 };      /* per thread; of fewer, columns are shared */
-
-typedef struct {
-    const Variant *variant;
-    const Job *job;
-    const Plan *plan;
-    Member *member;
-    char *memory;
-    Matrix u;
-    Work work;
-} Run;
-
-static long share(long all, long me, long size) { return all * me / size; }
-static long quotient_up(long a, long b) { return (a + b - 1) / b; }
-static int is_backward(const Job *job) { return job->kind >= TANH_SLOPE; }
+enum { ROWS_TO_SHARE = 12 }; /* per thread; of fewer, columns are shared */
 
 static Matrix matrix_of(const Run *run, const View *w, long K, long columns, char *packed)
 {
@@ -60,7 +43,7 @@ static void pack(Run *run, long g)
 }
 
 /* Whether all rows of a view are equally far from each other, as numbers to reckon with. */
-static int is_dense(const Run *run, const View *x)
+int is_dense(const Run *run, const View *x)
 {
     const Job *job = run->job;
     const int even = job->packed || job->B == 1 || job->T == 1 || x->step == job->B * x->row;
@@ -68,18 +51,18 @@ static int is_dense(const Run *run, const View *x)
         && x->row % run->variant->width == 0 && x->step % run->variant->width == 0;
 }
 
-static long apart(const Run *run, const View *x)
+long apart(const Run *run, const View *x)
 {
     return (run->job->packed || run->job->B > 1 ? x->row : x->step) / run->variant->width;
 }
 
-static char *first_row(const Run *run, const View *x, const Block *block)
+char *first_row(const Run *run, const View *x, const Block *block)
 {
     return at_step(x, 0, run->job->packed ? block->first : block->from, 0, 0);
 }
 
 /* rows times m, shared among the team: by rows, or by columns where there are few rows. */
-static void multiply(const Run *run, const Matrix *m, long rows, const char *a, long lda, Target to)
+void multiply(const Run *run, const Matrix *m, long rows, const char *a, long lda, Target to)
 {
     const Member *member = run->member;
     const long vecs = quotient_up(m->columns, run->variant->lanes), width = run->variant->width;
@@ -101,110 +84,14 @@ static void project(Run *run, const Block *block)
     const int dense = is_dense(run, &job->x);
     char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->dense;
     if (!dense) {
-        run->variant->gather(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
-                             share(block->rows, member->me + 1, member->size), 0, a, plan->wide);
+        run->variant->factors(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
+                              share(block->rows, member->me + 1, member->size), a, plan->wide);
         meet(&run->member->meeting);
     }
     const char *bias = job->bias[0].data ? run->memory + plan->sums : NULL;
     const Target to = {run->memory + plan->zs, plan->ld, bias, 0, plan->ld};
     multiply(run, &run->u, block->rows, a, dense ? apart(run, &job->x) : plan->wide, to);
     meet(&run->member->meeting);
-}
-
-/* Of two directions whoever comes first to these rows of dx writes them, and the other waits until that's
- * done. */
-static int comes_second(long *claim)
-{
-    long found = FREE;
-    if (__atomic_compare_exchange_n(claim, &found, TAKEN, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return 0;
-    while (__atomic_load_n(claim, __ATOMIC_ACQUIRE) != DONE)
-        sched_yield();
-    return 1;
-}
-
-/* Its share of the rows of dx = dz W_ih. */
-static void to_input(Run *run, const Block *block)
-{
-    const Job *job = run->job;
-    const Plan *plan = run->plan;
-    const Member *member = run->member;
-    const long r0 = share(block->rows, member->me, member->size);
-    const long r1 = share(block->rows, member->me + 1, member->size);
-    const long width = run->variant->width, vecs = quotient_up(job->I, run->variant->lanes);
-    const int dense = is_dense(run, &job->dx);
-    long *claim = job->claims ? job->claims + block->index * member->size + member->me : NULL;
-    const int add = claim && comes_second(claim);
-    const long ld = dense ? apart(run, &job->dx) : plan->wide;
-    char *rows = dense ? first_row(run, &job->dx, block) : run->memory + plan->dense;
-    const Target to = {rows + r0 * ld * width, ld, dense && add ? rows + r0 * ld * width : NULL, ld,
-                       dense ? job->I : ld};
-    run->variant->multiply(&run->u, r1 - r0, run->memory + plan->zs + r0 * plan->ld * width, plan->ld, 0, vecs, to);
-    if (!dense)
-        run->variant->spread(job, &job->dx, job->I, block, r0, r1, add, rows, plan->wide);
-    if (claim)
-        __atomic_store_n(claim, DONE, __ATOMIC_RELEASE);
-}
-
-/* Where the gradient of a weight grows: in its own memory or, of halves, as floats at `place`. */
-static Target sum_of(const Run *run, const View *dw, long columns, long place, long ld, int first)
-{
-    const int half = dw->type >= BFLOAT;
-    char *at = half ? run->memory + run->plan->sums + place * run->variant->width : dw->data;
-    ld = half ? ld : dw->row / run->variant->width;
-    return (Target){at, ld, first ? NULL : at, ld, columns};
-}
-
-/* A block's part of the gradients of both weights and of the biases. */
-static void to_weights(Run *run, const Block *block, int first)
-{
-    const Job *job = run->job;
-    const Plan *plan = run->plan;
-    const Member *member = run->member;
-    const long lanes = run->variant->lanes, width = run->variant->width;
-    const long before = plan->ld + job->H * plan->wide; /* numbers before the sum of dW_hh */
-    char *turned = run->memory + plan->turned, *panels = run->memory + plan->panels;
-    const long inputs = quotient_up(job->I, lanes), states = plan->vecs;
-    char *of_states = panels + inputs * lanes * block->rows * width;
-    run->variant->turn(block->rows, share(plan->vecs, member->me, member->size) * lanes,
-                       share(plan->vecs, member->me + 1, member->size) * lanes, run->memory + plan->zs,
-                       plan->ld, turned, plan->tall, run->memory + plan->sums);
-    if (job->du.data)
-        run->variant->panel(job, &job->x, 0, job->I, block, share(inputs, member->me, member->size),
-                            share(inputs, member->me + 1, member->size), panels);
-    if (job->dw.data)
-        run->variant->panel(job, &job->h, 1, job->H, block, share(states, member->me, member->size),
-                            share(states, member->me + 1, member->size), of_states);
-    meet(&run->member->meeting);
-    const Matrix x = {{0}, block->rows, job->I, PACKED, panels};
-    const Matrix h = {{0}, block->rows, job->H, PACKED, of_states};
-    if (job->du.data)
-        multiply(run, &x, job->H, turned, plan->tall, sum_of(run, &job->du, job->I, plan->ld, plan->wide, first));
-    if (job->dw.data)
-        multiply(run, &h, job->H, turned, plan->tall, sum_of(run, &job->dw, job->H, before, plan->ld, first));
-}
-
-/* Numbers to reckon with, as rows of a view. */
-static void put(const Run *run, const View *to, long rows, long columns, long place, long ld)
-{
-    const Job all = {.T = 1, .B = rows};
-    const Block block = {0, 1, 0, rows, 0};
-    const char *from = run->memory + run->plan->sums + place * run->variant->width;
-    if (to->data)
-        run->variant->spread(&all, to, columns, &block, 0, rows, 0, from, ld);
-}
-
-/* What has grown as floats, where it's wanted. */
-static void put_gradients(const Run *run)
-{
-    const Job *job = run->job;
-    const Plan *plan = run->plan;
-    for (int i = 0; i < 2; i++)
-        put(run, &job->db[i], 1, job->H, 0, plan->ld);
-    if (job->type < BFLOAT)
-        return;
-    put(run, &job->du, job->H, job->I, plan->ld, plan->wide);
-    put(run, &job->dw, job->H, job->H, plan->ld + job->H * plan->wide, plan->ld);
 }
 
 /* The sum of both biases; of a backward job, zeros for their gradient to grow on. */

@@ -3,14 +3,14 @@
  *
  * An address is trusted to lead to the memory that its strides and shape span. All else is checked before
  * anything runs: that numbers are ints within bounds, that a tensor's span can exist, that tensors fit each
- * other. Nothing but an int will do, since the `__index__` of another type could run Python code in between.
+ * other.
  */
-#include "exchange.h"
+#include "arguments.h"
+#include "called.h"
 #include <limits.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include "network.h"
 #include "plan.h"
 #include "scan.h"
 
@@ -20,8 +20,9 @@ enum {
     SCAN = 19,       /* arguments of a scan */
     NETWORK = 14,    /* of a network */
     VJP = 17,        /* and of its derivative */
+    CALL = 7,        /* of a module's call */
     HOW = 5,         /* arguments before the first of torch's tensors */
-    EXCHANGE = 12,   /* of torch's own */
+    EXCHANGE = 11,   /* of torch's own */
 };
 
 static long most_threads = 1; /* until the module is loaded */
@@ -32,87 +33,6 @@ static long most_threads = 1; /* until the module is loaded */
 static int sent_home;
 static void before_fork(void) { sent_home = !omp_pause_resource_all(omp_pause_soft); }
 static void note_fork(void) { most_threads = sent_home ? most_threads : 1; }
-
-/* An int from `low` to `high`. */
-static int read_long(PyObject *from, const char *name, long low, long high, long *to)
-{
-    int overflow;
-    if (!PyLong_Check(from))
-        return RAISE(TypeError, "expected an int for %s", name);
-    *to = PyLong_AsLongAndOverflow(from, &overflow);
-    if (overflow || *to < low || *to > high)
-        return RAISE(ValueError, "expected %s from %ld to %ld", name, low, high);
-    return 1;
-}
-
-/* A tuple of at most DIMS ints from 0 to `high`. */
-static int read_tuple(PyObject *from, const char *name, long high, long *to, long *count)
-{
-    if (!PyTuple_Check(from))
-        return RAISE(TypeError, "expected a tuple of ints for %s", name);
-    *count = PyTuple_Size(from);
-    if (*count > DIMS)
-        return RAISE(ValueError, "%s has too many dimensions", name);
-    for (long i = 0; i < *count; i++)
-        if (!read_long(PyTuple_GetItem(from, i), name, 0, high, to + i))
-            return 0;
-    return 1;
-}
-
-static int read_address(PyObject *from, const char *name, char **to)
-{
-    long address;
-    const int found = read_long(from, name, 0, LONG_MAX, &address);
-    *to = found ? (char *)address : NULL;
-    return found;
-}
-
-/* A tensor as args[0], args[1] and args[2], its data_ptr(), stride() and shape. */
-static int read_tensor(Tensor *x, const char *name, long type, PyObject *const *args)
-{
-    long strides;
-    *x = (Tensor){name, NULL, type};
-    if (!read_tuple(args[2], name, REACH, x->size, &x->dims)
-        || !read_tuple(args[1], name, LONG_MAX, x->stride, &strides))
-        return 0;
-    if (strides != x->dims)
-        return RAISE(ValueError, "%s has %ld strides for %ld sizes", name, strides, x->dims);
-    return read_address(args[0], name, &x->data) && check_memory(x);
-}
-
-static int read_sizes(Job *job, PyObject *address, PyObject *count)
-{
-    char *from;
-    return read_long(count, "batch_sizes", 0, REACH, &job->T) && read_address(address, "batch_sizes", &from)
-        && check_address(from, "batch_sizes", sizeof(int64_t), job->T == 0)
-        && copy_sizes(job, from, job->T);
-}
-
-/* The numbers before all else: variant, kind, threads, reverse. */
-static int read_how(Job *job, long *variant, PyObject *const *args)
-{
-    if (!read_long(args[0], "variant", 0, variant_count - 1, variant)
-        || !read_long(args[1], "kind", 0, KINDS - 1, &job->kind)
-        || !read_long(args[2], "threads", 1, LONG_MAX, &job->threads)
-        || !read_long(args[3], "reverse", 0, 1, &job->reverse))
-        return 0;
-    return supported(*variant) || RAISE(ValueError, "expected a variant that this processor supports");
-}
-
-static const char *name_of_other(const Job *job) { return job->kind >= TANH_SLOPE ? "h" : "h0"; }
-
-/* type, packed, sizes, T, and what every job has: z, h_0 or h, w, y. */
-static int read_scan(Job *job, PyObject *const *args)
-{
-    PyObject *const output[] = {args[13], args[14], args[6]};
-    Tensor z, other, w, y;
-    long type;
-    return read_long(args[0], "type", 0, TYPES - 1, &type) && read_long(args[1], "packed", 0, 1, &job->packed)
-        && (!job->packed || read_sizes(job, args[2], args[3]))
-        && read_tensor(&z, "the input", type, args + 4)
-        && read_tensor(&other, name_of_other(job), type, args + 7) && read_tensor(&w, "w", type, args + 10)
-        && read_tensor(&y, "the output", type, output) && fit_scan(job, &z, &other, &w, &y);
-}
 
 /* Plans and runs a job, unless there's nothing to do. */
 static int run(Job *job, long variant)
@@ -169,26 +89,6 @@ static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t
     return y;
 }
 
-/* The numbers before a network's tensors, and that its weights are as many as layers and directions have. */
-static int read_network(How *how, PyObject *const *args, PyObject *weights)
-{
-    long bidirectional;
-    if (!read_long(args[0], "variant", 0, variant_count - 1, &how->variant)
-        || !read_long(args[1], "kind", 0, TANH_SLOPE - 1, &how->kind)
-        || !read_long(args[2], "threads", 1, LONG_MAX, &how->threads)
-        || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
-        || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
-        || !read_long(args[5], "reverse", 0, 1, &how->reverse)
-        || !read_long(args[6], "hidden_size", 1, REACH, &how->H)
-        || !read_long(args[7], "input_size", 0, REACH, &how->I) || !read_long(args[8], "bias", 0, 1, &how->bias))
-        return 0;
-    how->D = 1 + bidirectional;
-    const long each = (how->bias ? 4 : 2) * how->D;
-    if (!PyTuple_Check(weights) || PyTuple_Size(weights) < each || PyTuple_Size(weights) % each)
-        return RAISE(ValueError, "expected a tuple of weights for every layer and direction");
-    return supported(how->variant) || RAISE(ValueError, "expected a variant that this processor supports");
-}
-
 static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     How how;
@@ -197,6 +97,24 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     if (!read_network(&how, args, args[13]))
         return NULL;
     return network(&how, most_threads, args[9] == Py_True, args[10], args[11], args[12], args[13]);
+}
+
+/* A network whose options and weights a module has. */
+static PyObject *py_call(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    How how;
+    if (count != CALL)
+        return PyErr_Format(PyExc_TypeError, "call: expected %d arguments, got %zd", CALL, count);
+    if (!read_variant(args[0], &how.variant) || !read_threads(args[1], &how.threads))
+        return NULL;
+    PyObject *weights = read_module(&how, args[3]);
+    if (!weights)
+        return Py_NewRef(Py_NotImplemented);
+    PyObject *found = network(&how, most_threads, args[2] == Py_True, args[4], args[5], args[6], weights);
+    PyObject *both = found && found != Py_NotImplemented ? PyTuple_Pack(2, found, weights) : Py_XNewRef(found);
+    Py_XDECREF(found);
+    Py_DECREF(weights);
+    return both;
 }
 
 static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -224,12 +142,10 @@ static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count
     long variant, type, rounds;
     if (count != 3)
         return PyErr_Format(PyExc_TypeError, "peak: expected 3 arguments, got %zd", count);
-    if (!read_long(args[0], "variant", 0, variant_count - 1, &variant)
-        || !read_long(args[1], "type", FLOAT, DOUBLE, &type) || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
+    if (!read_variant(args[0], &variant) || !read_long(args[1], "type", 0, TYPES - 1, &type)
+        || !read_long(args[2], "rounds", 1, INT_MAX, &rounds))
         return NULL;
-    if (!supported(variant))
-        return PyErr_Format(PyExc_ValueError, "expected a variant that this processor supports");
-    return PyFloat_FromDouble(variants[type][variant].peak(rounds));
+    return PyFloat_FromDouble(variant_of(variant, type)->peak(rounds));
 }
 
 static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -242,9 +158,9 @@ static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t c
 static PyObject *plan_dict(const Plan *p)
 {
     return Py_BuildValue(
-        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
+        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
         p->threads, "sharing", p->sharing, "slices", p->slices, "vecs", p->vecs, "ld", p->ld, "direct", p->direct,
-        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "wide", p->wide,
+        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "pairs", p->pairs, "wide", p->wide,
         "tall", p->tall, "inputs", p->inputs, "carries", p->carries, "zs", p->zs, "dense", p->dense, "turned",
         p->turned, "panels", p->panels, "sums", p->sums, "counters", p->counters, "bytes", p->bytes);
 }
@@ -252,18 +168,19 @@ static PyObject *plan_dict(const Plan *p)
 static PyObject *py_plan(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
-    long lanes, most;
-    if (count != 12)
-        return PyErr_Format(PyExc_TypeError, "plan: expected 12 arguments, got %zd", count);
+    long lanes, most, pairs;
+    if (count != 13)
+        return PyErr_Format(PyExc_TypeError, "plan: expected 13 arguments, got %zd", count);
     if (!read_long(args[0], "lanes", 1, MOST_LANES, &lanes) || !read_long(args[1], "most", 1, INT_MAX, &most)
         || !read_long(args[2], "threads", 1, LONG_MAX, &job.threads)
         || !read_long(args[3], "G", 1, REACH, &job.G) || !read_long(args[4], "steps", 1, REACH, &job.steps)
         || !read_long(args[5], "B", 1, REACH, &job.B) || !read_long(args[6], "H", 1, REACH, &job.H)
         || !read_long(args[7], "I", 0, REACH, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed)
         || !read_long(args[9], "type", 0, TYPES - 1, &job.type)
-        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies))
+        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies)
+        || !read_long(args[12], "pairs", 0, 1, &pairs))
         return NULL;
-    const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, most);
+    const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, pairs, most);
     return plan_dict(&plan);
 }
 
@@ -289,7 +206,7 @@ static PyMethodDef methods[] = {
      "data_ptr(), stride() and shape, none for y; kind 0 to 3 is tanh, relu, tanh's slope, relu's slope; type\n"
      "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
-     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage, nbytes,\n"
+     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage,\n"
      "storage_offset, address, is_contiguous, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
      "dtypes, before those below do anything."},
     {"numbers", METHOD(py_numbers),
@@ -303,6 +220,10 @@ static PyMethodDef methods[] = {
      "bias, keep, batch_sizes, input, hx, weights) -> (output, h_n, states), output time-major: with `keep`, and where\n"
      "a tensor requires grad, the states of every layer but the last, else None. NotImplemented where a\n"
      "tensor isn't as it should be."},
+    {"call", METHOD(py_call),
+     "call(variant, threads, keep, attributes, batch_sizes, input, hx) -> ((output, h_n, states), weights): the\n"
+     "network of a module with these attributes, vars(module), and its weights; NotImplemented, too, where an\n"
+     "attribute isn't as the constructor leaves it."},
     {"network_vjp", METHOD(py_network_vjp),
      "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size,\n"
      "input_size, bias, need, batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
@@ -310,7 +231,7 @@ static PyMethodDef methods[] = {
     {"peak", METHOD(py_peak),
      "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},
     {"plan", METHOD(py_plan),
-     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies) -> dict: the Plan in types.h of\n"
+     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies, pairs) -> dict: the Plan in types.h of\n"
      "a job that asks for `threads` and gets `most` at most."},
     {"rows", METHOD(py_rows), "rows(packed, B, slices, i) -> (first, apart, count): the rows of slice i."},
     {NULL, NULL, 0, NULL},
@@ -324,7 +245,7 @@ static PyObject *variants_dict(void)
     PyObject *names = PyDict_New();
     for (int i = 0; names && i < variant_count; i++) {
         PyObject *index = supported(i) ? PyLong_FromLong(i) : NULL;
-        if (index && PyDict_SetItemString(names, variants[0][i].name, index))
+        if (index && PyDict_SetItemString(names, variant_of(i, FLOAT)->name, index))
             Py_CLEAR(names);
         Py_XDECREF(index);
     }
@@ -334,7 +255,7 @@ static PyObject *variants_dict(void)
 PyMODINIT_FUNC PyInit__scan(void)
 {
     PyObject *self = PyModule_Create(&module), *names = variants_dict();
-    if (!self || !names || PyModule_AddObjectRef(self, "variants", names))
+    if (!self || !names || !prepare_calls() || PyModule_AddObjectRef(self, "variants", names))
         Py_CLEAR(self);
     Py_XDECREF(names);
     most_threads = PER_CORE * (long)omp_get_num_procs();

@@ -84,7 +84,7 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     plan->counters = reserve(plan, sizeof(long), APART * (plan->threads + 1));
 }
 
-Plan plan_of(const Job *job, long lanes, long width, long most)
+Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
 {
     Plan plan = {.threads = threads_of(job, 1, most)};
     const long team = job->G < plan.threads ? plan.threads : 1; /* threads at one W */
@@ -92,7 +92,8 @@ Plan plan_of(const Job *job, long lanes, long width, long most)
     plan.sharing = job->H < NARROW ? 1 : team / crews;
     plan.slices = crews * quotient_up(job->B, crews * LIMIT);
     plan.vecs = quotient_up(job->H, lanes);
-    plan.ld = plan.vecs * lanes + GAP;
+    plan.pairs = pairs ? plan.vecs * lanes : 0;
+    plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
     plan.direct = job->lies && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
     plan.rows = job->I ? smaller(MOST, larger(LEAST, CACHED / job->H)) : REACH;
     lay_out(&plan, job, lanes, width);

@@ -3,9 +3,9 @@
 #define MANUAL_RNN_PLAN_H
 #include "types.h"
 
-/* The plan of a job with no size of 0, for vectors of `lanes` numbers of `width` bytes and at most `most`
- * threads. Memory that can't be addressed is planned as REACH numbers, which no allocator grants. */
-Plan plan_of(const Job *job, long lanes, long width, long most);
+/* The plan of a job with no size of 0, for vectors of `lanes` numbers of `width` bytes, which are multiplied as
+ * `pairs` of bfloats or as they are, and at most `most` threads. Memory that can't be addressed is planned as REACH numbers, which no allocator grants. */
+Plan plan_of(const Job *job, long lanes, long width, int pairs, long most);
 
 /* The threads that pay for each of so many jobs alike. */
 long threads_of(const Job *job, long jobs, long most);

@@ -1,5 +1,6 @@
 /* Matrix products: rows times a matrix, whose columns lie in panels of one vector, or which is read as it is.
- * tile.h tells what's defined before.
+ * tile.h tells what's defined before. Where bfloats multiply (pairs.h), a number here is a pair of them, and K
+ * counts pairs.
  */
 
 /* The lanes of a (numbered from 0) and b (from LANES) that `lanes` names. */
@@ -34,6 +35,12 @@ INLINE void NAME(transpose)(vec *x)
     }
 }
 
+
+#if PAIRS
+#include "pairs.h"
+#else
+INLINE vec NAME(add_product)(vec sum, REAL a, vec w) { return sum + a * w; }
+
 /* One vector of columns from `from` on, row after row; zeros beyond `columns`. */
 static TARGET void NAME(pack_panel)(const View *w, const char *from, long rows, long columns, vec *to)
 {
@@ -50,15 +57,19 @@ static TARGET void NAME(pack_panel)(const View *w, const char *from, long rows, 
     for (; k < rows; k++)
         to[k] = NAME(load)(w->type, from + k * w->row, w->column, columns);
 }
+#endif
+
+/* Products in a sum. */
+static long NAME(length)(const Matrix *m) { return PAIRS ? (m->K + 1) / 2 : m->K; }
 
 /* Panels v0 to v1 of a matrix: packed[v][k][lane]; of one that's read where it lies, its last panel alone if
  * it's no whole one. */
 static TARGET void NAME(pack)(const Matrix *m, long v0, long v1)
 {
-    const long whole = m->form == PACKED ? 0 : m->form == NATURAL ? m->columns / LANES : v1;
+    const long K = NAME(length)(m), whole = m->form == PACKED ? 0 : m->form == NATURAL ? m->columns / LANES : v1;
     for (long v = v0 > whole ? v0 : whole; v < v1; v++)
         NAME(pack_panel)(&m->from, m->from.data + v * LANES * m->from.column, m->K,
-                         m->columns - v * LANES, (vec *)m->packed + (v - whole) * m->K);
+                         m->columns - v * LANES, (vec *)m->packed + (v - whole) * K);
 }
 
 /* Rows of `to` = base + a w for `rows` rows and `vecs` panels, both known to the compiler: the sums stay in
@@ -76,7 +87,7 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
         for (long k = begin; k < end; k++, w += apart)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int v = 0; v < vecs; v++)
-                    sum[r][v] += a[r * lda + k] * *(const loose *)(w + v * panel);
+                    sum[r][v] = NAME(add_product)(sum[r][v], a[r * lda + k], *(const loose *)(w + v * panel));
         const REAL *base = begin ? (REAL *)to.at : (REAL *)to.base;
         const long base_ld = begin ? to.ld : to.base_ld;
         UNROLL for (int r = 0; r < rows; r++)
@@ -177,8 +188,9 @@ static TARGET void NAME(tiles)(const Matrix *m, long rows, const REAL *a, long l
 {
     const long whole = m->form == NATURAL ? m->columns / LANES : 0; /* panels that are read where they lie */
     const int lies = v < whole;
-    const REAL *w = lies ? (REAL *)m->from.data + v * LANES : (REAL *)m->packed + (v - whole) * m->K * LANES;
-    const long panel = lies ? LANES : m->K * LANES, apart = lies ? m->from.row / (long)sizeof(REAL) : LANES;
+    const long K = NAME(length)(m);
+    const REAL *w = lies ? (REAL *)m->from.data + v * LANES : (REAL *)m->packed + (v - whole) * K * LANES;
+    const long panel = lies ? LANES : K * LANES, apart = lies ? m->from.row / (long)sizeof(REAL) : LANES;
     if (k0) /* to what is there */
         to.base = to.at, to.base_ld = to.ld;
     for (long r = 0, tall; r < rows; r += tall) {
@@ -195,17 +207,17 @@ static TARGET void NAME(multiply)(const Matrix *m, long rows, const char *from, 
                                   Target to)
 {
     const REAL *a = (const REAL *)from;
-    const long block = 1 + CACHED / (m->K * LANES), whole = m->columns / LANES;
+    const long K = NAME(length)(m), block = 1 + CACHED / (K * LANES), whole = m->columns / LANES;
     if (m->form == DOTS) {
         for (long v = v0; v < v1; v++)
             NAME(dots)(m, rows, a, lda, v, to);
     } else if (m->form == NATURAL) {
         const long middle = v1 < whole ? v1 : whole > v0 ? whole : v0;
-        for (long k = 0; k < m->K && v0 < middle; k += RUN)
-            NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, k + RUN < m->K ? k + RUN : m->K, to);
+        for (long k = 0; k < K && v0 < middle; k += RUN)
+            NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, k + RUN < K ? k + RUN : K, to);
         if (middle < v1)
-            NAME(tiles)(m, rows, a, lda, middle, v1 - middle, 0, m->K, to);
+            NAME(tiles)(m, rows, a, lda, middle, v1 - middle, 0, K, to);
     } else
         for (long v = v0; v < v1; v += block)
-            NAME(tiles)(m, rows, a, lda, v, v + block < v1 ? block : v1 - v, 0, m->K, to);
+            NAME(tiles)(m, rows, a, lda, v, v + block < v1 ? block : v1 - v, 0, K, to);
 }

@@ -55,6 +55,7 @@ void meet(Meeting *meeting)
 #define SINGLE 1
 #define NAME(f) JOIN(f, _avx512)
 #define REAL float
+#define PAIRS 0
 #define INT int32_t
 #define LANES 16
 #define SMALLER(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
@@ -67,6 +68,7 @@ void meet(Meeting *meeting)
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx512_double)
 #define REAL double
+#define PAIRS 0
 #define INT int64_t
 #define LANES 8
 #define SMALLER(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
@@ -78,12 +80,36 @@ void meet(Meeting *meeting)
 #undef SUMS
 #undef TALLEST
 
+#if defined(__clang__) || __GNUC__ >= 10
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bf16,fma")))
+#define SUMS 24
+#define TALLEST 12
+#define SINGLE 1
+#define NAME(f) JOIN(f, _avx512_pairs)
+#define REAL float
+#define PAIRS 1
+#define INT int32_t
+#define LANES 16
+#define SMALLER(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
+#define LOAD_FIRST(from, count) _mm512_maskz_loadu_ps((1 << (count)) - 1, from)
+#define STORE_FIRST(x, to, count) _mm512_mask_storeu_ps(to, (1 << (count)) - 1, (__m512)(x))
+#define LOAD_HALF(from) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from)))
+#define STORE_HALF(x, to) _mm256_storeu_si256((__m256i *)(to), _mm512_cvtps_ph((__m512)(x), 0))
+#include "tile.h"
+#include "undefine.h"
+#undef TARGET
+#undef SUMS
+#undef TALLEST
+#define HAS_PAIRS
+#endif
+
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define SUMS 12
 #define TALLEST 6
 #define SINGLE 1
 #define NAME(f) JOIN(f, _avx2)
 #define REAL float
+#define PAIRS 0
 #define INT int32_t
 #define LANES 8
 #define SMALLER(a, b) (vec)_mm256_min_ps((__m256)(a), (__m256)(b))
@@ -97,6 +123,7 @@ void meet(Meeting *meeting)
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx2_double)
 #define REAL double
+#define PAIRS 0
 #define INT int64_t
 #define LANES 4
 #define SMALLER(a, b) (vec)_mm256_min_pd((__m256d)(a), (__m256d)(b))
@@ -121,6 +148,7 @@ void meet(Meeting *meeting)
 #define SINGLE 1
 #define NAME(f) JOIN(f, _plain)
 #define REAL float
+#define PAIRS 0
 #define INT int32_t
 #define LANES 4
 #define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
@@ -133,6 +161,7 @@ void meet(Meeting *meeting)
 #define SINGLE 0
 #define NAME(f) JOIN(f, _plain_double)
 #define REAL double
+#define PAIRS 0
 #define INT int64_t
 #define LANES 2
 #define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
@@ -140,25 +169,43 @@ void meet(Meeting *meeting)
 #define STORE_FIRST(x, to, count) NAME(scatter)(OWN, x, (char *)(to), sizeof(REAL), count)
 #include "tile.h"
 
-#define VARIANT(name, set, lanes, real) \
-    {name, lanes, sizeof(real), pack_##set, multiply_##set, run_##set, gather_rows_##set, \
-     spread_rows_##set, panel_##set, turn_##set, peak_##set}
+#define VARIANT(name, set, lanes, real, pairs) \
+    {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, run_##set, gather_rows_##set, \
+     factor_rows_##set, spread_rows_##set, panel_##set, turn_##set, peak_##set}
 static const Variant singles[] = {
 #if defined(__x86_64__)
-    VARIANT("avx512", avx512, 16, float),
-    VARIANT("avx2", avx2, 8, float),
+    VARIANT("avx512", avx512, 16, float, 0),
+    VARIANT("avx2", avx2, 8, float, 0),
 #endif
-    VARIANT("plain", plain, 4, float),
+    VARIANT("plain", plain, 4, float, 0),
 };
 static const Variant doubles[] = {
 #if defined(__x86_64__)
-    VARIANT("avx512", avx512_double, 8, double),
-    VARIANT("avx2", avx2_double, 4, double),
+    VARIANT("avx512", avx512_double, 8, double, 0),
+    VARIANT("avx2", avx2_double, 4, double, 0),
 #endif
-    VARIANT("plain", plain_double, 2, double),
+    VARIANT("plain", plain_double, 2, double, 0),
 };
-const Variant *const variants[] = {singles, doubles};
 const int variant_count = sizeof singles / sizeof *singles;
+
+/* Of the widest variant, where the processor multiplies them. */
+static const Variant *bfloats(void)
+{
+#ifdef HAS_PAIRS
+    static const Variant pairs = VARIANT("avx512", avx512_pairs, 16, float, 1);
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16"))
+        return &pairs;
+#endif
+    return singles;
+}
+
+const Variant *variant_of(int variant, long type)
+{
+    if (type == BFLOAT && variant == 0)
+        return bfloats();
+    return type == DOUBLE ? &doubles[variant] : &singles[variant];
+}
 
 int supported(int variant)
 {

@@ -25,13 +25,16 @@ typedef struct {
 typedef struct {
     const char *name;
     long lanes, width; /* numbers in a vector; bytes of one */
+    int pairs;         /* whether they are multiplied as bfloats, two at a time, and added up as floats */
     void (*pack)(const Matrix *m, long v0, long v1);
     void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, Target to);
     void (*run)(const Work *work, Slice slice, const Block *block, Meeting *meeting);
-    /* Rows r0 to r1 of a block of `x`: into dense memory, and from there; panels v0 to v1 of x, or of the
-     * states before, as the matrix of a product over the block's rows. */
+    /* Rows r0 to r1 of a block of `x`: into dense memory, to be added up or to be multiplied, and from there;
+     * panels v0 to v1 of x, or of the states before, as the matrix of a product over the block's rows. */
     void (*gather)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
                    char *to, long ld);
+    void (*factors)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, char *to,
+                    long ld);
     void (*spread)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
                    const char *from, long ld);
     void (*panel)(const Job *job, const View *x, int before, long columns, const Block *block, long v0, long v1,
@@ -41,8 +44,8 @@ typedef struct {
     double (*peak)(long rounds); /* multiply-adds that it makes of registers alone */
 } Variant;
 
-/* By type to reckon with (FLOAT or DOUBLE): the widest vectors first. */
-extern const Variant *const variants[2];
+/* How numbers of a type are reckoned with. Variants are numbered from the widest vectors on. */
+const Variant *variant_of(int variant, long type);
 extern const int variant_count;
 
 /* Whether this processor has the instructions. */

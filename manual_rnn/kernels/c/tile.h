@@ -6,6 +6,7 @@
  *   TALLEST                               rows in a tile at most
  *   LOAD_FIRST, STORE_FIRST               the first `count` numbers of a vector, zeros after them
  *   LOAD_HALF, STORE_HALF                 a vector of halves
+ *   PAIRS                                 whether numbers are multiplied as bfloats, two at a time
  */
 #define OWN (SINGLE ? FLOAT : DOUBLE)
 #include "vector.h"
@@ -27,25 +28,34 @@ INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
  * touch. `own`: the type of all numbers, or -1 where they differ. */
 INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL *next)
 {
-    const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE;
+    const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE, kept = slope && work->job->I;
     const View *z = &work->z, *h = &work->job->h, *y = &work->y;
     const int z_type = own < 0 ? z->type : own, h_type = own < 0 ? h->type : own, y_type = own < 0 ? y->type : own;
     const long z_ahead = tile.ahead * z->step, h_ahead = tile.ahead * h->step, y_ahead = tile.ahead * y->step;
     const long z_column = z->column, h_column = h->column, y_column = y->column;
     const long g = work->g, first = tile.v0 * LANES;
     const vec zero = {0};
+    (void)kept;
     for (int r = 0; r < tile.rows; r++) {
         const long row = tile.row + r * tile.apart;
         const char *z_j = at_step(z, g, tile.step, row, first);
         const char *h_j = slope ? at_step(h, g, tile.step, row, first) : NULL;
         char *y_j = at_step(y, g, tile.step, row, first);
         REAL *x = next + r * work->plan->ld + first;
+        long behind = work->plan->pairs * sizeof(REAL) - first * sizeof(uint16_t);
+        (void)behind;
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
             const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
             const vec given = NAME(load)(z_type, z_j, z_column, count);
             const vec new = NAME(rounded)(y_type, NAME(close)(kind, *(vec *)x, given, old));
             *(vec *)x = new;
             NAME(store)(y_type, new, y_j, y_column, count);
+#if PAIRS
+            NAME(store_factors)(new, (char *)x + behind);
+            if (kept)
+                NAME(store_factors)(new, y_j + behind);
+            behind -= LANES * sizeof(uint16_t);
+#endif
             __builtin_prefetch(z_j + z_ahead);
             __builtin_prefetch(y_j + y_ahead, 1);
             if (slope)
@@ -76,10 +86,13 @@ static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to
     for (long r = from; r < to; r++)
         for (long v = slice.v0; v < slice.v1; v++) {
             const long row = slice.row + r * slice.apart, column = v * LANES;
-            *(vec *)(carry + r * work->plan->ld + column)
-                = start->data ? NAME(load)(start->type, at(start, work->g, row, column), start->column,
-                                           work->job->H - column)
-                              : zero;
+            const vec x = start->data ? NAME(load)(start->type, at(start, work->g, row, column), start->column,
+                                                   work->job->H - column)
+                                      : zero;
+            *(vec *)(carry + r * work->plan->ld + column) = x;
+#if PAIRS
+            NAME(store_factors)(x, (char *)(carry + r * work->plan->ld + work->plan->pairs) + v * sizeof(shorts));
+#endif
         }
 }
 
@@ -88,12 +101,12 @@ static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to
 static TARGET void NAME(end)(const Work *work, Slice slice, long from, long to, const REAL *carry, REAL *spare)
 {
     const View *end = &work->job->end;
-    const long ld = work->plan->ld;
+    const long ld = work->plan->ld, factors = from * ld + work->plan->pairs;
     if (from >= to)
         return;
     if (work->job->kind >= TANH_SLOPE) {
         const Target product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
-        NAME(multiply)(&work->w, to - from, (const char *)(carry + from * ld), ld, slice.v0, slice.v1, product);
+        NAME(multiply)(&work->w, to - from, (const char *)(carry + factors), ld, slice.v0, slice.v1, product);
         carry = spare;
     }
     for (long r = from; r < to; r++)
@@ -121,7 +134,7 @@ static TARGET void NAME(advance)(const Work *work, Slice slice, long step, long 
             const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, end};
             const Target to = {(char *)(next + r * ld), ld, NULL, 0, ld};
             if (r < known)
-                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld), ld, v, end, to);
+                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld + work->plan->pairs), ld, v, end, to);
             NAME(finish)(work, tile, next + r * ld);
         }
     }

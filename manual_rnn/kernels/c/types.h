@@ -40,6 +40,7 @@ typedef struct {
     long rows;                      /* of a block, but for those of its last step */
     long matrix, input_matrix;      /* numbers of a packed W and U */
     long carry;                     /* of the carries of a matrix, kept twice */
+    long pairs;                     /* where bfloats multiply: how far behind a row's numbers the same lie as bfloats */
     long wide;                      /* numbers from row to row of a block's inputs */
     long tall;                      /* and from column to column of a block that lies transposed */
     long carries, inputs, zs, dense, turned, panels, sums, counters; /* where these begin, in bytes */

@@ -2,6 +2,7 @@
 #undef SINGLE
 #undef NAME
 #undef REAL
+#undef PAIRS
 #undef INT
 #undef LANES
 #undef SMALLER
