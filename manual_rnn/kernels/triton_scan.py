@@ -205,7 +205,7 @@ def _launch(
             x.contiguous(), other.contiguous(), m, out, starts, sizes, T, B, H, rows, m_g,
             m.stride(-2), m.stride(-1), RELU[phi], int(reverse), LINEAR=linear,
             PACKED=batch_sizes is not None, BB=TILE, HH=_width(H), PRECISION=kind.replace("half", "ieee"),
-            num_warps=CONFIGURATIONS[kind, _width(H)].warps,
+            num_warps=CONFIGURATIONS[kind, _width(H)].warps, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 

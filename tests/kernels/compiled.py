@@ -41,7 +41,8 @@ def compiled(arch: int, kind: str, width: int, dtype: str, linear: bool, packed:
     sixteen = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in (*types, "H")}
     source = ASTSource(recurrence, signature, constexprs=constants, attrs=sixteen)
     warps = triton_scan.CONFIGURATIONS[kind, width].warps
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def loop_over_time(cubin: bytes, path: Path) -> list[str]:

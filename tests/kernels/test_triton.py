@@ -4,6 +4,9 @@ cards that aren't here, and what it says where it can't run."""
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,69 +21,93 @@ from torch._subclasses import FakeTensorMode
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
 HERE = Path(__file__).parent
-TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton isn't installed")
+TRITON = tuple(map(int, version("triton").split(".")[:2])) if find_spec("triton") else (0, 0)
+INTERPRETS = pytest.mark.skipif(
+    TRITON < (3, 7), reason="before 3.7 Triton's interpreter fails with numpy 2.4"
+)
+COMPILES = pytest.mark.skipif(TRITON < (3, 6), reason="no Triton of 3.6 or newer is installed")
 
 
-@TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "interpret"), [("interpreted.py", "1"), ("compiled.py", "0")])
+@pytest.mark.parametrize(
+    ("file", "interpret"),
+    [pytest.param("interpreted.py", "1", marks=INTERPRETS), pytest.param("compiled.py", "0", marks=COMPILES)],
+)
 def test_in_a_process_of_its_own(file: str, interpret: str, tmp_path: Path) -> None:
     """Triton decides as it is imported whether it interprets or compiles."""
     environment = {**os.environ, "TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)}
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / file)]
-    done = subprocess.run(
-        run, env=environment, capture_output=True, text=True, timeout=400, cwd=HERE.parents[1]
-    )
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=400, cwd=HERE)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
 
-def card(**properties: Any) -> Any:
-    """What torch says of an H100, but for these properties."""
+@contextmanager
+def a_card(**properties: Any) -> Iterator[None]:
+    """As if there were Triton and an H100, but for these properties."""
     known = {"major": 9, "minor": 0, "name": "card", "shared_memory_per_block_optin": 227 * 1024}
-    return SimpleNamespace(**{**known, **properties})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(
+            torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**{**known, **properties})
+        )
+        patch.setattr(triton_scan, "find_spec", lambda _: True)
+        patch.setattr(triton_scan, "_found", {})
+        yield
 
 
-@pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """As if there were a card and Triton: its properties, to be changed."""
-    properties: dict[str, Any] = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card(**properties))
-    monkeypatch.setattr(triton_scan, "find_spec", lambda _: True)
-    return properties
-
-
-def why_not(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cuda") -> str | None:
+def without_numbers(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cuda") -> torch.Tensor:
     with FakeTensorMode():
-        return triton_scan.why_not(torch.empty(5, 2, *shape, dtype=dtype, device=device))
+        return torch.empty(5, 2, *shape, dtype=dtype, device=device)
 
 
-def test_it_says_why_not(cards: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_not(64) is None
-    assert why_not(64, device="cpu") == "expected tensors on CUDA, got cpu"
-    assert why_not(64, dtype=torch.float64) == "expected float32, bfloat16 or float16, got torch.float64"
-    assert why_not(129) == "expected H <= 128 in torch.float32, got 129"
-    assert why_not(256, dtype=torch.bfloat16) is None
-    cards.update(minor=5, major=7)
-    assert why_not(64) == "expected compute capability 8.0 or more, card has 7.5"
-    cards.update(major=8, minor=9, shared_memory_per_block_optin=99 * 1024)
-    assert why_not(128) is None
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert why_not(128) == "expected 147456 bytes of shared memory to a block, card has 101376"
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert why_not(64) == "expected a card of NVIDIA's, this torch is for ROCm"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert why_not(64) == "torch sees no CUDA device here"
-    monkeypatch.setattr(triton_scan, "find_spec", lambda _: None)
-    assert why_not(64) == "triton isn't installed: pip install 'manual_rnn[triton]'"
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (without_numbers(64), None),
+        (without_numbers(256, dtype=torch.bfloat16), None),
+        (without_numbers(64, device="cpu"), "expected tensors on CUDA, got cpu"),
+        (
+            without_numbers(64, dtype=torch.float64),
+            "expected float32, bfloat16 or float16, got torch.float64",
+        ),
+        (without_numbers(129), "expected H <= 128 in torch.float32, got 129"),
+        (without_numbers(257, dtype=torch.half), "expected H <= 256 in torch.float16, got 257"),
+    ],
+    ids=str,
+)
+def test_tensors_that_it_takes(x: torch.Tensor, reason: str | None) -> None:
+    with a_card():
+        assert triton_scan.why_not(x) == reason
 
 
-def test_mixed_and_negated_tensors(cards: dict[str, Any]) -> None:
+def test_mixed_and_negated_tensors() -> None:
+    x = without_numbers(4)
     with FakeTensorMode():
-        x = torch.empty(5, 2, 4, device="cuda")
-        assert "one dtype" in str(triton_scan.why_not(x, x.half()))
-        assert "negation" in str(triton_scan.why_not(torch.imag(torch.conj(x + 0j))))
+        negated = torch.empty(5, 2, 4, dtype=torch.complex64, device="cuda").conj().imag
+    with a_card():
+        assert "one dtype" in str(triton_scan.why_not(x, without_numbers(4, dtype=torch.half)))
+        assert triton_scan.why_not(negated) == "expected a tensor without a pending negation"
+
+
+def test_cards_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, wide = without_numbers(64), without_numbers(128)
+    with a_card(major=7, minor=5):
+        assert triton_scan.why_not(x) == "expected compute capability 8.0 or more, card has 7.5"
+    with a_card(minor=9, major=8, shared_memory_per_block_optin=99 * 1024):
+        assert triton_scan.why_not(wide) is None
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert triton_scan.why_not(x) is None
+        assert triton_scan.why_not(wide) == (
+            "expected 147456 bytes of shared memory to a block, card has 101376"
+        )
+    with a_card():
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert triton_scan.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert triton_scan.why_not(x) == "torch sees no CUDA device here"
+        monkeypatch.setattr(triton_scan, "find_spec", lambda _: None)
+        assert triton_scan.why_not(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
 
 
 class Wrong:
@@ -101,31 +128,32 @@ class Raising(Wrong):
 @pytest.mark.parametrize(
     ("kernel", "says"), [(Wrong(), "was off by "), (Raising(), "raised OSError: no driver")]
 )
-def test_a_self_test_that_fails_warns_once(
-    kernel: Any, says: str, cards: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_self_test_that_fails_warns_once(kernel: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default goes on by the loop; whoever asked for the kernel gets its reason."""
     monkeypatch.setattr(triton_scan, "DEVICE", "cpu")
     monkeypatch.setattr(triton_scan, "_kernel", lambda: kernel)
-    monkeypatch.setattr(triton_scan, "_found", {})
-    z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
-    with pytest.warns(UserWarning, match=f"kernel 'triton' won't run on cpu: its self-test .*{says}") as seen:
-        assert says in str(triton_scan.why_not(z, h0, w))
-    assert len(seen) == 1
     monkeypatch.setattr(kernels.KERNELS["native"], "why_not", lambda *_: "not here")
-    assert kernels.choose("default", z, h0, w) is kernels.KERNELS["torch"]
-    with use_kernel("triton"), pytest.raises(RuntimeError, match=f"'triton' can't run here: its .*{says}"):
-        ManualRNN(3, 4)(torch.randn(5, 2, 3))
+    z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
+    with a_card():
+        with pytest.warns(UserWarning, match=f"'triton' won't run on cpu: its self-test .*{says}") as seen:
+            assert says in str(triton_scan.why_not(z, h0, w))
+        assert len(seen) == 1
+        assert kernels.choose("default", z, h0, w) is kernels.KERNELS["torch"]
+        with use_kernel("triton"), pytest.raises(RuntimeError, match=f"can't run here: its self-.*{says}"):
+            ManualRNN(3, 4)(torch.randn(5, 2, 3))
 
 
-def test_while_a_graph_is_captured_it_waits(cards: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_a_graph_is_captured_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    reason = triton_scan._test((torch.device("cuda", 0), torch.float32, "tf32", 4))
-    assert "while a CUDA graph is captured" in str(reason)
-    assert not triton_scan._found
+    with a_card():
+        reason = triton_scan._test((torch.device("cuda", 0), torch.float32, "tf32", 4))
+        assert "while a CUDA graph is captured" in str(reason)
+        assert not triton_scan._found
 
 
-def test_explain_kernel_names_it(cards: dict[str, Any]) -> None:
+def test_explain_kernel_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_scan, "_absent", lambda: None)
+    monkeypatch.setattr(triton_scan, "_why_not_on", lambda *_: None)
     rnn = ManualRNN(3, 4)
     with FakeTensorMode():
         on_no_card(rnn)
