@@ -15,8 +15,8 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     r"""Say, a line for each kernel, which one `rnn(input, hx)` would run now, and why not the others.
 
     Nothing runs, but for the self-test of `triton`, once, on CUDA. Under `use_kernel` it tells what was asked
-    for, and whether that would raise. Where the layers differ, since the weights of one are of a kind of their
-    own, each has its lines.
+    for, and whether that would raise. Where the layers differ, since the weights of one are of a kind of
+    their own, each has its lines.
 
     Raises:
         TypeError: for another module, an `nn.RNN` say, which has no kernels to choose from.

@@ -43,15 +43,17 @@ def test_in_a_process_of_its_own(file: str, interpret: str, tmp_path: Path) -> N
 
 
 @contextmanager
-def a_card(**properties: Any) -> Iterator[None]:
-    """As if there were Triton and an H100, but for these properties."""
+def a_card(
+    seen: bool = True, installed: bool = True, hip: str | None = None, **properties: Any
+) -> Iterator[None]:
+    """As if there were Triton and an H100, but for this."""
     known = {"major": 9, "minor": 0, "name": "card", "shared_memory_per_block_optin": 227 * 1024}
+    card = SimpleNamespace(**{**known, **properties})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(
-            torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**{**known, **properties})
-        )
-        patch.setattr(triton_scan, "find_spec", lambda _: True)
+        patch.setattr(torch.cuda, "is_available", lambda: seen)
+        patch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+        patch.setattr(torch.version, "hip", hip)
+        patch.setattr(triton_scan, "find_spec", lambda _: installed or None)
         patch.setattr(triton_scan, "_found", {})
         yield
 
@@ -101,12 +103,11 @@ def test_cards_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert triton_scan.why_not(wide) == (
             "expected 147456 bytes of shared memory to a block, card has 101376"
         )
-    with a_card():
-        monkeypatch.setattr(torch.version, "hip", "6.0")
+    with a_card(hip="6.0"):
         assert triton_scan.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with a_card(seen=False):
         assert triton_scan.why_not(x) == "torch sees no CUDA device here"
-        monkeypatch.setattr(triton_scan, "find_spec", lambda _: None)
+    with a_card(installed=False):
         assert triton_scan.why_not(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
 
 
