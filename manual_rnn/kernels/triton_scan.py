@@ -83,12 +83,13 @@ def why_not(*tensors: Tensor | None) -> str | None:
     x = given[0]
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"expected float32, bfloat16 or float16, got {x.dtype}"
-    if not (widest := WIDEST[_kind(x.dtype)]) >= H:
-        return f"expected H <= {widest} in {x.dtype}, got {H}"
-    key = x.device, x.dtype, _kind(x.dtype), H
-    if key in _found:
+    kind = _kind(x.dtype)
+    configuration = CONFIGURATIONS.get((kind, _width(H)))
+    if configuration is None:
+        return f"expected H <= {WIDEST[kind]} in {x.dtype}, got {H}"
+    if (key := (x.device, x.dtype, kind, H)) in _found:
         return _found[key]
-    if reason := _absent() or _why_not_on(x.device, CONFIGURATIONS[_kind(x.dtype), _width(H)]):
+    if reason := _absent() or _why_not_on(x.device, configuration):
         return reason
     return _test(key) if type(x) in PLAIN_TYPES else None
 
