@@ -9,8 +9,7 @@ JSON as soon as it is known, so that a run that breaks off keeps what it has. Th
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
@@ -85,7 +84,7 @@ def measure(case: Case, precision: str, mode: str, seconds: float, clock: Clock)
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
     absent: dict[str, str] = {}
-    with multiplying(tf32):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         expected = results(CONTENDERS[BUILTIN](case.exact(), training))
         for name, contender in CONTENDERS.items():
             call = contender(case, training)
@@ -101,17 +100,6 @@ def measure(case: Case, precision: str, mode: str, seconds: float, clock: Clock)
         found = in_turns(calls, seconds, clock) if BUILTIN in calls else {}
     row = {"case": str(case), "precision": precision, "mode": mode}
     return {**row, "seconds": found, "errors": errors, "absent": absent}
-
-
-@contextmanager
-def multiplying(tf32: bool) -> Iterator[None]:
-    """cuDNN in tf32, or in full float32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def results(call: Any) -> list[torch.Tensor]:

@@ -39,7 +39,7 @@ def test_a_card_does_it(row: Row, dtype: torch.dtype, bound: float, monkeypatch:
         monkeypatch.setattr(test_beyond, "build", lambda *args, **how: moved(build(*args, **how), dtype))
         return tensors(row.exercise(kind))
 
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    found, expected = run(ManualRNN, dtype), run(Loop, torch.float64)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found, expected = run(ManualRNN, dtype), run(Loop, torch.float64)
     assert all(value.device.type == CARD for value in found.values())
     assert_same({name: value.double() for name, value in found.items()}, expected, bound)

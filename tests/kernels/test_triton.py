@@ -92,17 +92,16 @@ def test_mixed_and_negated_tensors() -> None:
         assert triton_scan.why_not(negated) == "expected a tensor without a pending negation"
 
 
-def test_cards_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cards_that_it_takes() -> None:
     x, wide = without_numbers(64), without_numbers(128)
     with a_card(major=7, minor=5):
         assert triton_scan.why_not(x) == "expected compute capability 8.0 or more, card has 7.5"
     with a_card(minor=9, major=8, shared_memory_per_block_optin=99 * 1024):
         assert triton_scan.why_not(wide) is None
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        assert triton_scan.why_not(x) is None
-        assert triton_scan.why_not(wide) == (
-            "expected 147456 bytes of shared memory to a block, card has 101376"
-        )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            assert triton_scan.why_not(x) is None
+            room = "expected 147456 bytes of shared memory to a block, card has 101376"
+            assert triton_scan.why_not(wide) == room
     with a_card(hip="6.0"):
         assert triton_scan.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
     with a_card(seen=False):

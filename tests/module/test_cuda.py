@@ -25,9 +25,10 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def _full_precision() -> Iterator[None]:
     """float32 is multiplied as such, but where a test says otherwise."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def compare(dtype: torch.dtype, lengths: list[int] | None, nonlinearity: str = "tanh") -> None:
@@ -73,15 +74,15 @@ def test_packed_through_padded(lengths: list[int], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("kind", "width"), list(triton_scan.CONFIGURATIONS))
-def test_each_configuration_of_triton(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_configuration_of_triton(kind: str, width: int) -> None:
     """Its self-test, at the width itself and below it."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", kind == "tf32")
     device = torch.device(CARD, torch.cuda.current_device())
     if reason := triton_scan._why_not_on(device, triton_scan.CONFIGURATIONS[kind, width]):
         pytest.skip(reason)
-    for dtype in (torch.float16, torch.bfloat16) if kind == "half" else (torch.float32,):
-        for H in (width, width - 3):
-            assert triton_scan._self_test(device, dtype, H) is None
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=kind == "tf32"):
+        for dtype in (torch.float16, torch.bfloat16) if kind == "half" else (torch.float32,):
+            for H in (width, width - 3):
+                assert triton_scan._self_test(device, dtype, H) is None
 
 
 @pytest.mark.parametrize("members", [1, 8, 64])
