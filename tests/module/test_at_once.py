@@ -337,6 +337,7 @@ def test_a_recurrence_of_ones_own_and_assigned_weights(ways: list[bool]) -> None
     assert ways == [False, False]
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # of torch 2.11
 def test_a_profiler_is_told(ways: list[bool]) -> None:
     with torch.profiler.profile(record_shapes=True):
         builder(ManualRNN)()(X)
