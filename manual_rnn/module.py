@@ -1,7 +1,7 @@
 r"""`ManualRNN`, the module: it lays out the sequences and sends them through its layers.
 
-A call of plain numbers on a CPU goes from `entrance.py` to C and back. Any other goes on like this, each step in
-the file of its name:
+A call of plain numbers on a CPU goes from `entrance.py` to C and back. Any other goes on like this, each
+step in the file of its name:
 
     sequences.plan                  whatever form the batch has becomes rows
     recurrence/network.py           all layers as one job, where a kernel takes them so

@@ -8,6 +8,7 @@ Walk               the order of steps over rows
 network            whether a kernel runs the whole network at once
 OPS                the same two, and the layer, as operators of torch
 address, is_shared            where memory is, and whether it's shared until someone writes
+ATTRIBUTES         of a module, that C reads
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
 """
 
@@ -24,6 +25,7 @@ from manual_rnn.recurrence.network import Network
 from manual_rnn.recurrence.rules import elman, linear_recurrence
 
 __all__ = [
+    "ATTRIBUTES",
     "FUSED",
     "OPS",
     "KernelName",
@@ -45,3 +47,7 @@ address: Any = torch._C._data_address  # type: ignore[attr-defined]
 is_shared: Any = torch._C._is_cow_tensor  # type: ignore[attr-defined]
 OPS: Any = torch.ops.manual_rnn
 FUSED: tuple[Any, str] = (layer_rule, "layer")
+ATTRIBUTES = (
+    "mode", "bias", "batch_first", "bidirectional", "training", "dropout", "proj_size", "hidden_size",
+    "input_size", "num_layers", "_parameters", "_all_weights",
+)  # fmt: skip

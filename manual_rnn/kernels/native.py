@@ -144,7 +144,7 @@ def layer(
     """
     if not _exchanges:
         return None
-    how = _variant, PHI[phi].code, torch.get_num_threads(), False, False, reverse
+    how = _variant, PHI[phi].code, torch.get_num_threads(), False, reverse
     weights = (w_ih, w_hh) if bias_ih is None else (w_ih, w_hh, bias_ih, bias_hh)
     bias = bias_ih is not None
     found = _scan.network(*how, h0.size(1), 0, bias, False, batch_sizes, x, h0.unsqueeze(0), weights)
@@ -157,21 +157,20 @@ def network(
     weights: tuple[Tensor, ...],
     batch_sizes: Tensor | None,
     phi: str,
-    batch_first: bool,
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
     input_size: int,
     keep: bool,
 ) -> Any:
-    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; `hx (L * D, B, H)` or None for
-    zeros; weights of layer after layer and direction after direction. `input_size` may be 0 for any.
+    r"""`x (T, B, I)` or packed `(N, I)`; `hx (L * D, B, H)` or None for zeros; weights of layer after layer
+    and direction after direction. `input_size` may be 0 for any.
 
     Returns the last layer's states `(T, B, D * H)` and `h_n`; with `keep`, and where a tensor requires grad,
     the states of the layers before, else None. NotImplemented where a tensor isn't exactly as it should be,
     which the caller's checks then name.
     """
-    how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
+    how = _variant, PHI[phi].code, torch.get_num_threads(), bidirectional, False
     return _scan.network(*how, hidden_size, input_size, bias, keep, batch_sizes, x, hx, weights)
 
 
@@ -179,7 +178,8 @@ def call(
     attributes: dict[str, Any], batch_sizes: Tensor | None, x: Tensor, hx: Tensor | None, keep: bool
 ) -> Any:
     """What `network` returns for a module with these attributes, `vars(module)`, and its weights; the options
-    are read in C. NotImplemented, too, where an attribute isn't as the constructor leaves it."""
+    are read in C. With `batch_first`, `x` is `(B, T, I)`; the results are time-major all the same.
+    NotImplemented, too, where an attribute isn't as the constructor leaves it."""
     return _scan.call(_variant, torch.get_num_threads(), keep, attributes, batch_sizes, x, hx)
 
 
@@ -193,7 +193,6 @@ def network_vjp(
     c_last: Tensor | None,
     batch_sizes: Tensor | None,
     phi: str,
-    batch_first: bool,
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
@@ -203,7 +202,7 @@ def network_vjp(
     output and of `h_n`, and the states of every layer; NotImplemented as above. Tensors that no gradient
     needs may be None.
     """
-    how = _variant, PHI[phi].code, torch.get_num_threads(), batch_first, bidirectional, False
+    how = _variant, PHI[phi].code, torch.get_num_threads(), bidirectional, False
     return _scan.network_vjp(
         *how, hidden_size, input_size, bias, need, batch_sizes, x, hx, weights, states, c, c_last
     )

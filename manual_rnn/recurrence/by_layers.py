@@ -23,7 +23,6 @@ class Options(NamedTuple):
 
     batch_sizes: Tensor | None
     phi: str
-    batch_first: bool
     bidirectional: bool
     bias: bool
     hidden_size: int
@@ -37,10 +36,6 @@ class Options(NamedTuple):
     def weights(self) -> int:
         """Of a layer in one direction."""
         return 4 if self.bias else 2
-
-    def in_time(self, x: Tensor | None) -> Tensor | None:
-        """An input or output with its steps first."""
-        return x.transpose(0, 1) if x is not None and self.batch_first and self.batch_sizes is None else x
 
     def rows(self, states: Tensor) -> int:
         """`B`."""
@@ -77,7 +72,6 @@ def by_layers(
 ) -> list[Tensor | None]:
     """Gradients of `x`, `hx` and the weights where `need` has True, from those of the output, of `h_n` and of
     the states of every layer. What no gradient needs may be None."""
-    x, c = how.in_time(x), how.in_time(c)
     need_x, need_hx, *need_w = need
     layer = how.weights * how.D
     dhx: list[Any] = []
@@ -98,7 +92,7 @@ def by_layers(
         )
         c, dh0, dw = found
         dhx, dweights = dh0 + dhx, dw + dweights
-    return [how.in_time(c), torch.stack(dhx) if need_hx else None, *dweights]
+    return [c, torch.stack(dhx) if need_hx else None, *dweights]
 
 
 def _one_layer(

@@ -261,13 +261,13 @@ def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return differentiable
 
 
-def unhooked(x: Tensor) -> Tensor:
-    """`x` as the result of a node of its own, no view of another.
+def unhooked(x: Tensor, first: int = 0) -> Tensor:
+    """`x` as the result of a node of its own, no view of another; its first dimension becomes number `first`.
 
     A hook on one of two results of a node is called, with None, where only the other has a gradient; those
     on results of `nn.RNN` aren't.
     """
-    return x.transpose_(0, 0)
+    return x.transpose_(0, first)
 
 
 def sibling(x: Tensor) -> Tensor | None:

@@ -85,7 +85,7 @@ def run_network(
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
     if kernel == NATIVE:
-        how = batch_sizes, phi, False, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
+        how = batch_sizes, phi, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
         found = run_whole(x, None if from_zero else hx, flat, *how)
         return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
     if dispatch.wants_gradient(x, hx, *flat):

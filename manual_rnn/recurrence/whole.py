@@ -29,61 +29,68 @@ def run_whole(
     weights: tuple[Tensor, ...],
     batch_sizes: Tensor | None,
     phi: str,
-    batch_first: bool,
     bidirectional: bool,
     bias: bool,
     hidden_size: int,
     input_size: int = 0,
     seen: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`; returns `output` alike and `h_n`.
+    r"""`x (T, B, I)` or packed `(N, I)`; returns `output` alike and `h_n`.
 
     None where C finds a tensor that isn't exactly as it should be. Where it's to be `seen` by a mode, or by a
-    profiler, layers run one by one; `x` is then time-major.
+    profiler, layers run one by one.
     """
-    options = batch_sizes, phi, batch_first, bidirectional, bias, hidden_size, input_size
+    options = batch_sizes, phi, bidirectional, bias, hidden_size, input_size
     if seen:
         found = in_sight(x, hx, weights, *options)
     else:
         found = native.network(x, hx, weights, *options, torch.is_grad_enabled())
-    return None if found is NotImplemented else _recorded(options, found, x, hx, weights)
+    if found is NotImplemented:
+        return None
+    return found[:2] if found[2] is None else _recorded(options, found, x, hx, weights)
 
 
 def run_module(
     attributes: dict[str, Any], x: Tensor, hx: Tensor | None, batch_sizes: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """The same of a module with these attributes, `vars(module)`, which C reads; None where one isn't as the
-    constructor leaves it, too."""
+    """The same of a module with these attributes, `vars(module)`, which C reads, and with `batch_first` of
+    `x (B, T, I)`; None where one isn't as the constructor leaves it, too."""
     if IN_TILES and getattr(x, "dtype", None) is torch.bfloat16:  # where C isn't always the fastest
         return None
     found = native.call(attributes, batch_sizes, x, hx, torch.is_grad_enabled())
     if found is NotImplemented:
         return None
     results, weights = found
-    batch_first = attributes["batch_first"]
-    if results[2] is None and not batch_first:
-        return results[:2]
+    first = 1 if attributes["batch_first"] and batch_sizes is None else 0
+    if results[2] is None:
+        output, h_n, _ = results
+        return (output.transpose_(0, 1) if first else output), h_n
     options = (
         batch_sizes,
         PHI_OF_MODE[attributes["mode"]],
-        batch_first,
         attributes["bidirectional"],
         attributes["bias"],
         attributes["hidden_size"],
         attributes["input_size"],
     )
-    return _recorded(options, results, x, hx, weights)
+    return _recorded(options, results, x.transpose(0, 1) if first else x, hx, weights, first)
 
 
 def _recorded(
-    options: tuple, found: tuple[Any, ...], x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]
+    options: tuple,
+    found: tuple[Any, ...],
+    x: Tensor,
+    hx: Tensor | None,
+    weights: tuple[Tensor, ...],
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """C's `output` and `h_n`, in an autograd node if some tensor wants a gradient."""
-    output, h_n, states = found
-    if states is not None:
-        output, h_n, *_ = Whole.apply(options, found, *as_views(x, hx, *weights))
-        return dispatch.unhooked(output), dispatch.unhooked(h_n)
-    return (output.transpose_(0, 1) if options[2] and options[0] is None else output), h_n
+    """C's `output`, its steps at dimension `first`, and `h_n`, of an autograd node.
+
+    The node is time-major, whatever its user is: it keeps the same tensors on every way to it, as
+    `torch.utils.checkpoint` expects where a mode sees the one run and not the other.
+    """
+    output, h_n, *_ = Whole.apply(options, found, *as_views(x, hx, *weights))
+    return dispatch.unhooked(output, first), dispatch.unhooked(h_n)
 
 
 class Whole(dispatch.Function):
@@ -98,8 +105,6 @@ class Whole(dispatch.Function):
         ctx.options, ctx.layers = options, len(states)
         ctx.set_materialize_grads(False)
         keep(ctx, states, _needed(ctx, x, hx, weights))
-        if options[2] and options[0] is None:
-            output.transpose_(0, 1)
         return output, h_n, *states
 
     @staticmethod
@@ -112,9 +117,6 @@ class Whole(dispatch.Function):
         if not torch.is_grad_enabled() and c_kept.count(None) == L and not dispatch.looked_at():
             found = native.network_vjp(need, x, hx, tuple(weights), tuple(states), c, c_last, *ctx.options)
             if found is not NotImplemented:
-                dx = found[0]
-                if dx is not None and ctx.options[2] and ctx.options[0] is None:
-                    dx.transpose_(0, 1)
                 return None, None, *found
         kernels.check_memory(saved)
         return None, None, *by_layers(Options(*ctx.options), need, states, x, hx, weights, c, c_last, c_kept)
@@ -122,11 +124,11 @@ class Whole(dispatch.Function):
 
 def _needed(ctx: Any, x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The inputs that backward needs for the gradients that are wanted."""
-    batch_sizes, _, batch_first, bidirectional, bias, *_ = ctx.options
+    batch_sizes, _, bidirectional, bias, *_ = ctx.options
     need_x, need_hx, *need = ctx.needs_input_grad[2:]
     size = 4 if bias else 2
     layer = 2 * size if bidirectional else size
-    carried = need_hx or (x.size(1 if batch_first else 0) if batch_sizes is None else len(batch_sizes)) > 1
+    carried = need_hx or len(x if batch_sizes is None else batch_sizes) > 1
     needed: list[Tensor | None] = [None] * len(weights)
     for at in range(0, len(weights), size):
         before = at - at % layer  # weights of the layers before

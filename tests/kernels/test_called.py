@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_results
-from internals import native
+from internals import ATTRIBUTES, native
 from torch import Tensor, nn
 
 from manual_rnn import ManualRNN
@@ -34,10 +34,6 @@ ODD: tuple[Any, ...] = (
     {},
     object(),
 )
-READ = (
-    "mode", "bias", "batch_first", "bidirectional", "training", "dropout", "proj_size", "hidden_size",
-    "input_size", "num_layers", "_parameters", "_all_weights",
-)  # fmt: skip
 
 
 def call(attributes: Any, x: Any, hx: Any = None, keep: Any = False) -> Any:
@@ -60,7 +56,7 @@ def test_what_is_no_module_is_refused(wrong: Any) -> None:
     assert call(wrong, torch.randn(5, 3, 4)) is NotImplemented
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_an_odd_attribute_is_refused(name: str) -> None:
     """Or, where it stands for another network of the same weights, as `nn.RNN` does it."""
     rnn, x = ManualRNN(4, 6), torch.randn(5, 3, 4)

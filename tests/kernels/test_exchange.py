@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from internals import Walk, native
+from internals import ATTRIBUTES, Walk, native
 from test_native import misaligned, problem, scattered
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -225,7 +225,7 @@ def network(*, rows: tuple[int, ...] = (4, 3), sizes: Tensor | None = None, keep
     """What `native.network` is given, for 2 inputs and 5 states in two layers."""
     weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5, 5), (5, 5)))
     B = rows[1] if sizes is None else int(sizes[0])
-    return [torch.randn(*rows, 2), torch.randn(2, B, 5), weights, sizes, "tanh", *(False,) * 3, 5, 2, keep]
+    return [torch.randn(*rows, 2), torch.randn(2, B, 5), weights, sizes, "tanh", *(False,) * 2, 5, 2, keep]
 
 
 def made() -> tuple[Tensor, Tensor]:
@@ -346,7 +346,7 @@ def test_leaves_nothing_behind() -> None:
     def calls(count: int) -> list[int]:
         for _ in range(count):
             for each, given in ((None, leaf), (sizes, packed), (sizes, x), (None, None)):
-                call = (native._variant, 0, 1, 0, 0, 0, 5, 2, 1)
+                call = (native._variant, 0, 1, 0, 0, 5, 2, 1)
                 native._scan.network(*call, True, each, given, hx, weights)
                 native._scan.network_vjp(*call, need, each, given, hx, weights, states, c, None)
             native._scan.recurrence(*how, None, torch.empty(4, 3, 5), h0, w)
@@ -397,7 +397,7 @@ def test_what_a_mode_makes_of_a_network_is_judged(instead: Callable[[Any], Any],
     """Of every rank alone: a bias's gradient, a weight's, states."""
     x, hx, weights, sizes, *how = network()
     weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5,), (5,)))
-    how[3] = True
+    how[2] = True
     state = (torch.randn(4, 3, 5),)
     back = (True,) * 6, x, hx[:1], weights, state, state[0], None, sizes, *how[:-1]
     assert native.network_vjp(*back) is not NotImplemented
@@ -457,7 +457,7 @@ def hostile_calls(count: int) -> tuple[int, int, int]:
         object(),
     ]
     for _ in range(count):
-        f, call = choice.choice([a_recurrence, a_network, a_vjp])(choice)
+        f, call = choice.choice([a_recurrence, a_network, a_vjp, a_call])(choice)
         for _ in range(choice.choice([0, 1, 1, 2, 3])):
             spoil(call, choice, strange)
         if choice.random() < 0.05:
@@ -536,15 +536,14 @@ def variant(choice: random.Random) -> int:
 def of_network(choice: random.Random) -> tuple[list[Any], list[Any], int, int]:
     """The numbers and the tensors of a valid call, and its layers and directions."""
     packed, D, L = choice.random() < 0.4, choice.choice([1, 2]), choice.choice([1, 2, 3])
-    dtype, bias, batch_first = choice.choice(native.TYPES), choice.random() < 0.6, choice.random() < 0.4
-    rows = (9,) if packed else (3, 4) if batch_first else (4, 3)
+    dtype, bias, rows = choice.choice(native.TYPES), choice.random() < 0.6, (9,) if packed else (4, 3)
     weights = [
         torch.randn(shape, dtype=dtype)
         for layer in range(L)
         for _ in range(D)
         for shape in ((5, D * 5 if layer else 2), (5, 5), *([(5,), (5,)] if bias else []))
     ]
-    how = [variant(choice), choice.randrange(2), choice.randint(1, 3), batch_first, D == 2, False, 5, 2, bias]
+    how = [variant(choice), choice.randrange(2), choice.randint(1, 3), D == 2, False, 5, 2, bias]
     x, hx = torch.randn(*rows, 2, dtype=dtype), torch.randn(L * D, 3, 5, dtype=dtype)
     hx = None if choice.random() < 0.3 else hx  # type: ignore[assignment]
     return how, [torch.tensor([3, 3, 2, 1]) if packed else None, x, hx, tuple(weights)], L, D
@@ -566,6 +565,26 @@ def a_vjp(choice: random.Random) -> tuple[Callable[..., Any], list[Any]]:
     last = [torch.randn(L * D, 3, 5, dtype=dtype), None][choice.random() < 0.3]
     dropped = tuple(None if choice.random() < 0.05 else w for w in tensors[3])
     return native._scan.network_vjp, [*how, need, *tensors[:3], dropped, states, c, last]
+
+
+def a_call(choice: random.Random) -> tuple[Callable[..., Any], list[Any]]:
+    """Of a module, of whose attributes and parameters one may be strange."""
+    how, tensors, L, D = of_network(choice)
+    sizes, x, hx, weights = tensors
+    names = [str(i) for i in range(len(weights))]
+    own: list[Any] = ["RNN_TANH", how[-1], choice.random() < 0.3, D == 2, True, 0.0, 0, 5, 2, L]
+    each = len(weights) // (L * D)
+    own += [
+        dict(zip(names, weights, strict=True)),
+        [names[at : at + each] for at in range(0, len(names), each)],
+    ]
+    if choice.random() < 0.5:
+        spoil(own, choice, [None, "x", 2**70, -1, 1.5, [], {}, [[]], object()])
+    if choice.random() < 0.2 and isinstance(own[10], dict):
+        own[10][choice.choice(names)] = choice.choice([None, 1, torch.zeros(5), weights])
+    attributes = dict(zip(ATTRIBUTES, own, strict=True))
+    keep = choice.random() < 0.5
+    return native._scan.call, [how[0], how[2], keep, attributes, sizes, x, hx]
 
 
 def test_hostile_arguments_raise_and_never_crash() -> None:

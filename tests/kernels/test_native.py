@@ -561,11 +561,10 @@ def test_c_says_what_is_wrong(changes: list[tuple[int, Any]], error: Any, match:
 def test_a_network_in_c_says_what_is_wrong() -> None:
     """Of numbers, which no user gives; tensors that don't fit are NotImplemented, for the caller to name."""
     weights = tuple(torch.randn(s) for s in ((5, 2), (5, 5), (5,), (5,)))
-    good = [native._variant, 0, 1, 0, 0, 0, 5, 2, 1, True, None, torch.randn(4, 3, 2), None, weights]
-    names = ["variant", "kind", "threads", "batch_first", "bidirectional", "reverse", "hidden_size"]
-    names += ["input_size", "bias"]
+    good = [native._variant, 0, 1, 0, 0, 5, 2, 1, True, None, torch.randn(4, 3, 2), None, weights]
+    names = ["variant", "kind", "threads", "bidirectional", "reverse", "hidden_size", "input_size", "bias"]
     assert len(native._scan.network(*good)) == 3
-    back: list[Any] = [*good[:9], (True,) * 6, *good[10:], (torch.randn(4, 3, 5),), None, None]
+    back: list[Any] = [*good[:8], (True,) * 6, *good[9:], (torch.randn(4, 3, 5),), None, None]
     assert len(native._scan.network_vjp(*back)) == 6
     for call, function in ((good, native._scan.network), (back, native._scan.network_vjp)):
         for i, name in enumerate(names):
@@ -576,10 +575,10 @@ def test_a_network_in_c_says_what_is_wrong() -> None:
                 function(*call[:i], None, *call[i + 1 :])
         for wrong_weights in ((), weights[:3], list(weights), None):
             with pytest.raises(ValueError, match="expected a tuple of weights"):
-                function(*call[:13], wrong_weights, *call[14:])
+                function(*call[:12], wrong_weights, *call[13:])
         with pytest.raises(TypeError, match=r"expected \d+ arguments"):
             function(*call[:-1])
-    for i, wrong_tuple in ((9, None), (9, (True,) * 5), (14, ()), (14, None), (14, back[14] * 2)):
+    for i, wrong_tuple in ((8, None), (8, (True,) * 5), (13, ()), (13, None), (13, back[13] * 2)):
         with pytest.raises(ValueError, match="expected tuples of 1 states and 6 flags"):
             native._scan.network_vjp(*back[:i], wrong_tuple, *back[i + 1 :])
 

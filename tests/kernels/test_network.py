@@ -129,21 +129,23 @@ class Case:
         weights = tuple(self.strided(w) for w in self.weights)
         hx = None if self.hx is None else self.strided(self.hx)
         sizes = None if self.lengths is None else self.pack(self.x).batch_sizes
-        x = self.strided(self.x if sizes is None else self.pack(self.x).data)
-        how = sizes, self.phi, self.batch_first, self.D == 2, self.bias, self.H, self.I
+        in_time = lambda x: x.transpose(0, 1) if self.batch_first else x  # noqa: E731
+        x = in_time(self.strided(self.x if sizes is None else self.pack(self.x).data))
+        how = sizes, self.phi, self.D == 2, self.bias, self.H, self.I
         output, h_n, before = native.network(x.requires_grad_(), hx, weights, *how, True)
         run, states = {"output": output, "h_n": h_n}, (*before, output)
-        run["output"] = output.transpose(0, 1) if self.batch_first else output
+        run["output"] = in_time(output)
         if not any(self.need):
             return run
-        c = None if self.c is None else self.strided(self.c if sizes is None else self.pack(self.c).data)
+        c = self.c if self.c is None or sizes is None else self.pack(self.c).data
+        c = None if c is None else in_time(self.strided(c))
         c_last = None if self.c_last is None else self.strided(self.c_last)
         found = native.network_vjp(self.need, x.detach(), hx, weights, states, c, c_last, *how)
         assert found is not NotImplemented
         assert tuple(g is not None for g in found) == self.need
         run |= {name: g for name, g in zip(["x", "hx", *names], found, strict=True) if g is not None}
-        if "x" in run and self.batch_first:
-            run["x"] = run["x"].transpose(0, 1)
+        if "x" in run:
+            run["x"] = in_time(run["x"])
         return run
 
 
@@ -256,7 +258,7 @@ def test_expanded_cotangents(dtype: torch.dtype, D: int) -> None:
     """As `sum().backward()` and `mean` make them."""
     rnn = nn.RNN(3, 5, 2, bidirectional=D == 2).to(dtype)
     weights, x = tuple(w.detach() for w in rnn.parameters()), torch.randn(6, 4, 3, dtype=dtype)
-    how = None, "tanh", False, D == 2, True, 5, 3
+    how = None, "tanh", D == 2, True, 5, 3
     output, _, before = native.network(x.requires_grad_(), None, weights, *how, True)
     one = torch.ones((), dtype=dtype).expand(output.shape)
     need = True, False, *(True,) * len(weights)
@@ -317,7 +319,7 @@ def test_denormal_bfloats_are_kept_where_nn_rnn_keeps_them(B: int, H: int) -> No
             for own, weight in zip(rnn.parameters(), weights, strict=True):
                 own.copy_(weight)
             kept = torch.equal(rnn(*inputs)[0], x)
-        how: Any = (None, "relu", False, False, False, H, H, False)
+        how: Any = (None, "relu", False, False, H, H, False)
         found = native.network(*inputs, weights, *how)[0]
         assert torch.equal(found, x) or (not kept and not found.any())
 
@@ -335,7 +337,7 @@ def test_denormals_are_kept(variant: str, dtype: torch.dtype, use_variant: Calla
     )
     eye, zeros = torch.eye(17, dtype=dtype), torch.zeros(17, 17, dtype=dtype)
     for phi in ("tanh", "relu"):
-        how = None, phi, False, False, False, 17, 17
+        how = None, phi, False, False, 17, 17
         output, _, before = native.network(x.requires_grad_(), None, (eye, zeros), *how, True)
         expected = x.detach() if phi == "tanh" else x.detach().relu()
         assert torch.equal(output, expected)
@@ -349,7 +351,7 @@ def test_denormals_are_kept(variant: str, dtype: torch.dtype, use_variant: Calla
 def test_states_are_read_without_a_copy() -> None:
     """Memory that is shared until it's written to stays shared."""
     rnn, x = nn.RNN(3, 5, 2), torch.randn(6, 4, 3)
-    weights, how = tuple(w.detach() for w in rnn.parameters()), (None, "tanh", False, False, True, 5, 3)
+    weights, how = tuple(w.detach() for w in rnn.parameters()), (None, "tanh", False, True, 5, 3)
     output, _, before = native.network(x.requires_grad_(), None, weights, *how, True)
     states = tuple(torch._lazy_clone(h) for h in (*before, output))
     addresses = [address(h) for h in states]
@@ -363,7 +365,7 @@ def test_states_are_read_without_a_copy() -> None:
 def through(x: Tensor) -> Tensor:
     """tanh of every number, as C reckons it."""
     one, zero = torch.ones(1, 1, dtype=x.dtype), torch.zeros(1, 1, dtype=x.dtype)
-    how = None, "tanh", False, False, False, 1, 1, False
+    how = None, "tanh", False, False, 1, 1, False
     return native.network(x.view(1, -1, 1), None, (one, zero), *how)[0].flatten()
 
 

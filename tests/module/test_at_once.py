@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN, module, use_kernel
 
@@ -336,10 +337,26 @@ def test_a_recurrence_of_ones_own_and_assigned_weights(ways: list[bool]) -> None
     assert ways == [False, False]
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # of torch 2.11
 def test_a_profiler_is_told(ways: list[bool]) -> None:
     with torch.profiler.profile(record_shapes=True):
         builder(ManualRNN)()(X)
     assert ways == [False]
+
+
+@pytest.mark.parametrize("mode", [Functions, Dispatches])
+@pytest.mark.parametrize("steps", [3, 5])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_a_mode_saw_is_recomputed_without_it(batch_first: bool, steps: int, mode: Any) -> None:
+    """Either way keeps the same tensors in the same order and shape, of a batch of 3 too."""
+    rnn, x = builder(ManualRNN)(batch_first=batch_first), torch.randn(steps, 3, 4)
+    x = x.transpose(0, 1) if batch_first else x
+    with mode():
+        output, h_n = checkpoint(rnn, x, use_reentrant=False)
+    loss = output.square().sum() + h_n.sum()
+    found = torch.autograd.grad(loss, list(rnn.parameters()))
+    for ours, right in zip(found, backward(builder(nn.RNN)(batch_first=batch_first), x), strict=True):
+        torch.testing.assert_close(ours, right, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["padded", "hx", "packed", "unbatched"])

@@ -97,13 +97,12 @@ int read_network(How *how, PyObject *const *args, PyObject *weights)
     long bidirectional;
     if (!read_variant(args[0], &how->variant) || !read_long(args[1], "kind", 0, TANH_SLOPE - 1, &how->kind)
         || !read_threads(args[2], &how->threads)
-        || !read_long(args[3], "batch_first", 0, 1, &how->batch_first)
-        || !read_long(args[4], "bidirectional", 0, 1, &bidirectional)
-        || !read_long(args[5], "reverse", 0, 1, &how->reverse)
-        || !read_long(args[6], "hidden_size", 1, REACH, &how->H)
-        || !read_long(args[7], "input_size", 0, REACH, &how->I) || !read_long(args[8], "bias", 0, 1, &how->bias))
+        || !read_long(args[3], "bidirectional", 0, 1, &bidirectional)
+        || !read_long(args[4], "reverse", 0, 1, &how->reverse)
+        || !read_long(args[5], "hidden_size", 1, REACH, &how->H)
+        || !read_long(args[6], "input_size", 0, REACH, &how->I) || !read_long(args[7], "bias", 0, 1, &how->bias))
         return 0;
-    how->D = 1 + bidirectional;
+    how->batch_first = 0, how->D = 1 + bidirectional;
     const long each = (how->bias ? 4 : 2) * how->D;
     if (!PyTuple_Check(weights) || PyTuple_Size(weights) < each || PyTuple_Size(weights) % each)
         return RAISE(ValueError, "expected a tuple of weights for every layer and direction");

@@ -88,7 +88,7 @@ static int run_backward(Network *net, long most, long I, long low, const Tensor 
     for (long wave = 0; wave < waves && !missing; wave++)
         for (long d = 0; d < D; d++) {
             const long layer = net->L - 1 - wave;
-            const View above = wave ? between(net, memory[(wave - 1) % 2]) : rows_view(net, c, net->how->batch_first);
+            const View above = wave ? between(net, memory[(wave - 1) % 2]) : rows_view(net, c, 0);
             const View below = layer > low ? between(net, memory[wave % 2])
                 : layer ? (View){0} : rows_view(net, &gradients[0], 0);
             backward_job(net, &net->jobs[wave * D + d], layer, d, I, above, c_last, below, &gradients[1], gradients + 2);
@@ -141,7 +141,6 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
     Tensor *last = &net->states[net->L - 1], above, above_last;
     PyObject *like = PyTuple_GetItem(states, net->L - 1), *gradients = NULL, *found = NULL;
     const long low = lowest(net, need), DH = net->how->D * net->how->H;
-    const int swapped = net->how->batch_first;
     long I = 1;
     int fine = see_shape(last, like) && measure(net, last, 0, batch_sizes)
         && (input == Py_None || (see_fresh(&net->x, input) && net->x.dims > 0))
@@ -151,9 +150,9 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
     if (fine && !(gradients = new_gradients(net, like, need, I)))
         return NULL;
     fine = fine && see_states(net, states, see_shared) && see_alike(net, &net->x, input, 1)
-        && (!net->x.data || is_rows(net, &net->x, swapped, I)) && see_weights(net, weights, I, 1)
+        && (!net->x.data || is_rows(net, &net->x, I)) && see_weights(net, weights, I, 1)
         && see_hx(net, &net->hx, hx) && see_alike(net, &above, c, 1)
-        && (!above.data || is_rows(net, &above, swapped, DH)) && see_hx(net, &above_last, c_last)
+        && (!above.data || is_rows(net, &above, DH)) && see_hx(net, &above_last, c_last)
         && see_gradients(net, I, to, gradients, need) && is_enough(net, to, low);
     if (!fine)
         found = Py_NewRef(Py_NotImplemented);

@@ -18,8 +18,8 @@ enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */
     MOST_LANES = 64, /* and more: the plans of wider vectors than there are can be looked at */
     SCAN = 19,       /* arguments of a scan */
-    NETWORK = 14,    /* of a network */
-    VJP = 17,        /* and of its derivative */
+    NETWORK = 13,    /* of a network */
+    VJP = 16,        /* and of its derivative */
     CALL = 7,        /* of a module's call */
     HOW = 5,         /* arguments before the first of torch's tensors */
     EXCHANGE = 11,   /* of torch's own */
@@ -94,9 +94,9 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     How how;
     if (count != NETWORK)
         return PyErr_Format(PyExc_TypeError, "network: expected %d arguments, got %zd", NETWORK, count);
-    if (!read_network(&how, args, args[13]))
+    if (!read_network(&how, args, args[12]))
         return NULL;
-    return network(&how, most_threads, args[9] == Py_True, args[10], args[11], args[12], args[13]);
+    return network(&how, most_threads, args[8] == Py_True, args[9], args[10], args[11], args[12]);
 }
 
 /* A network whose options and weights a module has. */
@@ -122,14 +122,14 @@ static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_
     How how;
     if (count != VJP)
         return PyErr_Format(PyExc_TypeError, "network_vjp: expected %d arguments, got %zd", VJP, count);
-    if (!read_network(&how, args, args[13]))
+    if (!read_network(&how, args, args[12]))
         return NULL;
-    const long weights = PyTuple_Size(args[13]), L = weights / (how.D * (how.bias ? 4 : 2));
-    if (!PyTuple_Check(args[14]) || PyTuple_Size(args[14]) != L || !PyTuple_Check(args[9])
-        || PyTuple_Size(args[9]) != 2 + weights)
+    const long weights = PyTuple_Size(args[12]), L = weights / (how.D * (how.bias ? 4 : 2));
+    if (!PyTuple_Check(args[13]) || PyTuple_Size(args[13]) != L || !PyTuple_Check(args[8])
+        || PyTuple_Size(args[8]) != 2 + weights)
         return PyErr_Format(PyExc_ValueError, "expected tuples of %ld states and %ld flags", L, 2 + weights);
-    return network_vjp(&how, most_threads, args[10], args[11], args[12], args[13], args[14], args[15], args[16],
-                       args[9]);
+    return network_vjp(&how, most_threads, args[9], args[10], args[11], args[12], args[13], args[14], args[15],
+                       args[8]);
 }
 
 static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -216,7 +216,7 @@ static PyMethodDef methods[] = {
      "recurrence(variant, kind, threads, reverse, batch_sizes, z, h0_or_h, w) -> new tensor; NotImplemented\n"
      "where a tensor isn't exactly a torch.Tensor or a Parameter."},
     {"network", METHOD(py_network),
-     "network(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size, input_size,\n"
+     "network(variant, kind, threads, bidirectional, reverse, hidden_size, input_size,\n"
      "bias, keep, batch_sizes, input, hx, weights) -> (output, h_n, states), output time-major: with `keep`, and where\n"
      "a tensor requires grad, the states of every layer but the last, else None. NotImplemented where a\n"
      "tensor isn't as it should be."},
@@ -225,7 +225,7 @@ static PyMethodDef methods[] = {
      "network of a module with these attributes, vars(module), and its weights; NotImplemented, too, where an\n"
      "attribute isn't as the constructor leaves it."},
     {"network_vjp", METHOD(py_network_vjp),
-     "network_vjp(variant, kind, threads, batch_first, bidirectional, reverse, hidden_size,\n"
+     "network_vjp(variant, kind, threads, bidirectional, reverse, hidden_size,\n"
      "input_size, bias, need, batch_sizes, input, hx, weights, states, c, c_last) -> gradients of input, hx and weights where `need` has True. That of\n"
      "the input is time-major, as the states are."},
     {"peak", METHOD(py_peak),

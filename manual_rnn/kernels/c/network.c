@@ -153,11 +153,10 @@ static PyObject *new_states(const Network *net, PyObject *input, int keep)
 }
 
 /* Whether x is (T, B, columns), or (N, columns) if packed. */
-int is_rows(const Network *net, const Tensor *x, int swapped, long columns)
+int is_rows(const Network *net, const Tensor *x, long columns)
 {
-    const long T = net->like.T, B = net->like.B;
-    return net->like.packed ? is_shape(x, 2, net->like.steps, columns, 0)
-                            : is_shape(x, 3, swapped ? B : T, swapped ? T : B, columns);
+    const Job *job = &net->like;
+    return job->packed ? is_shape(x, 2, job->steps, columns, 0) : is_shape(x, 3, job->T, job->B, columns);
 }
 
 int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from))
@@ -165,7 +164,7 @@ int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *
     for (long i = 0; i < net->L; i++) {
         Tensor *h = &net->states[i];
         if (!seen(h, PyTuple_GetItem(states, i)) || h->type != net->like.type
-            || !is_rows(net, h, 0, net->how->D * net->how->H))
+            || !is_rows(net, h, net->how->D * net->how->H))
             return 0;
     }
     return 1;

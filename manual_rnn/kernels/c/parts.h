@@ -39,7 +39,7 @@ int see_hx(Network *net, Tensor *hx, PyObject *from);
 /* What forward and backward jobs of a layer and direction share: all but the results. */
 void share_job(const Network *net, Job *job, long layer, long d, long I);
 /* Whether x is (T, B, columns), or (N, columns) if packed. */
-int is_rows(const Network *net, const Tensor *x, int swapped, long columns);
+int is_rows(const Network *net, const Tensor *x, long columns);
 /* A tensor that was just made: under a mode it may be anything. */
 int see_made(const Network *net, Tensor *x, PyObject *from, long dims, const long *shape);
 int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from));

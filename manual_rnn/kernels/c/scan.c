@@ -48,6 +48,7 @@ void meet(Meeting *meeting)
         0.044444444444444446, 0.13333333333333333, 0.3333333333333333, 0.6666666666666666, 1.0
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define TARGET __attribute__((target("avx512f,avx512dq,fma")))
 #define SUMS 24
@@ -80,7 +81,7 @@ void meet(Meeting *meeting)
 #undef SUMS
 #undef TALLEST
 
-#if defined(__clang__) || __GNUC__ >= 10
+#if (defined(__clang__) && __clang_major__ >= 10) || __GNUC__ >= 11 /* which know the instructions */
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512bf16,fma")))
 #define SUMS 24
 #define TALLEST 12
@@ -207,6 +208,15 @@ const Variant *variant_of(int variant, long type)
     return type == DOUBLE ? &doubles[variant] : &singles[variant];
 }
 
+#if defined(__x86_64__)
+/* Not every compiler knows this one's name. */
+static int has_halves(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 int supported(int variant)
 {
 #if defined(__x86_64__)
@@ -214,8 +224,7 @@ int supported(int variant)
     if (variant == 0)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
     if (variant == 1)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-            && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_halves();
 #endif
     return variant < variant_count;
 }
