@@ -5,12 +5,11 @@ Files are read with ``weights_only=True``: tensors, numbers and names, so that n
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import Tensor, nn
 
-from .files import RUNS
+from .folders import CHECKPOINT
 
 FIRST = "weight_ih_l0"
 INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"
@@ -49,33 +48,6 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
     }
 
 
-def find_checkpoint(given: str, task: str = "*") -> Path:
-    """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
-
-    Raises:
-        ValueError: for any other URL.
-        FileNotFoundError: where there is no such file, or no such run of the task.
-    """
-    if given in ("last", "best"):
-        return newest(given, task)
-    url = urlsplit(given)
-    if "://" in given and url.scheme != "file":
-        raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
-    path = Path(unquote(url.path)) if "://" in given else Path(given)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {what}")
-    return path
-
-
-def newest(name: str, task: str) -> Path:
-    found = list(RUNS.glob(f"{task}/*/checkpoints/{name}.ckpt"))
-    if not found:
-        of = "" if task == "*" else f" of {task}"
-        raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint that a run wrote.
 
@@ -83,14 +55,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: for any other file.
         FileNotFoundError: where there is no such file.
     """
-    expected = "a checkpoint that python -m training wrote"
-    content = read(path, expected)
+    content = read(path, CHECKPOINT)
     parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "loops")]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"expected {expected}, got {path}")
+        raise ValueError(f"expected {CHECKPOINT}, got {path}")
     if any(part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR for part in parts if part):
         raise ValueError(
-            f"expected {expected}, got {path}, which asks for another function to make the model"
+            f"expected {CHECKPOINT}, got {path}, which asks for another function to make the model"
         )
     return content
 

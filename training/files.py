@@ -1,16 +1,13 @@
-r"""Files that last: a checkpoint is whole or the one before, and a run's folder is no other's."""
+r"""Files that last: a checkpoint is whole, or the one before."""
 
 import io
 import os
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-
-RUNS = Path("runs")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -60,28 +57,3 @@ def sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_DIRECTORY)
         os.fsync(handle)
         os.close(handle)
-
-
-def new_folder(parent: Path, name: str | None = None) -> Path:
-    """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
-
-    Raises:
-        ValueError: where the folder ``name`` is there already.
-    """
-    if name is not None:
-        if not made(parent / name):
-            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
-        return parent / name
-    taken = [
-        int(n) for n in (p.name.removeprefix("version_") for p in parent.glob("version_*")) if n.isdigit()
-    ]
-    return next(folder for n in count(max(taken, default=-1) + 1) if made(folder := parent / f"version_{n}"))
-
-
-def made(folder: Path) -> bool:
-    """Whether this call made the folder."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True

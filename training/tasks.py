@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from .datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Batch, Task, one_hot, seeded_by
+from .options import at_least
 
 
 class Adding(Task):
@@ -23,7 +25,7 @@ class Adding(Task):
     input_size, output_size = 2, 1
     chance, solved = 1 / 6, 0.0064
 
-    def __init__(self, length: int = 20, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(2, length=length)
 
@@ -47,7 +49,9 @@ class CopyMemory(Task):
     metric = "accuracy"
     solved = 0.99
 
-    def __init__(self, length: int = 10, symbols: int = 5, alphabet: int = 8, **kwargs: Any) -> None:
+    def __init__(
+        self, length: PositiveInt = 10, symbols: PositiveInt = 5, alphabet: PositiveInt = 8, **kwargs: Any
+    ) -> None:
         super().__init__(length, **kwargs)
         at_least(1, symbols=symbols)
         at_least(2, alphabet=alphabet)
@@ -78,7 +82,7 @@ class TemporalOrder(Task):
     input_size, output_size = 6, 4
     chance, solved = 1 / 4, 0.99
 
-    def __init__(self, length: int = 40, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 40, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(10, length=length)
 
@@ -123,7 +127,7 @@ class SinePrediction(Task):
     chance, solved = 1 / 2, 0.001
     warm_up = 10
 
-    def __init__(self, length: int = 50, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(self.warm_up + 1, length=length)
 
@@ -156,9 +160,9 @@ class SequentialDigits(Task):
     def __init__(
         self,
         by: Literal["row", "pixel"] = "row",
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int | None = None,
+        batch_size: PositiveInt = 64,
+        num_workers: NonNegativeInt = 0,
+        seed: NonNegativeInt | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         digits = load_digits()
@@ -201,7 +205,7 @@ class CharacterLM(Task):
     source = "Elman 1990 for letters in sequence; the default text is Shakespeare's, 1609"
     metric = "perplexity"
 
-    def __init__(self, path: Path | None = None, length: int = 50, **kwargs: Any) -> None:
+    def __init__(self, path: Path | None = None, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         text = read_text(path or Path(__file__).with_name("sonnets.txt"))
         self.characters = sorted(set(text))

@@ -7,14 +7,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 from torch import nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, checkpoint, last, runs, weights
 
 from manual_rnn import ManualRNN
 from training import train as train_from_python
+from training.__main__ import LABORATORY
+from training.early import parser_of
+from training.settling import Settled
 from training.side_by_side import SideBySide
 from training.tasks import Adding, Parity
 
@@ -58,25 +64,34 @@ def train(
         ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
         ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
         ("fit --data.symbols 3", "expected an option of Adding, got --data.symbols\nIt has length,"),
-        ("fit --data.length x", "expected --data.length to be int, got x"),
+        ("fit --data.length x", "expected --data.length to be a whole number above 0, got x"),
+        ("fit --data.seed -1", "expected --data.seed to be a whole number from 0 on or null, got -1"),
+        ("fit --data Adding extra", "expected an option, got extra"),
         ("fit --model.hiden_size 3", "no option --model.hiden_size; did you mean --model.hidden_size?"),
-        ("fit --model.hidden_size 0", "hidden_size must be greater than zero"),
+        ("fit --model.hidden_size 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
+        ("fit --model.dropout 2", "expected --model.dropout to be a number from 0 to 1, got 2"),
+        ("fit --model.init_from no.pt --model.nonlinearity tanh", "nn.RNN weights, got no.pt: no such file"),
         ("fit --model.kernel nat", "expected --model.kernel to be one of 'default'"),
         ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
         ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
+        ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
+        ("fit --config nowhere", "expected a config, got nowhere: no such file"),
         ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
         ("fit --config latin", "expected a config in UTF-8"),
         ("fit --data CharacterLM --data.path latin", "expected a text in UTF-8, got latin"),
         ("fit --ckpt_path http://localhost/x", "expected a checkpoint on this machine"),
         ("fit --ckpt_path best", "expected a run of Adding with a best.ckpt in runs, got none"),
         ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
+        ("export --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
+        ("inspect --ckpt_pth last", "no option --ckpt_pth; did you mean --ckpt_path?"),
         ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
         ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
         ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
         ("fit --trainer.barebones true", "expected a run that logs"),
         ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
         ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
+        ("sweep --model.hidden_size 4 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
     ],
 )  # fmt: skip
 def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
@@ -94,12 +109,72 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_command_costs_no_imports() -> None:
-    command = """import sys, training.__main__
-try: training.__main__.main(["train"])
-except SystemExit: print("torch" in sys.modules)"""
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+LIGHT = """
+import sys
+from training.__main__ import main
+for line in sys.stdin:
+    try:
+        main(line.split())
+    except SystemExit as exit:
+        assert exit.code == (0 if "help" in line[4:] else 2), line
+print("loaded:", [name for name in sys.modules if name in ("torch", "pytorch_lightning", "matplotlib")])
+"""
+
+
+def test_what_is_wrong_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    """Importing torch and Lightning takes four seconds."""
+    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 999)
+    lines = f"""train
+help
+--help
+fit --help
+fit --data.help CopyMemory
+fit --data Addition
+fit --data.symbols 3
+fit --data Parity --data.length 0
+fit --model.hidden_size 0
+fit --model.kernel nat
+fit --config {tmp_path}/latin --model.hiden_size 3
+fit --config {tmp_path}/latin
+fit --data my.Task --model.hiden_size 3
+fit --optimizer Adm
+fit --optimizer.rate 1
+fit --trainer.max_epoch 3
+fit --trainer.barebones true
+fit --ckpt_path http://localhost/x
+validate --ckpt_path {tmp_path}/latin
+test --ckpt_path nowhere
+export --help
+inspect --ckpt_path {tmp_path}
+sweep --seeds 0 1 --model.hidden_size 4 0"""
+    done = subprocess.run([sys.executable, "-c", LIGHT], input=lines, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+class Unparsed(Settled):
+    """The true command line, which stops where it would parse."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise StopIteration(self._subcommand_parsers)
+
+
+@pytest.mark.parametrize("command", LABORATORY)
+def test_the_early_parser_has_the_options_of_the_true_one_and_their_defaults(command: str) -> None:
+    with pytest.raises(StopIteration) as stopped:
+        Unparsed([command])
+    true, early = stopped.value.value[command], parser_of(command)
+
+    def options(parser: ArgumentParser) -> dict[str, Any]:
+        defaults = parser.get_defaults().as_dict()
+        flat = {
+            f"--{name}.{own}": value for name in ("model", "trainer") for own, value in defaults[name].items()
+        }
+        skipped = (".help", "+", ".input_size", ".output_size")
+        names = [name for name in parser._option_string_actions if not name.endswith(skipped)]
+        return {name: flat.get(name, "of its own") for name in names}
+
+    assert options(early) == options(true)
 
 
 @pytest.mark.slow

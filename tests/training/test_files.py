@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from training.checkpoints import find_checkpoint, read_checkpoint
-from training.files import WholeCheckpoints, new_folder, write_whole
+from training.checkpoints import read_checkpoint
+from training.files import WholeCheckpoints, write_whole
+from training.folders import find_checkpoint, new_folder
 
 
 class Payload:
@@ -86,7 +87,7 @@ def test_last_and_best_are_those_of_the_newest_run(tmp_path: Path, monkeypatch: 
     for age, name in enumerate(["Adding/b", "Adding/a", "Parity/c"]):
         path = Path("runs") / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.touch()
+        torch.save({}, path)
         os.utime(path, (age, age))
     assert find_checkpoint("last", "Adding").parts[2] == "a"
     assert find_checkpoint("last").parts[2] == "c"
