@@ -6,14 +6,18 @@ from typing import Any
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from rich.console import Console
 
 from .datamodule import Task
 from .side_by_side import SideBySide
 
 FOREVER = 10**9
+ROOMY = 100
+"""Columns of a terminal in which the speed has room beside the bar."""
 
 
 def mode(task: Task) -> str:
@@ -68,15 +72,24 @@ def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
 
 
 class Bar(RichProgressBar):
-    """A line that stays for each epoch, with the validation."""
+    """A line of the terminal's width that stays for each epoch, with the validation of both twins."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True, theme=RichProgressBarTheme(metrics_format=".3g"))
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         epoch, bar, batches, *_, speed = super().configure_columns(trainer)
-        return [epoch, bar, batches, speed]  # in eighty columns there is no room for more
+        bar.bar_width = 12
+        return [epoch, bar, batches, *[speed] * (Console().width >= ROOMY)]
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, module)
-        return {name.removeprefix("val_"): value for name, value in metrics.items() if name != "v_num"}
+        """With the task's metric named once, to fit eighty columns: ``mse/nn.RNN: 0.05 ManualRNN: 0.04``."""
+        assert isinstance(module, SideBySide)
+        metrics, found = super().get_metrics(trainer, module), scores(trainer, module)
+        others = {name: value for name, value in metrics.items() if name != "v_num" and name[:4] != "val_"}
+        if found:
+            others |= {f"{module.task.metric}/nn.RNN": found["builtin"], "ManualRNN": found["manual"]}
+        return others
 
 
 class Settings(SaveConfigCallback):

@@ -68,7 +68,7 @@ class Laboratory(Settled):
         if config["enable_checkpointing"] is not False:
             own += best_and_last(task, self._get(self.config, "save_every"))
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            own.append(Bar(leave=True))
+            own.append(Bar())
         if self.checkpoint:
             own.append(GivenAnew(flat(self.restored), flat(self.settings)))
         return own

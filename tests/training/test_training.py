@@ -14,7 +14,7 @@ from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, c
 
 import manual_rnn
 import training.gradients
-from training.__main__ import COMMANDS
+from training.__main__ import COMMANDS, main
 from training.gradients import Gradients, Loss
 from training.side_by_side import SideBySide
 from training.tasks import Adding
@@ -41,6 +41,17 @@ def test_a_run_reports_and_leaves_its_files(train: Train, tmp_path: Path) -> Non
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert {"loss/builtin", "loss/manual", "gradient/rnn.weight_hh_l0"} <= rows[0].keys()
     assert len([row for row in rows if row["loss/manual"]]) == 8
+
+
+def test_each_epoch_leaves_one_line_with_the_validation(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["fit", "--data=CharacterLM", *SMALL[1:]])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    epochs = [line for line in lines if re.fullmatch(r"Epoch ./1 .*/nn.RNN: [\d.]+ ManualRNN: [\d.]+", line)]
+    assert [line[6] for line in epochs] == ["0", "1"]
+    assert lines[:2] == epochs  # nothing of them is in a line of its own
 
 
 @pytest.mark.parametrize("task", ["Adding", "CopyMemory"])
