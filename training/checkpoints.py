@@ -3,13 +3,14 @@ r"""What is read from files: weights of an nn.RNN, and checkpoints of runs with 
 Files are read with ``weights_only=True``: tensors, numbers and names, so that no code of theirs runs.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .folders import CHECKPOINT
+from .folders import CHECKPOINT, no_file
 
 FIRST = "weight_ih_l0"
 INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"
@@ -56,8 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: where there is no such file.
     """
     content = read(path, CHECKPOINT)
-    parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "loops")]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "state_dict")]
+    if not all(isinstance(part, dict) for part in parts) or "pytorch-lightning_version" not in content:
         raise ValueError(f"expected {CHECKPOINT}, got {path}")
     if any(part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR for part in parts if part):
         raise ValueError(
@@ -69,12 +70,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file. Raises ValueError for anything else, and FileNotFoundError for no file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected {expected}, got {path}: no such file")
+        raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(Path(path))}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that of TorchScript, which is refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a broken file leads the unpickler to
-        why = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why[0]}") from None
+        why = (
+            problem
+            if isinstance(problem, OSError)
+            else "it isn't whole, or holds more than tensors and names"
+        )
+        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
     return content

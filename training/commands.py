@@ -10,6 +10,7 @@ from jsonargparse import auto_cli
 from . import sweep
 from .folders import find_checkpoint
 from .parser import PROG, InFewWords, usage_error
+from .quiet import quieten
 
 Twin = Literal["manual", "builtin"]
 
@@ -62,6 +63,7 @@ def run(name: str, options: list[str]) -> None:
     if name == "sweep":
         sweep.run(options)
         return
+    quieten()
     try:
         auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=f"{PROG} {name}")
     except (ValueError, FileNotFoundError, ImportError) as refusal:

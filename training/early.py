@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from .folders import NAMED, find_checkpoint
+from .folders import NAMED, find_checkpoint, no_file
 from .options import (
     OPTIMIZER,
     TASK,
@@ -136,8 +136,7 @@ def check_config(path: str) -> None:
     if path.lstrip().startswith("{"):  # the settings themselves
         return
     if not Path(path).is_file():
-        what = "a folder" if Path(path).is_dir() else "no such file"
-        raise FileNotFoundError(f"expected a config, got {path}: {what}")
+        raise FileNotFoundError(f"expected a config, got {path}: {no_file(Path(path))}")
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as problem:

@@ -25,11 +25,15 @@ def find_checkpoint(given: str, task: str = "*") -> Path:
         raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
     path = Path(unquote(url.path)) if "://" in given else Path(given)
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {what}")
+        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
     if not is_zipfile(path):
         raise ValueError(f"expected {CHECKPOINT}, got {path}: it is none, or a part of one")
     return path
+
+
+def no_file(path: Path) -> str:
+    """Why a path is no file."""
+    return "a folder" if path.is_dir() else "no such file"
 
 
 def newest(name: str, task: str) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
+from .folders import no_file
+
 TASK, OPTIMIZER, LEARNING_RATE = "Adding", "Adam", 5e-3
 TRAINER = {
     "accelerator": "cpu",
@@ -81,7 +83,8 @@ def check_twins(
     if init_from is not None and nonlinearity is None:
         raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
     if init_from is not None and not Path(init_from).is_file():
-        raise FileNotFoundError(f"expected a file with nn.RNN weights, got {init_from}: no such file")
+        what = no_file(Path(init_from))
+        raise FileNotFoundError(f"expected a file with nn.RNN weights, got {init_from}: {what}")
 
 
 def at_least(smallest: int, **values: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +62,7 @@ def history_of(checkpoint: Path) -> History:
 def show(runs: list[Run], folder: Path) -> None:
     """Prints the table, and writes it and the picture into ``folder``."""
     rows = [each.row() for each in runs]
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in rows[0]:
         table.add_column(heading, overflow="fold")
     for row in rows:
@@ -89,6 +90,7 @@ def draw(runs: list[Run], path: Path) -> None:
     found = [v for each in runs for values in each.history.scores.values() for v in values]
     if found and min(found) > 0 and max(found) > 10 * min(found):
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -63,6 +63,10 @@ def no_such_class(parser: ArgumentParser, key: str, bases: str, given: str) -> s
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
 
+def unfit_class(parser: ArgumentParser, key: str, base: str, given: str) -> str:
+    return f"expected --{key} to be a class derived from {base}, got {given}"
+
+
 def wrong_value(parser: ArgumentParser, key: str, reasons: str) -> str:
     types = re.findall(r"(?:Expected an?|Not of type) (\S.*?)(?:\. Got value|:|\n|$)", reasons)
     given = re.search(GIVEN, reasons)
@@ -106,6 +110,7 @@ RULES: list[tuple[str, Callable[..., str]]] = [
     (KEY + CLASS + r"Option '(\w+)' is not accepted", no_such_option_of),
     (KEY + CLASS + r'Parser key "(\w+)":\s+' + REASON, wrong_value_of),
     (KEY + CLASS + REASON, wrong_class),
+    (KEY + r"does not correspond to a subclass of (\w+).*Given value: ([^\n]*)", unfit_class),
     (KEY + r"Subtypes: (.*?)\n.*dot import path string: ?([^\s\]]*)", no_such_class),
     (KEY[:-3] + r":\s+(.*)", wrong_value),
     (r"Unexpected config: ?(.*)", lambda _, given: no_settings(given)),

@@ -19,7 +19,7 @@ from .datamodule import Task
 from .folders import find_checkpoint
 from .options import LEARNING_RATE, OPTIMIZER, TASK, TRAINER, add_options_of_a_run, grouped, name_of
 from .parser import InFewWords, usage_error
-from .resuming import differences, flat, in_words, settings_of, why_finished
+from .resuming import check_state, differences, flat, in_words, settings_of, why_finished
 from .side_by_side import SideBySide
 
 
@@ -88,17 +88,19 @@ class Settled(LightningCLI):
         if first.ckpt_path is None:
             self.config = parser.parse_args([command, *task, *options])
             return
-        path = self.read(first.ckpt_path, first.data.class_path.rpartition(".")[2])
+        path = self.read(command, first.ckpt_path, first.data.class_path.rpartition(".")[2])
         self.config = parser.parse_args([command, "--config", json.dumps(self.restored), *options])
         self.config[command].ckpt_path = str(path)
         self.say_what_is_restored(command, path)
 
-    def read(self, given: str, task: str) -> Path:
-        """Finds and reads the checkpoint that is given."""
+    def read(self, command: str, given: str, task: str) -> Path:
+        """Finds and reads the checkpoint that is given, for a command."""
         try:
             path = find_checkpoint(given, task)
             self.checkpoint = read_checkpoint(path)
             self.restored = settings_of(self.checkpoint)
+            if command == "fit":
+                check_state(self.checkpoint)
         except (ValueError, FileNotFoundError) as refusal:
             usage_error(str(refusal))
         return path
@@ -116,7 +118,7 @@ class Settled(LightningCLI):
         task = self.restored["data"]["class_path"]
         default = self._parser(command).parse_args([f"--data={task}"])
         plain = flat(yaml.safe_load(self._parser(command).dump(default, skip_unset=False)))
-        print(f"restored: {path}, step {self.checkpoint['global_step']}, with all settings of its run")
+        print(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
         print(f"  other than the defaults: {in_words(differences(of_the_run, plain))}")
         print(
             f"  given anew: {in_words(differences({k: now[k] for k in of_the_run if k in now}, of_the_run))}"

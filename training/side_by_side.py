@@ -116,8 +116,7 @@ class SideBySide(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
 
     def setup(self, stage: str) -> None:
-        if not self.metrics:
-            self.metrics.update({twin: self.task.new_metric() for twin in self.twins})
+        self.metrics.update({twin: self.task.new_metric() for twin in self.twins})
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         states = {} if batch.starts else self.carried

@@ -11,7 +11,7 @@ from torch import nn
 
 from manual_rnn.pictures import write_pictures
 
-from .checkpoints import read_checkpoint
+from .checkpoints import misfit, read_checkpoint
 from .datamodule import Task
 from .networks import Network
 from .parser import InFewWords
@@ -60,15 +60,18 @@ def write_onnx(network: Network, path: Path) -> None:
 
 def write_inside(path: Path, folder: Path) -> None:
     """At a batch of the task that it was trained on."""
+    task = load_task(path)
     rnn: Any = load_model(path).manual.rnn
-    for picture in write_pictures(rnn, load_task(path).batch("test", 0).input, folder):
+    for picture in write_pictures(rnn, task.batch("test", 0).input, folder):
         print(picture)
 
 
 def load_model(ckpt_path: Path) -> SideBySide:
     """The twins of a checkpoint, ready to answer."""
-    read_checkpoint(ckpt_path)
-    return SideBySide.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    content = read_checkpoint(ckpt_path)
+    model = SideBySide.load_from_checkpoint(ckpt_path, map_location="cpu", strict=False, weights_only=True)
+    misfit(model, content)
+    return model.eval()
 
 
 def load_task(ckpt_path: Path) -> Task:

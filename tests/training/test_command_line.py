@@ -1,10 +1,12 @@
 """The command line: a usage error is a line or two, with what there is; a task of one's own; a sweep."""
 
 import csv
+import math
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 from torch import nn
-from training_runs import QUIET, SMALL, WARNINGS, Train, checkpoint, last, runs, weights
+from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 from manual_rnn import ManualRNN
 from training import train as train_from_python
@@ -62,6 +65,7 @@ def train(
         ("help", "expected a command, got help; did you mean --help?"),
         ("fit --data Addition", "got Addition; did you mean Adding?\nThere are Adding, CopyMemory"),
         ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
+        ("fit --data os.system", "expected --data to be a class derived from Task, got os.system"),
         ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
         ("fit --data.symbols 3", "expected an option of Adding, got --data.symbols\nIt has length,"),
         ("fit --data.length x", "expected --data.length to be a whole number above 0, got x"),
@@ -82,6 +86,10 @@ def train(
         ("fit --data CharacterLM --data.path latin", "expected a text in UTF-8, got latin"),
         ("fit --ckpt_path http://localhost/x", "expected a checkpoint on this machine"),
         ("fit --ckpt_path best", "expected a run of Adding with a best.ckpt in runs, got none"),
+        ("fit --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
+        ("inspect --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
+        ("fit --ckpt_path pickled.pt", "got pickled.pt, which can't be read: it isn't whole, or holds more"),
+        ("export --ckpt_path script.pt", "got script.pt, which can't be read: it isn't whole, or holds more"),
         ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
         ("export --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
         ("inspect --ckpt_pth last", "no option --ckpt_pth; did you mean --ckpt_path?"),
@@ -100,6 +108,11 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     Path("echo.py").write_text(ECHO)
     Path("empty").touch()
     Path("latin").write_bytes(b"caf\xe9 " * 999)
+    torch.save(nn.Linear(1, 1), "pickled.pt")
+    with zipfile.ZipFile("script.pt", "w") as archive:
+        archive.writestr("archive/constants.pkl", b"")  # by which torch knows a TorchScript file
+    parts = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
+    torch.save({**parts, "pytorch-lightning_version": "2.6"}, "plain.ckpt")
     with pytest.raises(SystemExit) as exit:
         train(*options.split(), small=[QUIET] if "fit" in options else [])
     said = capsys.readouterr().err
@@ -256,6 +269,45 @@ def test_the_twins_load_from_a_checkpoint(train: Train, tmp_path: Path) -> None:
     )
     assert isinstance(model.manual.rnn, ManualRNN)
     assert model.manual.rnn.nonlinearity == "tanh"
+
+
+class Repeat(Parity):
+    metric = "perplexity"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("weights_only", [True, None])
+def test_the_twins_and_a_task_go_to_a_plain_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_only: bool | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    task = Parity(length=5, train_batches=3, val_batches=1, batch_size=4)
+    model = SideBySide(task.input_size, task.output_size, hidden_size=6)
+    trainer = Trainer(max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1, **options)
+    trainer.fit(model, datamodule=task)
+    path = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    again = SideBySide.load_from_checkpoint(path, weights_only=weights_only)
+    assert_equal_weights(again.state_dict(), model.state_dict())
+    (scores,) = Trainer(**options).test(again, datamodule=task, verbose=False)
+    assert set(scores) == {f"test_{name}/{twin}" for name in ("loss", "accuracy") for twin in model.twins}
+    (other,) = Trainer(**options).test(again, datamodule=Repeat(length=5, val_batches=1), verbose=False)
+    assert other["test_perplexity/manual"] == pytest.approx(math.exp(other["test_loss/manual"]), rel=1e-5)
+    on: Any = {
+        "max_epochs": 2,
+        "default_root_dir": "again",
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    trainer = Trainer(**on, **options)
+    trainer.fit(again, datamodule=task, ckpt_path=path, weights_only=weights_only)
+    assert trainer.global_step == 6
+
+
+def test_loaders_without_a_task_are_refused() -> None:
+    task = Parity(length=5, train_batches=1, val_batches=1)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="expected a Task as the Trainer's datamodule, got NoneType"):
+        trainer.fit(SideBySide(1, 2), task.train_dataloader(), task.val_dataloader())
 
 
 def test_one_callback_may_be_named(train: Train) -> None:
