@@ -111,7 +111,7 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     torch.save(nn.Linear(1, 1), "pickled.pt")
     with zipfile.ZipFile("script.pt", "w") as archive:
         archive.writestr("archive/constants.pkl", b"")  # by which torch knows a TorchScript file
-    parts = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
+    parts: dict[str, Any] = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
     torch.save({**parts, "pytorch-lightning_version": "2.6"}, "plain.ckpt")
     with pytest.raises(SystemExit) as exit:
         train(*options.split(), small=[QUIET] if "fit" in options else [])

@@ -60,7 +60,11 @@ def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_checkpoint_that_names_a_function_is_refused(tmp_path: Path) -> None:
     settings = {"_instantiator": "os.system"}
-    content = {"hyper_parameters": settings, "datamodule_hyper_parameters": {}, "state_dict": {}}
+    content: dict[str, Any] = {
+        "hyper_parameters": settings,
+        "datamodule_hyper_parameters": {},
+        "state_dict": {},
+    }
     content["pytorch-lightning_version"] = "2.6"
     torch.save(content, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match="asks for another function"):
