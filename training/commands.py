@@ -1,5 +1,6 @@
 """The commands beside Lightning's. What they need is loaded once their options are known to be right."""
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,3 +69,5 @@ def run(name: str, options: list[str]) -> None:
         auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=f"{PROG} {name}")
     except (ValueError, FileNotFoundError, ImportError) as refusal:
         usage_error(str(refusal))
+    except OSError as problem:
+        sys.exit(f"training: {problem}")

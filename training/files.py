@@ -16,9 +16,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_whole(Path(path), content.getvalue())
+        save_whole(checkpoint, Path(path))
 
     def load_checkpoint(
         self,
@@ -27,6 +25,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return super().load_checkpoint(path, map_location or "cpu", weights_only=True)  # type: ignore[arg-type]
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """``torch.save``, whole or not at all. Raises OSError as :func:`write_whole`."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_whole(path, file.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:

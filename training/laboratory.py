@@ -17,9 +17,9 @@ from .callbacks import Bar, Interrupted, StopWhenDiverged, StopWhenSolved, best_
 from .checkpoints import misfit
 from .datamodule import Task
 from .entry import as_list
-from .files import WholeCheckpoints
+from .files import WholeCheckpoints, save_whole
 from .folders import RUNS, new_folder
-from .options import check_run
+from .options import ENDED, INTERRUPTED, check_run
 from .parser import usage_error
 from .quiet import quieten
 from .report import Report
@@ -90,6 +90,8 @@ class Laboratory(Settled):
         """What Lightning refuses before the first step is a usage error too, and leaves no folder."""
         try:
             super()._run_subcommand(subcommand)
+        except SystemExit as exit:  # Lightning's after Ctrl-C has the code of a run that failed
+            raise SystemExit(INTERRUPTED if self.trainer.interrupted else exit.code) from None
         except (RuntimeError, *REFUSALS) as refusal:
             of_a_kernel = str(refusal).startswith("kernel ")  # which can't take this precision, say
             started = self.trainer.global_step > self.checkpoint.get("global_step", 0)
@@ -120,7 +122,7 @@ class Laboratory(Settled):
         """Writes what Lightning's predict returns."""
         predictions = self.trainer.predict(**kwargs)
         path = Path(self.trainer.log_dir or ".") / "predictions.pt"
-        torch.save(predictions, path)
+        save_whole(predictions, path)
         print(f"predictions: {path}")
 
 
@@ -143,6 +145,6 @@ def run(name: str, options: list[str]) -> None:
     try:
         Laboratory([name, *options])
     except SIGTERMException:
-        sys.exit(143)
+        sys.exit(ENDED)
     except OSError as problem:
         sys.exit(f"training: {problem}")

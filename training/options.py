@@ -10,6 +10,8 @@ from jsonargparse.typing import PositiveInt
 
 from .folders import no_file
 
+REFUSED, INTERRUPTED, ENDED = 2, 130, 143
+"""Exit codes: of a usage error, after Ctrl-C, after SIGTERM."""
 TASK, OPTIMIZER, LEARNING_RATE = "Adding", "Adam", 5e-3
 TRAINER = {
     "accelerator": "cpu",

@@ -8,7 +8,6 @@ def quieten() -> None:
     """Leaves out what Lightning says of devices and products, and what is meant to be as it is here."""
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its news is that there is no torchvision
     for message in (
         ".*LeafSpec.*is deprecated",  # Lightning 2.6 uses an old name of torch 2.13
         "The dirpath has changed from",  # a resumed run has a folder

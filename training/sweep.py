@@ -10,7 +10,7 @@ from types import FrameType
 
 from .early import judge
 from .folders import RUNS, new_folder
-from .options import grouped, name_of, values_of
+from .options import ENDED, INTERRUPTED, REFUSED, grouped, name_of, values_of
 from .parser import PROG, usage_error
 
 USAGE = f"""usage: {PROG} sweep [options of fit, some with several values]
@@ -21,7 +21,6 @@ picture of all: --seeds 0 1 2 --model.hidden_size 32 64 are six runs. --seeds is
 --config among them, is as fit has it: `{PROG} fit --help`.
 """
 ALIASES = {"--seeds": "--seed_everything"}
-REFUSED, STOPPED, ENDED = 2, 130, 143
 Setting = tuple[str, str]
 
 
@@ -63,7 +62,7 @@ def one_after_the_other(
         bar = "--trainer.enable_progress_bar=false"
         code = exit_code_of([bar, *common, *as_options(settings), f"--name={run_name}"])
         yield settings, code, next(RUNS.glob(f"*/{run_name}"), Path())
-        if code in (REFUSED, STOPPED, ENDED):
+        if code in (REFUSED, INTERRUPTED, ENDED):
             return
 
 
@@ -75,7 +74,7 @@ def exit_code_of(options: list[str]) -> int:
             return process.wait()
         except KeyboardInterrupt:  # the terminal has told it too
             process.wait()
-            return STOPPED
+            return INTERRUPTED
         except SystemExit:
             process.terminate()
             process.wait()

@@ -1,5 +1,6 @@
 r"""What becomes of a trained model: its weights as nn.RNN has them, ONNX, pictures of its inside."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from manual_rnn.pictures import write_pictures
 
 from .checkpoints import misfit, read_checkpoint
 from .datamodule import Task
+from .files import save_whole, write_whole
 from .networks import Network
 from .parser import InFewWords
 from .resuming import settings_of
@@ -35,7 +37,7 @@ def write_weights(path: Path, twin: str, output: Path, onnx: Path | None) -> Non
     """Those of one twin's RNN; with ``onnx`` its whole network too."""
     network = load_model(path).twins[twin]
     rnn: nn.Module = network.rnn
-    torch.save(dict(rnn.state_dict()), output)
+    save_whole(dict(rnn.state_dict()), output)
     print(f"state_dict of {rnn}: {output}")
     if onnx is not None:
         write_onnx(network, onnx)
@@ -46,16 +48,17 @@ def write_onnx(network: Network, path: Path) -> None:
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     rnn: Any = network.rnn
     input = torch.zeros(2, 3, rnn.input_size)
-    torch.onnx.export(
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its news is that there is no torchvision
+    program: Any = torch.onnx.export(
         network.eval(),
         (input,),
-        path,
         input_names=["input"],
         output_names=["output", "h_n"],
         dynamic_shapes={"input": {0: batch, 1: time}},
         dynamo=True,
         verbose=False,
     )
+    write_whole(path, program.model_proto.SerializeToString())
 
 
 def write_inside(path: Path, folder: Path) -> None:

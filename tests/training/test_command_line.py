@@ -247,7 +247,7 @@ def test_an_interrupted_run_says_how_it_goes_on(train: Train, tmp_path: Path, ho
             time.sleep(0.01)
         run.send_signal(how)
         out, _ = run.communicate()
-    assert run.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}[how]
+    assert run.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert "run folder: runs/Adding/mine" in out
     assert f"it goes on with: python -m training fit --ckpt_path {path}" in out
 
