@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from .datamodule import Batch, Task, one_hot, seeded_by
 from .options import at_least
+from .text import perplexities, read_text
 
 
 class Adding(Task):
@@ -227,24 +228,6 @@ class CharacterLM(Task):
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
         return Batch(one_hot(windows[:, :-1], self.input_size), windows[:, 1:])
-
-
-def read_text(path: Path) -> str:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
-
-
-def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:
-    """Of ``val``, by the frequencies in ``train`` of characters, and of pairs of them; smoothed."""
-    single = torch.bincount(train, minlength=V) + 1.0
-    pairs = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V) + single / single.sum()
-    by_single = (single / single.sum()).log()[val[1:]]
-    by_pair = (pairs / pairs.sum(1, keepdim=True)).log()[val[:-1], val[1:]]
-    return (-by_single.mean()).exp().item(), (-by_pair.mean()).exp().item()
 
 
 TASKS: dict[str, type[Task]] = {

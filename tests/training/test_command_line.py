@@ -257,6 +257,10 @@ def test_training_from_python_returns_a_history() -> None:
     history = train_from_python(task, max_epochs=2, enable_progress_bar=False)
     assert history.steps == history.compared == [1, 2, 3, 4, 5, 6]
     assert history.validated == [3, 6]
+    assert repr(history).startswith(
+        "History(6 steps, 6 compared, 2 validations, scores at the end: {'builtin': "
+    )
+    assert len(repr(history)) < 130
     assert all(0 <= p < 16 for values in history.partings.values() for p in values)
 
 

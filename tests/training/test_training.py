@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
@@ -41,6 +43,22 @@ def test_a_run_reports_and_leaves_its_files(train: Train, tmp_path: Path) -> Non
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert {"loss/builtin", "loss/manual", "gradient/rnn.weight_hh_l0"} <= rows[0].keys()
     assert len([row for row in rows if row["loss/manual"]]) == 8
+
+
+def test_tensorboard_compares_runs_by_their_settings_and_what_they_reached(
+    train: Train, tmp_path: Path
+) -> None:
+    train("--name=mine")
+    (path,) = (tmp_path / "runs" / "Adding" / "mine").glob("events.out.tfevents.*")
+    events = EventAccumulator(str(path))
+    events.Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["model/hidden_size"].number_value == 6
+    assert settings["optimizer/init_args/lr"].number_value == 0.005
+    assert settings["data/class_path"].string_value == "training.tasks.Adding"
+    (last,) = events.Scalars("reached/manual")
+    assert last.value == pytest.approx(events.Scalars("val_mse/manual")[-1].value)
 
 
 def test_each_epoch_leaves_one_line_with_the_validation(
