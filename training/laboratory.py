@@ -90,8 +90,10 @@ class Laboratory(Settled):
         """What Lightning refuses before the first step is a usage error too, and leaves no folder."""
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            sys.exit(ENDED)
         except SystemExit as exit:  # Lightning's after Ctrl-C has the code of a run that failed
-            raise SystemExit(INTERRUPTED if self.trainer.interrupted else exit.code) from None
+            sys.exit(INTERRUPTED if self.trainer.interrupted else exit.code)
         except (RuntimeError, *REFUSALS) as refusal:
             of_a_kernel = str(refusal).startswith("kernel ")  # which can't take this precision, say
             started = self.trainer.global_step > self.checkpoint.get("global_step", 0)
@@ -144,7 +146,5 @@ def run(name: str, options: list[str]) -> None:
     quieten()
     try:
         Laboratory([name, *options])
-    except SIGTERMException:
-        sys.exit(ENDED)
     except OSError as problem:
         sys.exit(f"training: {problem}")

@@ -17,7 +17,18 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 from torch import nn
-from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
+from training_runs import (
+    QUIET,
+    SMALL,
+    WARNINGS,
+    Train,
+    assert_equal_weights,
+    checkpoint,
+    last,
+    runs,
+    started,
+    weights,
+)
 
 from manual_rnn import ManualRNN
 from training import train as train_from_python
@@ -240,7 +251,7 @@ def test_one_seed_is_that_of_weights_and_batches(train: Train, tmp_path: Path) -
 def test_an_interrupted_run_says_how_it_goes_on(train: Train, tmp_path: Path, how: signal.Signals) -> None:
     small = [QUIET, "--data.train_batches=20", "--data.val_batches=1", "--trainer.max_epochs=1000"]
     command = [sys.executable, "-m", "training", *small, "--name=mine", "--stop_when_solved=false"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+    with started(command, tmp_path, stdout=subprocess.PIPE) as run:
         path = checkpoint(Path("runs") / "Adding" / "mine")
         while not path.is_file():
             assert run.poll() is None
