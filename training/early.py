@@ -106,7 +106,11 @@ def judge(command: str, options: list[str]) -> None:
         if value and not {name} & (later | given.keys())
     ]
     told.sort(key=lambda group: name_of(group)[2:] not in CLASSES)  # a class comes before its options
-    config = parser_of(command).parse_args([word for group in told for word in group])
+    try:
+        parser = parser_of(command)
+    except (OSError, StopIteration):  # a torch or Lightning with other files: the true parser judges alone
+        return
+    config = parser.parse_args([word for group in told for word in group])
     try:
         for path in config.config or []:
             check_config(path)
