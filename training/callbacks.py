@@ -59,16 +59,21 @@ def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
     return {twin: found[name].item() for twin, name in names.items() if name in found}
 
 
-def best_and_last(task: Task, save_every: int | None) -> list[ModelCheckpoint]:
+class Kept(ModelCheckpoint):
+    """One checkpoint of a run, which is no other's that is named on the command line."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(filename=name, enable_version_counter=False, **options)
+
+    @property
+    def state_key(self) -> str:
+        return f"{self.filename}, {super().state_key}"
+
+
+def best_and_last(task: Task, save_every: int | None) -> list[Kept]:
     """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` at each too, and each ``save_every`` steps."""
-    best = ModelCheckpoint(
-        filename="best", monitor=f"val_{task.metric}/manual", mode=mode(task), enable_version_counter=False
-    )
-    last = [
-        ModelCheckpoint(filename="last", every_n_train_steps=steps, enable_version_counter=False)
-        for steps in {None, save_every}
-    ]
-    return [best, *last]
+    best = Kept("best", monitor=f"val_{task.metric}/manual", mode=mode(task))
+    return [best, *(Kept("last", every_n_train_steps=steps) for steps in {None, save_every})]
 
 
 class Bar(RichProgressBar):

@@ -74,7 +74,7 @@ def parser_of(command: str) -> InFewWords:
         "--seed_everything",
         type=bool | int,
         default=0,
-        help="of weights, batches and dropout; true: a random one",
+        help="of weights, batches and dropout; false: none is set",
     )
     parser.add_argument(
         "--ckpt_path", type=str | None, help="a checkpoint, or last or best of the newest run"

@@ -20,7 +20,7 @@ from .entry import as_list
 from .files import WholeCheckpoints, save_whole
 from .folders import RUNS, new_folder
 from .options import ENDED, INTERRUPTED, check_run
-from .parser import usage_error
+from .parser import in_few_words, usage_error
 from .quiet import quieten
 from .report import Report
 from .resuming import GivenAnew, flat
@@ -28,6 +28,10 @@ from .settling import Settled
 from .side_by_side import from_every_process
 
 REFUSALS = (ValueError, FileNotFoundError, ImportError, NotImplementedError, MisconfigurationException)
+LATE = (
+    "kernel ",  # which can't take this precision, say
+    "Early stopping conditioned on metric",  # that isn't logged
+)
 
 
 class Laboratory(Settled):
@@ -95,20 +99,28 @@ class Laboratory(Settled):
         except SystemExit as exit:  # Lightning's after Ctrl-C has the code of a run that failed
             sys.exit(INTERRUPTED if self.trainer.interrupted else exit.code)
         except (RuntimeError, *REFUSALS) as refusal:
-            of_a_kernel = str(refusal).startswith("kernel ")  # which can't take this precision, say
-            started = self.trainer.global_step > self.checkpoint.get("global_step", 0)
-            if started or not (of_a_kernel or isinstance(refusal, REFUSALS)):
+            if not self.is_of_the_settings(refusal):
                 raise
             self.refuse(refusal)
 
+    @property
+    def started(self) -> bool:
+        return self.trainer.global_step > self.checkpoint.get("global_step", 0)
+
+    def is_of_the_settings(self, refusal: Exception) -> bool:
+        """Whether the user asked for what can't be, rather than that this code is wrong."""
+        late = isinstance(refusal, MisconfigurationException) or str(refusal).startswith(LATE)
+        return late or (not self.started and isinstance(refusal, REFUSALS))
+
     def refuse(self, refusal: Exception) -> NoReturn:
-        if self.folder is not None:
+        """Ends with a usage error; of a run that hasn't begun without its folder."""
+        if self.folder is not None and not self.started:
             shutil.rmtree(self.folder)
             for parent in (self.folder.parent, RUNS):
                 if not any(parent.iterdir()):
                     parent.rmdir()
         said = refusal.__cause__ if isinstance(refusal.__cause__, REFUSALS) else refusal
-        usage_error(str(said))
+        usage_error(in_few_words(str(said), self.parser))
 
     def after_fit(self) -> None:
         trainer: Any = self.trainer

@@ -57,6 +57,7 @@ def check_run(trainer: Any, optimizer: str) -> None:
     name = optimizer.rpartition(".")[2]
     if name in UNFIT:
         raise ValueError(f"expected an optimizer that {UNFIT[name]}, got {name}")
+    at_least(1, **{"trainer.accumulate_grad_batches": trainer["accumulate_grad_batches"]})
     if trainer["barebones"]:
         raise ValueError("expected a run that logs, for the report; got --trainer.barebones true")
     if str(trainer["strategy"]).startswith(ELSEWHERE):

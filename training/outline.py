@@ -26,6 +26,7 @@ class Known(dict[str, Any]):
         return Any
 
 
+UNKNOWN = object()
 PLAIN = Known()
 for module in (builtins, typing, datetime, pathlib, jsonargparse.typing):
     PLAIN.update(vars(module))
@@ -43,7 +44,7 @@ def aliases(path: Path) -> dict[str, Any]:
     """The types that a file names by ``Name = Literal[...]``."""
     nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
     return {
-        ast.unparse(node.targets[0]): value(node.value, PLAIN)
+        ast.unparse(node.targets[0]): value(node.value, PLAIN, Any)
         for node in nodes
         if ast.unparse(node.value).startswith("Literal[")
     }
@@ -94,12 +95,16 @@ def parameters_in(args: ast.arguments, names: Mapping[str, Any]) -> Iterator[Par
     without = [None] * (len(args.args) - len(args.defaults))
     pairs = [*zip(args.args, [*without, *args.defaults], strict=True)][1:]
     for arg, default in [*pairs, *zip(args.kwonlyargs, args.kw_defaults, strict=True)]:
-        yield Parameter(
-            arg.arg,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if default is None else value(default, names),
-            annotation=Any if arg.annotation is None else value(arg.annotation, names),
-        )
+        yield parameter(arg, default, names)
+
+
+def parameter(arg: ast.arg, default: ast.expr | None, names: Mapping[str, Any]) -> Parameter:
+    """One whose default takes an import may be anything, and is None where none is given."""
+    given = Parameter.empty if default is None else value(default, vars(builtins), UNKNOWN)
+    kind = Any if arg.annotation is None else value(arg.annotation, names, Any)
+    if given is UNKNOWN:
+        given, kind = None, Any
+    return Parameter(arg.arg, Parameter.KEYWORD_ONLY, default=given, annotation=kind)
 
 
 def initializer(parameters: list[Parameter]) -> Callable[..., None]:
@@ -111,9 +116,9 @@ def initializer(parameters: list[Parameter]) -> Callable[..., None]:
     return __init__
 
 
-def value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Of a type or a default in a signature; ``Any`` where it takes an import."""
+def value(node: ast.expr, names: Mapping[str, Any], unknown: Any) -> Any:
+    """Of a type or a default in a signature; ``unknown`` where it takes an import."""
     try:
         return eval(compile(ast.Expression(node), "<signature>", "eval"), {}, names)
-    except (AttributeError, TypeError):
-        return Any
+    except (AttributeError, NameError, TypeError):
+        return unknown

@@ -81,7 +81,11 @@ def wrong_value_of(parser: ArgumentParser, key: str, class_path: str, option: st
 
 
 def wrong_class(parser: ArgumentParser, key: str, class_path: str, reason: str) -> str:
-    return f"--{key} {class_path}: {' '.join(reason.split())}"
+    return f"--{key} {class_path.removeprefix(f'{OWN}.early.')}: {' '.join(reason.split())}"
+
+
+def no_setting_to_keep(parser: ArgumentParser, value: str) -> str:
+    return f"expected settings that a config can hold, got {value}"
 
 
 def no_settings(given: str) -> str:
@@ -113,6 +117,7 @@ RULES: list[tuple[str, Callable[..., str]]] = [
     (KEY + r"does not correspond to a subclass of (\w+).*Given value: ([^\n]*)", unfit_class),
     (KEY + r"Subtypes: (.*?)\n.*dot import path string: ?([^\s\]]*)", no_such_class),
     (KEY[:-3] + r":\s+(.*)", wrong_value),
+    (r"'cannot represent an object', <?(.*?)>?\)\n", no_setting_to_keep),
     (r"Unexpected config: ?(.*)", lambda _, given: no_settings(given)),
     (r"Problems parsing config: (.*)", lambda _, problem: no_yaml(problem)),
 ]

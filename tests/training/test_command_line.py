@@ -33,7 +33,8 @@ from training_runs import (
 from manual_rnn import ManualRNN
 from training import train as train_from_python
 from training.__main__ import LABORATORY
-from training.early import parser_of
+from training.early import judge, parser_of
+from training.options import UNFIT
 from training.settling import Settled
 from training.side_by_side import SideBySide
 from training.tasks import Adding, Parity
@@ -106,6 +107,10 @@ def train(
         ("inspect --ckpt_pth last", "no option --ckpt_pth; did you mean --ckpt_path?"),
         ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
         ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
+        ("fit --lr_scheduler StepLR", "StepLR: the following arguments are required: step_size"),
+        ("fit --optimizer Muon", "Muon only supports 2D parameters"),
+        ("fit --trainer.accumulate_grad_batches 0", "accumulate_grad_batches of at least 1, got 0"),
+        ("fit --trainer.callbacks Timer", "expected settings that a config can hold, got Interval.step"),
         ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
         ("fit --trainer.barebones true", "expected a run that logs"),
         ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
@@ -181,6 +186,16 @@ class Unparsed(Settled):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         raise StopIteration(self._subcommand_parsers)
+
+
+OPTIMIZERS = [
+    name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name not in UNFIT
+]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Optimizer"])
+def test_the_early_parser_refuses_no_optimizer_that_torch_has(name: str) -> None:
+    judge("fit", ["--optimizer", name, "--optimizer.lr=0.1"])
 
 
 @pytest.mark.parametrize("command", LABORATORY)

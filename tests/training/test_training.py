@@ -317,11 +317,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, content: Any,
     ("option", "message"),
     [
         ("--data.length=1", "expected length of at least 2, got 1"),
-        ("--model.compare_every=0", "expected compare_every of at least 1, got 0"),
-        ("--model.tolerance=-1", "expected a tolerance of at least 0, got -1.0"),
+        ("--model.compare_every=0", "expected --model.compare_every to be a whole number above 0"),
+        ("--model.tolerance=-1", "expected --model.tolerance to be a number from 0 on, got -1"),
         ("--model.init_from=nowhere.pt", "expected a file with nn.RNN weights, got nowhere.pt: no such file"),
-        ("--model.hidden_size=0", "hidden_size must be greater than zero"),
-        ("--threads=0", "threads"),
+        ("--model.hidden_size=0", "expected --model.hidden_size to be a whole number above 0"),
+        ("--threads=0", "expected --threads to be a whole number above 0, got 0"),
     ],
 )
 def test_what_is_out_of_range_ends_before_training(
