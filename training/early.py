@@ -2,13 +2,14 @@ r"""What is told of a command line before torch is loaded: its help, and most of
 
 The parser here is of outlines, with the names, types and defaults of the true one in ``laboratory.py``, which
 parses once more what this one finds no fault with. Left to that one is what can't be known yet: classes given
-by their path, what a config or a checkpoint says, and the objects that Lightning's Trainer is handed.
+by their path, what a checkpoint says, and the objects that Lightning's Trainer is handed.
 """
 
 import re
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -68,8 +69,7 @@ def parser_of(command: str) -> InFewWords:
     parser = InFewWords(
         prog=f"{PROG} {command}", usage="%(prog)s [options]", epilog=EPILOG, allow_abbrev=False
     )
-    parser.add_argument("-c", "--config", action="append", help="file with settings, in YAML or JSON")
-    parser.add_argument("--print_config", action="store_true", help="print all settings and exit")
+    parser.add_argument("-c", "--config", action="config", help="file with settings, in YAML or JSON")
     parser.add_argument(
         "--seed_everything",
         type=bool | int,
@@ -95,26 +95,18 @@ def parser_of(command: str) -> InFewWords:
 
 def judge(command: str, options: list[str]) -> None:
     """Prints the help that was asked for, or refuses what can be refused by now; else does nothing."""
-    groups = grouped(options)
-    given = {name_of(group).lstrip("-"): values_of(group) for group in groups}
-    elsewhere = bool(given.keys() & {"config", "ckpt_path"})  # where settings come from too
-    later = {name for name in CLASSES if told_later(given.get(name), elsewhere)}
-    told = [group for group in groups if is_told(group, later)]
-    told += [
-        [f"--{name}", value]
-        for name, value in CLASSES.items()
-        if value and not {name} & (later | given.keys())
-    ]
-    told.sort(key=lambda group: name_of(group)[2:] not in CLASSES)  # a class comes before its options
     try:
         parser = parser_of(command)
     except (OSError, StopIteration):  # a torch or Lightning with other files: the true parser judges alone
         return
-    config = parser.parse_args([word for group in told for word in group])
+    groups = grouped(options)
+    given = {name_of(group).lstrip("-"): values_of(group) for group in groups}
     try:
-        for path in config.config or []:
-            check_config(path)
-        check_checkpoint(config.ckpt_path, given)
+        elsewhere = "ckpt_path" in given or not all(map(check_config, configs_of(groups)))
+        check_checkpoint(given)
+        later = {name for name in CLASSES if told_later(given.get(name), elsewhere)}
+        later |= {"print_config", *["config"] * elsewhere}
+        config = parser.parse_args(told(groups, later))
         if not elsewhere:
             check_run(config.trainer, config.optimizer.class_path if config.optimizer else "")
             check_twins(**{name: config.model[name] for name in signature(check_twins).parameters})
@@ -122,38 +114,61 @@ def judge(command: str, options: list[str]) -> None:
         usage_error(str(refusal))
 
 
+def configs_of(groups: list[list[str]]) -> list[str]:
+    return [path for group in groups if name_of(group) == "--config" for path in values_of(group)]
+
+
 def told_later(given: list[str] | None, elsewhere: bool) -> bool:
     """Whether which class it is can't be told yet: it has a path, or another place may name it."""
     return elsewhere if given is None else bool(re.search(r"\W", "".join(given)))
 
 
+def told(groups: list[list[str]], later: set[str]) -> list[str]:
+    """What can be judged now: all but ``later``. Classes come first, since their options need them."""
+    default = [[f"--{name}", value] for name, value in CLASSES.items() if value and name not in later]
+    now = [group for group in groups if is_told(group, later)]
+    classes = [group for group in now if name_of(group)[2:] in CLASSES]
+    return [word for group in [*default, *classes, *now] for word in group]
+
+
 def is_told(group: list[str], later: set[str]) -> bool:
-    """Whether an option with its values can be judged now, where the classes ``later`` can't."""
+    """Whether an option with its values can be judged now."""
     key, *rest = name_of(group).lstrip("-").split(".")
-    if key in later or len(rest) > 1 or name_of(group).endswith("+") or key == "print_config":
+    if key in later or len(rest) > 1 or name_of(group).endswith("+"):
         return False
     return rest != ["help"] or all(word.isidentifier() for word in values_of(group))
 
 
-def check_config(path: str) -> None:
-    """Exits where a config isn't a file with settings; what they are is seen later."""
+def check_config(path: str) -> bool:
+    """Whether its settings can be judged now: they are in a file, and no class of them has a path.
+
+    Raises:
+        ValueError: where it isn't a file with settings.
+        FileNotFoundError: where it is no file.
+    """
     if path.lstrip().startswith("{"):  # the settings themselves
-        return
+        return False
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a config, got {path}: {no_file(Path(path))}")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
     except UnicodeDecodeError as problem:
         raise ValueError(f"expected a config in UTF-8: {problem}") from None
     except yaml.YAMLError as problem:
         raise ValueError(no_yaml(str(problem))) from None
     if not isinstance(settings, dict):
         raise ValueError(no_settings(str(settings or "")))
+    return not any(re.search(r"\W", class_in(settings.get(name))) for name in CLASSES)
 
 
-def check_checkpoint(path: str | None, given: dict[str, list[str]]) -> None:
+def class_in(setting: Any) -> str:
+    """The class that a config names, by itself or as ``class_path``; empty where it names none."""
+    return str(setting.get("class_path") or "" if isinstance(setting, dict) else setting or "")
+
+
+def check_checkpoint(given: dict[str, list[str]]) -> None:
     """Raises as ``find_checkpoint``; of which task ``last`` and ``best`` are a config may yet say."""
-    if path is None or (path in NAMED and "config" in given and "data" not in given):
-        return
-    task = "".join(given.get("data", [TASK]))
-    find_checkpoint(path, task.rpartition(".")[2])
+    for path in given.get("ckpt_path", []):
+        if not (path in NAMED and "config" in given and "data" not in given):
+            find_checkpoint(path, "".join(given.get("data", [TASK])).rpartition(".")[2])

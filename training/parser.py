@@ -114,6 +114,7 @@ RULES: list[tuple[str, Callable[..., str]]] = [
     (KEY + CLASS + r"Option '(\w+)' is not accepted", no_such_option_of),
     (KEY + CLASS + r'Parser key "(\w+)":\s+' + REASON, wrong_value_of),
     (KEY + CLASS + REASON, wrong_class),
+    (r"Option '([\w.]+)' is not accepted", no_such_option),
     (KEY + r"does not correspond to a subclass of (\w+).*Given value: ([^\n]*)", unfit_class),
     (KEY + r"Subtypes: (.*?)\n.*dot import path string: ?([^\s\]]*)", no_such_class),
     (KEY[:-3] + r":\s+(.*)", wrong_value),

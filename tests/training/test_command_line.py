@@ -153,6 +153,8 @@ print("loaded:", [name for name in sys.modules if name in ("torch", "pytorch_lig
 def test_what_is_wrong_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
     """Importing torch and Lightning takes four seconds."""
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 999)
+    (tmp_path / "parity").write_text("data: {class_path: Parity, init_args: {length: 5}}")
+    (tmp_path / "modle").write_text("data: Parity\nmodle: 3")
     lines = f"""train
 help
 --help
@@ -165,6 +167,8 @@ fit --model.hidden_size 0
 fit --model.kernel nat
 fit --config {tmp_path}/latin --model.hiden_size 3
 fit --config {tmp_path}/latin
+fit --config {tmp_path}/parity --data.symbols 3
+fit --config {tmp_path}/modle
 fit --data my.Task --model.hiden_size 3
 fit --optimizer Adm
 fit --optimizer.rate 1
