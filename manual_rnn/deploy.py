@@ -36,8 +36,10 @@ def export_standalone(
         strict: whether Dynamo traces the model.
 
     Returns:
-        The program, in ATen operations; its numbers are those of the model to round-off. First derivatives
-        too; second ones at a fixed length only, since those of torch's `scan` are wrong (torch 2.13).
+        The program, in ATen operations; its numbers are those of the model to round-off, and so are
+        gradients by a plain backward. Second derivatives, forward mode and transforms of torch.func take
+        a fixed length: torch's `scan` (2.13 to 2.15) gets the first wrong and raises a KeyError or
+        NotImplementedError for the others.
 
     Raises:
         TypeError: if `model` is no module.

@@ -4,6 +4,7 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 PROG = f"python -m {__package__}"
 EXTRA = """
@@ -54,14 +55,19 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
-        module = import_module(".laboratory" if name in LABORATORY else ".commands", __package__)
-        module.run(name, options)
+        if name in LABORATORY:
+            loaded("early").judge(name, options)
+        loaded("laboratory" if name in LABORATORY else "commands").run(name, options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] not in EXTRA.split():
             raise
         sys.exit(f"{PROG}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def loaded(module: str) -> Any:
+    return import_module(f".{module}", __package__)
 
 
 def overview() -> str:

@@ -3,14 +3,14 @@ r"""What is read from files: weights of an nn.RNN, and checkpoints of runs with 
 Files are read with ``weights_only=True``: tensors, numbers and names, so that no code of theirs runs.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import Tensor, nn
 
-from .files import RUNS
+from .folders import CHECKPOINT, no_file
 
 FIRST = "weight_ih_l0"
 INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"
@@ -49,33 +49,6 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
     }
 
 
-def find_checkpoint(given: str, task: str = "*") -> Path:
-    """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
-
-    Raises:
-        ValueError: for any other URL.
-        FileNotFoundError: where there is no such file, or no such run of the task.
-    """
-    if given in ("last", "best"):
-        return newest(given, task)
-    url = urlsplit(given)
-    if "://" in given and url.scheme != "file":
-        raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
-    path = Path(unquote(url.path)) if "://" in given else Path(given)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {what}")
-    return path
-
-
-def newest(name: str, task: str) -> Path:
-    found = list(RUNS.glob(f"{task}/*/checkpoints/{name}.ckpt"))
-    if not found:
-        of = "" if task == "*" else f" of {task}"
-        raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint that a run wrote.
 
@@ -83,14 +56,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: for any other file.
         FileNotFoundError: where there is no such file.
     """
-    expected = "a checkpoint that python -m training wrote"
-    content = read(path, expected)
-    parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "loops")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"expected {expected}, got {path}")
+    content = read(path, CHECKPOINT)
+    parts = [content.get(part) for part in ("hyper_parameters", "datamodule_hyper_parameters", "state_dict")]
+    if not all(isinstance(part, dict) for part in parts) or "pytorch-lightning_version" not in content:
+        raise ValueError(f"expected {CHECKPOINT}, got {path}")
     if any(part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR for part in parts if part):
         raise ValueError(
-            f"expected {expected}, got {path}, which asks for another function to make the model"
+            f"expected {CHECKPOINT}, got {path}, which asks for another function to make the model"
         )
     return content
 
@@ -98,12 +70,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file. Raises ValueError for anything else, and FileNotFoundError for no file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected {expected}, got {path}: no such file")
+        raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(Path(path))}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that of TorchScript, which is refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a broken file leads the unpickler to
-        why = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why[0]}") from None
+        why = (
+            problem
+            if isinstance(problem, OSError)
+            else "it isn't whole, or holds more than tensors and names"
+        )
+        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
     return content

@@ -60,10 +60,11 @@ def draw_partings(axes: Axes, history: History, tolerance: float) -> None:
     colours = (
         colormaps["tab10"](range(count)) if count <= 10 else colormaps["turbo"](np.linspace(0, 1, count))
     )
-    for (name, values), colour in zip(history.partings.items(), colours, strict=True):
+    widths = np.linspace(3, 1, count)  # of two equal lines both are seen
+    for (name, values), colour, width in zip(history.partings.items(), colours, widths, strict=True):
         steps, largest = stretches(history.compared, values, np.max)
         largest[largest == 0] = np.nan  # a log axis has no zero
-        axes.plot(steps, largest, ".-", color=colour, linewidth=1, markersize=3, label=name)
+        axes.plot(steps, largest, ".-", color=colour, linewidth=width, markersize=3, label=name)
     if isfinite(tolerance) and tolerance > 0:
         axes.axhline(tolerance, color="black", linestyle="--", label=f"tolerance: {tolerance:g}")
     axes.set_yscale("log")

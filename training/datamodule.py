@@ -12,12 +12,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
+
+from .options import at_least
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
 NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
@@ -61,12 +64,12 @@ class Task(LightningDataModule):
 
     def __init__(
         self,
-        length: int = 20,
-        batch_size: int = 64,
-        train_batches: int = 100,
-        val_batches: int = 10,
-        num_workers: int = 0,
-        seed: int | None = None,
+        length: PositiveInt = 20,
+        batch_size: PositiveInt = 64,
+        train_batches: PositiveInt = 100,
+        val_batches: PositiveInt = 10,
+        num_workers: NonNegativeInt = 0,
+        seed: NonNegativeInt | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -230,13 +233,6 @@ def seeded_by(*numbers: int) -> Generator:
     """A generator for these numbers: near ones give streams that have nothing to do with each other."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return Generator().manual_seed(int(state[0]) >> 1)
-
-
-def at_least(smallest: int, **values: int) -> None:
-    """Raises ValueError for the first of the named ``values`` that is below ``smallest``."""
-    for name, value in values.items():
-        if value < smallest:
-            raise ValueError(f"expected {name} of at least {smallest}, got {value}")
 
 
 def one_hot(classes: Tensor, count: int) -> Tensor:

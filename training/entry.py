@@ -7,20 +7,10 @@ from pytorch_lightning import Trainer
 from .callbacks import StopWhenDiverged, StopWhenSolved
 from .datamodule import Task
 from .history import History
+from .options import TRAINER
 from .quiet import quieten
 from .report import Report
 from .side_by_side import SideBySide
-
-DEFAULTS = {
-    "accelerator": "cpu",
-    "max_epochs": 12,
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 10,
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "enable_autolog_hparams": False,
-}
 
 
 def train(task: Task, model: SideBySide | None = None, **trainer: Any) -> History:
@@ -36,7 +26,7 @@ def train(task: Task, model: SideBySide | None = None, **trainer: Any) -> Histor
     """
     report = Report()
     model = model or SideBySide(task.size("input_size"), task.size("output_size"))
-    options: dict[str, Any] = DEFAULTS | {"logger": False, "enable_checkpointing": False} | trainer
+    options: dict[str, Any] = TRAINER | {"logger": False, "enable_checkpointing": False} | trainer
     callbacks = [report, StopWhenDiverged(), StopWhenSolved(task), *as_list(options.pop("callbacks", None))]
     quieten()
     Trainer(**options, callbacks=callbacks).fit(model, datamodule=task)

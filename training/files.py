@@ -1,16 +1,13 @@
-r"""Files that last: a checkpoint is whole or the one before, and a run's folder is no other's."""
+r"""Files that last: a checkpoint is whole, or the one before."""
 
 import io
 import os
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-
-RUNS = Path("runs")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -19,9 +16,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_whole(Path(path), content.getvalue())
+        save_whole(checkpoint, Path(path))
 
     def load_checkpoint(
         self,
@@ -30,6 +25,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return super().load_checkpoint(path, map_location or "cpu", weights_only=True)  # type: ignore[arg-type]
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """``torch.save``, whole or not at all. Raises OSError as :func:`write_whole`."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_whole(path, file.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -60,28 +62,3 @@ def sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_DIRECTORY)
         os.fsync(handle)
         os.close(handle)
-
-
-def new_folder(parent: Path, name: str | None = None) -> Path:
-    """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
-
-    Raises:
-        ValueError: where the folder ``name`` is there already.
-    """
-    if name is not None:
-        if not made(parent / name):
-            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
-        return parent / name
-    taken = [
-        int(n) for n in (p.name.removeprefix("version_") for p in parent.glob("version_*")) if n.isdigit()
-    ]
-    return next(folder for n in count(max(taken, default=-1) + 1) if made(folder := parent / f"version_{n}"))
-
-
-def made(folder: Path) -> bool:
-    """Whether this call made the folder."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True

@@ -27,7 +27,7 @@ class Extremes:
     first_step_past: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Numbers step by step: lists of equal length belong together.
 
@@ -49,6 +49,11 @@ class History:
     partings: dict[str, list[float]] = field(default_factory=dict)
     validated: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        reached = {twin: float(f"{values[-1]:.4g}") for twin, values in self.scores.items()}
+        counts = f"{len(self.steps)} steps, {len(self.compared)} compared, {len(self.validated)} validations"
+        return f"History({counts}, scores at the end: {reached})"
 
     def note_losses(self, step: int, losses: dict[str, float]) -> None:
         self.steps.append(step)

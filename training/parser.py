@@ -8,9 +8,6 @@ from pkgutil import resolve_name
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
-from pytorch_lightning.cli import LightningArgumentParser
-
-from .tasks import TASKS
 
 OWN = str(__package__)
 PROG = f"python -m {OWN}"
@@ -23,10 +20,6 @@ class InFewWords(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         usage_error(in_few_words(message, getattr(ex, "subcommand_parser", None) or self))
-
-
-class Parser(InFewWords, LightningArgumentParser):
-    """Lightning's, likewise."""
 
 
 def usage_error(message: str) -> NoReturn:
@@ -44,33 +37,43 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
 
 
 def no_such_option(parser: ArgumentParser, option: str) -> str:
-    """The options nearest to it; of a class, all of them."""
-    name = "--" + option.removeprefix("--").split("=")[0]
+    """The option nearest to it."""
+    name = option.split("=")[0] if option.startswith("-") else f"--{option}"
     known = list(parser._option_string_actions)
     return f"there is no option {name}{meant(name, known)}\n--help lists all."
+
+
+def no_option(parser: ArgumentParser, word: str) -> str:
+    return f"expected an option, got {word}\n--help lists all."
 
 
 def no_such_option_of(parser: ArgumentParser, key: str, class_path: str, option: str) -> str:
     there = options_of(class_path)
     name = class_path.rpartition(".")[2]
+    if name in ABSTRACT:
+        return f"expected --{key} NAME before the options of one, got --{key}.{option} alone"
     expected = f"expected an option of {name}, got --{key}.{option}{meant(option, there)}"
     return f"{expected}\nIt has {', '.join(there)}."
 
 
 def no_such_class(parser: ArgumentParser, key: str, bases: str, given: str) -> str:
     kinds = [named(name) for name in re.findall(r"<class '([\w.]+)'>", bases) if "NoneType" not in name]
-    there = list(TASKS) if key == "data" else sorted(set(subclasses(kinds)))
+    there = list(dict.fromkeys(subclasses(kinds)))
     expected = f"expected --{key} to be a name or a class by its path, like my_module.MyClass, got {given}"
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
 
+def unfit_class(parser: ArgumentParser, key: str, base: str, given: str) -> str:
+    return f"expected --{key} to be a class derived from {base}, got {given}"
+
+
 def wrong_value(parser: ArgumentParser, key: str, reasons: str) -> str:
-    types = re.findall(r"Expected an? (\S.*?)(?:\. Got value|\n|$)", reasons)
-    given = re.search(r"Got value: (.*)|Given value: (.*)", reasons)
+    types = re.findall(r"(?:Expected an?|Not of type) (\S.*?)(?:\. Got value|:|\n|$)", reasons)
+    given = re.search(GIVEN, reasons)
     if not types or given is None:
         return f"--{key}: {' '.join(reasons.split())}"
     expected = " or ".join(dict.fromkeys(map(plain, types)))
-    return f"expected --{key} to be {expected}, got {given[1] or given[2]}"
+    return f"expected --{key} to be {expected}, got {given[given.lastindex or 0]}"
 
 
 def wrong_value_of(parser: ArgumentParser, key: str, class_path: str, option: str, reasons: str) -> str:
@@ -78,30 +81,46 @@ def wrong_value_of(parser: ArgumentParser, key: str, class_path: str, option: st
 
 
 def wrong_class(parser: ArgumentParser, key: str, class_path: str, reason: str) -> str:
-    return f"--{key} {class_path}: {' '.join(reason.split())}"
+    return f"--{key} {class_path.removeprefix(f'{OWN}.early.')}: {' '.join(reason.split())}"
 
 
-def no_settings(parser: ArgumentParser, given: str) -> str:
+def no_setting_to_keep(parser: ArgumentParser, value: str) -> str:
+    return f"expected settings that a config can hold, got {value}"
+
+
+def no_settings(given: str) -> str:
     what = f"'{given.strip()}'" if given.strip() else "an empty one"
     return f"expected a config with settings, such as 'data: Parity', got {what}"
 
 
-def no_yaml(parser: ArgumentParser, problem: str) -> str:
+def no_yaml(problem: str) -> str:
     return f"expected a config in YAML or JSON, got one with a problem {' '.join(problem.split())}"
 
 
+ABSTRACT = ("Task", "Optimizer", "LRScheduler")
+LIMITED = {
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number from 0 on",
+    "NonNegativeFloat": "a number from 0 on",
+    "ClosedUnitInterval": "a number from 0 to 1",
+}
+GIVEN = r"(?:Got|Given) value: (.*)|Not of type \w+: (\S+) does not|(?:base 10|to float): '(.*)'"
 KEY, REASON = r'Parser key "([\w.]+)".*?', r"(.*?)(?:\n    - |$)"
 CLASS = r"Problem with given class_path '([\w.]+)':\s+"
 RULES: list[tuple[str, Callable[..., str]]] = [
-    (r"unrecognized arguments: (\S+)", no_such_option),
+    (r"unrecognized arguments: (-\S+)", no_such_option),
+    (r"unrecognized arguments: (\S+)", no_option),
     (r"does not accept option '([\w.]+)'", no_such_option),
     (KEY + CLASS + r"Option '(\w+)' is not accepted", no_such_option_of),
     (KEY + CLASS + r'Parser key "(\w+)":\s+' + REASON, wrong_value_of),
     (KEY + CLASS + REASON, wrong_class),
-    (KEY + r"Subtypes: (.*?)\n.*dot import path string: (\S+)", no_such_class),
+    (r"Option '([\w.]+)' is not accepted", no_such_option),
+    (KEY + r"does not correspond to a subclass of (\w+).*Given value: ([^\n]*)", unfit_class),
+    (KEY + r"Subtypes: (.*?)\n.*dot import path string: ?([^\s\]]*)", no_such_class),
     (KEY[:-3] + r":\s+(.*)", wrong_value),
-    (r"Unexpected config: ?(.*)", no_settings),
-    (r"Problems parsing config: (.*)", no_yaml),
+    (r"'cannot represent an object', <?(.*?)>?\)\n", no_setting_to_keep),
+    (r"Unexpected config: ?(.*)", lambda _, given: no_settings(given)),
+    (r"Problems parsing config: (.*)", lambda _, problem: no_yaml(problem)),
 ]
 
 
@@ -112,6 +131,8 @@ def meant(given: str, there: Iterable[str]) -> str:
 
 def plain(kind: str) -> str:
     """A type in words: ``Literal['a', 'b']`` as its values, a class by its name."""
+    if kind in LIMITED:
+        return LIMITED[kind]
     values = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
     if values:
         return f"one of {values[1]}"
@@ -123,11 +144,16 @@ def options_of(class_path: str) -> list[str]:
 
 
 def subclasses(bases: Iterable[type]) -> Iterator[str]:
-    """The names of all public subclasses known by now, without those of this package."""
+    """The names of all public subclasses known by now; of Lightning's classes, those that are Lightning's."""
     for base in bases:
         kinds: list[type] = base.__subclasses__()
-        yield from (k.__name__ for k in kinds if k.__name__[0] != "_" and not k.__module__.startswith(OWN))
+        kinds = [kind for kind in kinds if is_own(base) or not is_own(kind)]
+        yield from (kind.__name__ for kind in kinds if kind.__name__[0] != "_")
         yield from subclasses(kinds)
+
+
+def is_own(kind: type) -> bool:
+    return kind.__module__.startswith(OWN)
 
 
 def named(class_path: str) -> type:

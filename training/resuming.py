@@ -8,8 +8,10 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from .callbacks import StopWhenSolved
 from .datamodule import Task
+from .folders import CHECKPOINT
 
 NOT_RESTORED = ("ckpt_path", "weights_only", "name")
+STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
 Flat = dict[str, Any]
 
@@ -18,11 +20,24 @@ def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the run that wrote a checkpoint, as its ``config.yaml`` has them.
 
     Those that said where it began are left out: the checkpoint is where it goes on.
+
+    Raises:
+        ValueError: for a checkpoint without them, such as one of a plain ``Trainer``.
     """
-    settings = {name: value for name, value in checkpoint["settings"].items() if name not in NOT_RESTORED}
-    model = {name: value for name, value in settings["model"].items() if name != "init_from"}
-    data = {**settings["data"], "class_path": of_this_package(settings["data"]["class_path"])}
+    try:
+        settings = {n: value for n, value in checkpoint["settings"].items() if n not in NOT_RESTORED}
+        model = {name: value for name, value in settings["model"].items() if name != "init_from"}
+        data = {**settings["data"], "class_path": of_this_package(settings["data"]["class_path"])}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
     return {**settings, "model": model, "data": data}
+
+
+def check_state(checkpoint: Mapping[str, Any]) -> None:
+    """Raises ValueError where a checkpoint hasn't what a training goes on from."""
+    missing = [part for part in STATE if part not in checkpoint]
+    if missing:
+        raise ValueError(f"expected a checkpoint to go on from, got one without {', '.join(missing)}")
 
 
 def of_this_package(class_path: str) -> str:
@@ -91,11 +106,11 @@ class GivenAnew(Callback):
         if {"optimizer", "lr_scheduler"} & {*self.optimizer, *self.scheduler}:
             checkpoint["lr_schedulers"] = []
         anew = {name.removeprefix("optimizer."): value for name, value in self.optimizer.items()}
-        for state in checkpoint["optimizer_states"]:
+        for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 lr = self.learning_rate(group["lr"], anew)
                 group.update(anew, lr=lr, initial_lr=anew.get("lr", group.get("initial_lr", lr)))
-        for state in checkpoint["lr_schedulers"]:
+        for state in checkpoint.get("lr_schedulers", []):
             state.update({name.removeprefix("lr_scheduler."): v for name, v in self.scheduler.items()})
             if "lr" in anew:
                 state["base_lrs"] = [anew["lr"]] * len(state.get("base_lrs", []))

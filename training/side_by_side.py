@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 import manual_rnn
+from manual_rnn import KernelName
 
-from .datamodule import Batch, Task, at_least
+from .datamodule import Batch, Task
 from .gradients import Comparison, compare, relative_differences
 from .networks import Network, Recurrent, set_weights, trained_gradients
-
-LEARNING_RATE = 5e-3
+from .options import LEARNING_RATE, check_twins
 
 
 class SideBySide(LightningModule):
@@ -63,23 +64,21 @@ class SideBySide(LightningModule):
         self,
         input_size: int,
         output_size: int,
-        hidden_size: int = 32,
-        num_layers: int = 1,
+        hidden_size: PositiveInt = 32,
+        num_layers: PositiveInt = 1,
         nonlinearity: Literal["tanh", "relu"] | None = None,
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: ClosedUnitInterval = 0.0,
         bidirectional: bool = False,
-        kernel: manual_rnn.KernelName = "default",
+        kernel: KernelName = "default",
         init_from: Path | None = None,
         recurrent: Recurrent | None = None,
-        tbptt_steps: int | None = None,
-        compare_every: int = 1,
-        tolerance: float = 16.0,
+        tbptt_steps: PositiveInt | None = None,
+        compare_every: PositiveInt = 1,
+        tolerance: NonNegativeFloat = 16.0,
     ) -> None:
         super().__init__()
-        check_options(compare_every, tolerance, tbptt_steps, bidirectional)
-        if init_from is not None and nonlinearity is None:
-            raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
+        check_twins(compare_every, tolerance, tbptt_steps, bidirectional, nonlinearity, init_from)
         phi = nonlinearity or "relu"
         self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
         rnn = nn.RNN(
@@ -117,8 +116,7 @@ class SideBySide(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
 
     def setup(self, stage: str) -> None:
-        if not self.metrics:
-            self.metrics.update({twin: self.task.new_metric() for twin in self.twins})
+        self.metrics.update({twin: self.task.new_metric() for twin in self.twins})
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         states = {} if batch.starts else self.carried
@@ -232,17 +230,6 @@ class SideBySide(LightningModule):
             if on_gpu:
                 torch.cuda.manual_seed(seed)
             yield
-
-
-def check_options(compare_every: int, tolerance: float, tbptt_steps: int | None, bidirectional: bool) -> None:
-    """Raises ValueError for options of :class:`SideBySide` that no run can have."""
-    at_least(1, compare_every=compare_every)
-    if not tolerance >= 0:
-        raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
-    if tbptt_steps is not None:
-        at_least(1, tbptt_steps=tbptt_steps)
-        if bidirectional:
-            raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
 
 
 def exact_target(target: Tensor) -> Tensor:

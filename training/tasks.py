@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from .datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Batch, Task, one_hot, seeded_by
+from .options import at_least
+from .text import perplexities, read_text
 
 
 class Adding(Task):
@@ -23,7 +26,7 @@ class Adding(Task):
     input_size, output_size = 2, 1
     chance, solved = 1 / 6, 0.0064
 
-    def __init__(self, length: int = 20, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(2, length=length)
 
@@ -47,7 +50,9 @@ class CopyMemory(Task):
     metric = "accuracy"
     solved = 0.99
 
-    def __init__(self, length: int = 10, symbols: int = 5, alphabet: int = 8, **kwargs: Any) -> None:
+    def __init__(
+        self, length: PositiveInt = 10, symbols: PositiveInt = 5, alphabet: PositiveInt = 8, **kwargs: Any
+    ) -> None:
         super().__init__(length, **kwargs)
         at_least(1, symbols=symbols)
         at_least(2, alphabet=alphabet)
@@ -78,7 +83,7 @@ class TemporalOrder(Task):
     input_size, output_size = 6, 4
     chance, solved = 1 / 4, 0.99
 
-    def __init__(self, length: int = 40, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 40, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(10, length=length)
 
@@ -123,7 +128,7 @@ class SinePrediction(Task):
     chance, solved = 1 / 2, 0.001
     warm_up = 10
 
-    def __init__(self, length: int = 50, **kwargs: Any) -> None:
+    def __init__(self, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(self.warm_up + 1, length=length)
 
@@ -156,9 +161,9 @@ class SequentialDigits(Task):
     def __init__(
         self,
         by: Literal["row", "pixel"] = "row",
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int | None = None,
+        batch_size: PositiveInt = 64,
+        num_workers: NonNegativeInt = 0,
+        seed: NonNegativeInt | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         digits = load_digits()
@@ -201,7 +206,7 @@ class CharacterLM(Task):
     source = "Elman 1990 for letters in sequence; the default text is Shakespeare's, 1609"
     metric = "perplexity"
 
-    def __init__(self, path: Path | None = None, length: int = 50, **kwargs: Any) -> None:
+    def __init__(self, path: Path | None = None, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         text = read_text(path or Path(__file__).with_name("sonnets.txt"))
         self.characters = sorted(set(text))
@@ -223,24 +228,6 @@ class CharacterLM(Task):
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
         return Batch(one_hot(windows[:, :-1], self.input_size), windows[:, 1:])
-
-
-def read_text(path: Path) -> str:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
-
-
-def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:
-    """Of ``val``, by the frequencies in ``train`` of characters, and of pairs of them; smoothed."""
-    single = torch.bincount(train, minlength=V) + 1.0
-    pairs = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V) + single / single.sum()
-    by_single = (single / single.sum()).log()[val[1:]]
-    by_pair = (pairs / pairs.sum(1, keepdim=True)).log()[val[:-1], val[1:]]
-    return (-by_single.mean()).exp().item(), (-by_pair.mean()).exp().item()
 
 
 TASKS: dict[str, type[Task]] = {

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from training.checkpoints import find_checkpoint, read_checkpoint
-from training.files import WholeCheckpoints, new_folder, write_whole
+from training.checkpoints import read_checkpoint
+from training.files import WholeCheckpoints, write_whole
+from training.folders import find_checkpoint, new_folder
 
 
 class Payload:
@@ -59,7 +60,12 @@ def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_checkpoint_that_names_a_function_is_refused(tmp_path: Path) -> None:
     settings = {"_instantiator": "os.system"}
-    content = {"hyper_parameters": settings, "datamodule_hyper_parameters": {}, "loops": {}}
+    content: dict[str, Any] = {
+        "hyper_parameters": settings,
+        "datamodule_hyper_parameters": {},
+        "state_dict": {},
+    }
+    content["pytorch-lightning_version"] = "2.6"
     torch.save(content, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match="asks for another function"):
         read_checkpoint(tmp_path / "bad.ckpt")
@@ -86,7 +92,7 @@ def test_last_and_best_are_those_of_the_newest_run(tmp_path: Path, monkeypatch: 
     for age, name in enumerate(["Adding/b", "Adding/a", "Parity/c"]):
         path = Path("runs") / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.touch()
+        torch.save({}, path)
         os.utime(path, (age, age))
     assert find_checkpoint("last", "Adding").parts[2] == "a"
     assert find_checkpoint("last").parts[2] == "c"

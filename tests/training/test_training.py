@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
 
 import manual_rnn
 import training.gradients
-from training.__main__ import COMMANDS
+from training.__main__ import COMMANDS, main
 from training.gradients import Gradients, Loss
 from training.side_by_side import SideBySide
 from training.tasks import Adding
@@ -41,6 +43,33 @@ def test_a_run_reports_and_leaves_its_files(train: Train, tmp_path: Path) -> Non
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert {"loss/builtin", "loss/manual", "gradient/rnn.weight_hh_l0"} <= rows[0].keys()
     assert len([row for row in rows if row["loss/manual"]]) == 8
+
+
+def test_tensorboard_compares_runs_by_their_settings_and_what_they_reached(
+    train: Train, tmp_path: Path
+) -> None:
+    train("--name=mine")
+    (path,) = (tmp_path / "runs" / "Adding" / "mine").glob("events.out.tfevents.*")
+    events = EventAccumulator(str(path))
+    events.Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["model/hidden_size"].number_value == 6
+    assert settings["optimizer/init_args/lr"].number_value == 0.005
+    assert settings["data/class_path"].string_value == "training.tasks.Adding"
+    (last,) = events.Scalars("reached/manual")
+    assert last.value == pytest.approx(events.Scalars("val_mse/manual")[-1].value)
+
+
+def test_each_epoch_leaves_one_line_with_the_validation(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["fit", "--data=CharacterLM", *SMALL[1:]])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    epochs = [line for line in lines if re.fullmatch(r"Epoch ./1 .*/nn.RNN: [\d.]+ ManualRNN: [\d.]+", line)]
+    assert [line[6] for line in epochs] == ["0", "1"]
+    assert lines[:2] == epochs  # nothing of them is in a line of its own
 
 
 @pytest.mark.parametrize("task", ["Adding", "CopyMemory"])
@@ -288,11 +317,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, content: Any,
     ("option", "message"),
     [
         ("--data.length=1", "expected length of at least 2, got 1"),
-        ("--model.compare_every=0", "expected compare_every of at least 1, got 0"),
-        ("--model.tolerance=-1", "expected a tolerance of at least 0, got -1.0"),
+        ("--model.compare_every=0", "expected --model.compare_every to be a whole number above 0"),
+        ("--model.tolerance=-1", "expected --model.tolerance to be a number from 0 on, got -1"),
         ("--model.init_from=nowhere.pt", "expected a file with nn.RNN weights, got nowhere.pt: no such file"),
-        ("--model.hidden_size=0", "hidden_size must be greater than zero"),
-        ("--threads=0", "threads"),
+        ("--model.hidden_size=0", "expected --model.hidden_size to be a whole number above 0"),
+        ("--threads=0", "expected --threads to be a whole number above 0, got 0"),
     ],
 )
 def test_what_is_out_of_range_ends_before_training(

@@ -15,7 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_runs import QUIET, SMALL, WARNINGS, Train, assert_equal_weights, checkpoint, last, runs, weights
+from training_runs import (
+    QUIET,
+    SMALL,
+    WARNINGS,
+    Train,
+    assert_equal_weights,
+    checkpoint,
+    last,
+    runs,
+    started,
+    weights,
+)
 
 import training
 from training.networks import Network
@@ -233,7 +244,7 @@ def test_a_run_that_crashed_in_mid_epoch_resumes(
 def test_a_run_that_was_killed_resumes(train: Train, tmp_path: Path, how: signal.Signals) -> None:
     small = [QUIET, "--data.train_batches=50", "--data.val_batches=1", "--data.length=100"]
     command = [sys.executable, "-m", "training", *small, "--trainer.max_epochs=1000", "--save_every=7"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    with started(command, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         killed = tmp_path / "runs" / "Adding" / "version_0"
         while not checkpoint(killed).is_file():
             assert run.poll() is None

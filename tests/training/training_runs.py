@@ -2,7 +2,10 @@
 
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,12 @@ def runs(
     torch.set_num_threads(threads)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+def started(command: list[str], folder: Path, **streams: Any) -> subprocess.Popen[str]:
+    """A process that hears Ctrl-C, though a shell has it ignored where the tests run in the background."""
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=hears, **streams)
 
 
 def checkpoint(folder: Path, name: str = "last") -> Path:
