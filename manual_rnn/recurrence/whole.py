@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import IN_TILES, native
+from ..kernels import native
 from ..kernels.phi import PHI_OF_MODE
 from . import dispatch
 from .by_layers import Options, by_layers, in_sight
@@ -55,7 +55,7 @@ def run_module(
 ) -> tuple[Tensor, Tensor] | None:
     """The same of a module with these attributes, `vars(module)`, which C reads, and with `batch_first` of
     `x (B, T, I)`; None where one isn't as the constructor leaves it, too."""
-    if IN_TILES and getattr(x, "dtype", None) is torch.bfloat16:  # where C isn't always the fastest
+    if kernels.vendor_may_pay(getattr(x, "dtype", None), attributes.get("hidden_size")):
         return None
     found = native.call(attributes, batch_sizes, x, hx, torch.is_grad_enabled())
     if found is NotImplemented:

@@ -53,6 +53,22 @@ def test_without_the_whole_network_in_c_a_few_steps_of_a_wide_state_are_the_vend
         assert "but native was chosen" in line(explain_kernel(rnn, long), "vendor")
 
 
+@pytest.mark.parametrize(
+    ("tiles", "B", "H", "grad"), [(True, 64, 256, True), (True, 16, 512, False), (False, 128, 1024, True)]
+)
+def test_wide_bfloats_of_many_rows_are_the_vendors_and_others_c(
+    tiles: bool, B: int, H: int, grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "IN_TILES", tiles)
+    rnn = ManualRNN(3, H, dtype=torch.bfloat16)
+    many, few = (torch.randn(2, rows, 3, dtype=torch.bfloat16) for rows in (B, 2))
+    with torch.set_grad_enabled(grad):
+        assert line(explain_kernel(rnn, many), "vendor") == "vendor    runs: the fastest that can"
+        assert line(explain_kernel(rnn, few), "native") == "native    runs: the fastest that can"
+        for input in (many, few):
+            torch.testing.assert_close(rnn(input), rnn.to_builtin()(input), rtol=0.02, atol=0.02)
+
+
 def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, input, ran = ManualRNN(3, 4), torch.randn(5, 2, 3), []
 
