@@ -9,14 +9,15 @@ layer_rule.py    the layer: its formula, and beside it the code of its value and
 operators.py     each rule as an operator of torch
     decomposed.py    the same in operations of torch's own
 dispatch.py      operator, autograd node or kernel?
+sight.py         who looks on, and what they see
 """
 
 from .decomposed import decompositions
-from .dispatch import looked_at, plain, untraced
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
 from .network import NATIVE, VENDOR, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
+from .sight import looked_at, plain, untraced
 from .whole import run_module, run_whole
 
 __all__ = [

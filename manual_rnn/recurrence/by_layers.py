@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from . import dispatch
+from . import sight
 from .layer import grouped, run_layers
 from .layer_rule import gradients
 
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 def in_sight(x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...], *options: Any) -> Any:
     """`output`, `h_n`, and the states of the layers before, if some tensor wants a gradient."""
     how = Options(*options)
-    recorded, between = dispatch.wants_gradient(x, hx, *weights), []
+    recorded, between = sight.wants_gradient(x, hx, *weights), []
 
     def note(output: Tensor) -> Tensor:
         between.append(output)

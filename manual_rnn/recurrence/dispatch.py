@@ -21,7 +21,6 @@ from torch.autograd.profiler import record_function
 
 from ..kernels import DEFAULT, REFERENCE
 from ..kernels.contract import PLAIN_TYPES, why_foreign
-from ..kernels.native import numbers
 from ..private import (
     LACKING,
     Function,
@@ -31,34 +30,27 @@ from ..private import (
     exports_with_numbers,
     in_forward_mode,
     is_wrapper,
-    keys_of,
     modes,
-    nobody_looks_on,
-    nobody_traces,
     profiling,
     scan,
     single_level,
 )
 from . import flops
+from .sight import plain, untraced, wants_gradient
 
 __all__ = [
     "NAMESPACE",
     "RULES",
     "Rule",
     "copy_on_write",
-    "looked_at",
     "multiplied",
     "nestable",
     "node_at_this_level",
     "op",
-    "plain",
-    "profiling",
     "sibling",
     "stays_open",
     "surely_zero",
     "unhooked",
-    "untraced",
-    "wants_gradient",
     "way",
     "without_derivative",
 ]
@@ -107,15 +99,6 @@ def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:
         return RULES[name].by_reference
     run = RULES[name].node if wants_gradient(*tensors) else RULES[name].compute
     return profiled(name, run) if profiling() else run
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is done with these tensors."""
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if x is not None and x.requires_grad:
-                return True
-    return False
 
 
 def profiled(name: str, run: Way) -> Way:
@@ -171,46 +154,6 @@ def stays_open(size: int) -> bool:
     """Whether a program is being exported that holds for any such size, and may have a loop over it."""
     exporting = torch.compiler.is_exporting() and not exports_with_numbers()
     return exporting and isinstance(size, torch.SymInt) and scan is not None
-
-
-_plain_keys: dict[str, frozenset[Any]] = {}
-
-
-def plain(*tensors: Tensor | None) -> bool:
-    """Whether eager numbers are all there is to these tensors (gradients may still be wanted)."""
-    return nobody_looks_on() and (numbers(*tensors) or _own_memory(*tensors))  # the quick answer for most
-
-
-def untraced(*tensors: Tensor | None) -> bool:
-    """Whether they are eager numbers, though a mode may look on."""
-    return nobody_traces() and _own_memory(*tensors)
-
-
-def looked_at() -> bool:
-    """Whether a mode or a profiler wants to see what runs."""
-    return not nobody_looks_on() or profiling()
-
-
-def _own_memory(*tensors: Tensor | None) -> bool:
-    for x in tensors:
-        if x is None:
-            continue
-        kind = "cpu" if x.is_cpu else x.device.type
-        known = _plain_keys.get(kind) or _learn_keys(kind)
-        if type(x) not in PLAIN_TYPES or keys_of(x) not in known:
-            return False
-    return True
-
-
-def _learn_keys(kind: str) -> frozenset[Any]:
-    """The keys of a tensor of numbers on this kind of device: no wrapper of a transform, no pending
-    conjugation or negation, nothing sparse, nothing without memory of its own."""
-    found = []
-    for inference in (False, True):
-        with torch.inference_mode(inference):
-            found.append(keys_of(torch.empty(0, device=kind)))
-    _plain_keys[kind] = frozenset(found)
-    return _plain_keys[kind]
 
 
 def node_at_this_level(rule: type[Rule], *args: Any) -> Any:

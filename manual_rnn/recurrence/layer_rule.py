@@ -24,6 +24,7 @@ from .. import kernels
 from ..kernels import reference
 from ..kernels.phi import PHI
 from ..kernels.walk import Walk
+from ..private import profiling
 from . import dispatch, operators
 from .dispatch import Rule
 from .keeping import as_views, keep, kept
@@ -69,14 +70,14 @@ class Layer(Rule):
         if x.size(0) and hasattr(able, "layer"):
             found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
             if found is not None:
-                if dispatch.profiling():
+                if profiling():
                     dispatch.multiplied(x, w_ih)
                     dispatch.multiplied(found[0], w_hh)
                 return found
         z = project(x, w_ih, bias_ih, bias_hh)
         if z.size(0) == 0:  # in a graph made for a length from data
             return z, h0.clone()
-        if dispatch.profiling():
+        if profiling():
             dispatch.multiplied(z, w_hh)
         states = able.elman(z, h0, w_hh, batch_sizes, phi, reverse)
         return states, Walk(0, reverse, batch_sizes).last(states, h0.size(0)).clone()

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.walk import Places
-from . import dispatch
+from . import dispatch, sight
 from .layer import Phi, Weights, grouped, run_layers
 from .whole import run_whole
 
@@ -48,7 +48,7 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
 def _numbers(tensors: list[Tensor]) -> bool:
     """Whether all are eager numbers, though a mode may look on: it sees the operators of a call, for which
     autograd keeps what it keeps without one."""
-    return dispatch.plain(*tensors) or dispatch.untraced(*tensors)
+    return sight.plain(*tensors) or sight.untraced(*tensors)
 
 
 def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
@@ -56,7 +56,7 @@ def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
     if not compiling and x.size(0) == 0:
         return None
     reason = kernels.KERNELS[VENDOR].why_not(*tensors)
-    if reason is None and x.is_cuda and (compiling or not dispatch.plain(*tensors)):
+    if reason is None and x.is_cuda and (compiling or not sight.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
     if reason is not None:
         raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
@@ -85,10 +85,10 @@ def run_network(
         return kernels.KERNELS[VENDOR].network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
     if kernel == NATIVE:
-        how = batch_sizes, phi, bidirectional, bias, hx.size(2), 0, dispatch.looked_at()
+        how = batch_sizes, phi, bidirectional, bias, hx.size(2), 0, sight.looked_at()
         found = run_whole(x, None if from_zero else hx, flat, *how)
         return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
-    if dispatch.wants_gradient(x, hx, *flat):
+    if sight.wants_gradient(x, hx, *flat):
         output, h_n = Network.apply((bias, batch_sizes, phi, bidirectional), x, hx, *flat)
         return dispatch.unhooked(output), dispatch.unhooked(h_n)
     sizes = [] if batch_sizes is None else batch_sizes.tolist()

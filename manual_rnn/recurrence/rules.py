@@ -30,6 +30,7 @@ from .. import kernels
 from ..kernels import reference
 from ..kernels.phi import PHI
 from ..kernels.walk import Walk
+from ..private import profiling
 from . import dispatch, operators
 from .dispatch import Rule
 
@@ -59,7 +60,7 @@ class Elman(Rule):
         z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("elman", z, h0, w, batch_sizes)
-        if dispatch.profiling():
+        if profiling():
             dispatch.multiplied(z, w)
         able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes)
         return able.elman(z, h0, w, batch_sizes, phi, reverse)
@@ -119,7 +120,7 @@ class LinearRecurrence(Rule):
         v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
         operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
-        if dispatch.profiling():
+        if profiling():
             dispatch.multiplied(v, a, batch_sizes, from_zero=True)
         able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes)
         return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.phi import PHI_OF_MODE
-from . import dispatch
+from . import dispatch, sight
 from .by_layers import Options, by_layers, in_sight
 from .keeping import as_views, keep, kept
 
@@ -114,7 +114,7 @@ class Whole(dispatch.Function):
         saved, L = kept(ctx), ctx.layers
         states, x, hx, weights = saved[:L], saved[L], saved[L + 1], saved[L + 2 :]
         need = ctx.needs_input_grad[2:]
-        if not torch.is_grad_enabled() and c_kept.count(None) == L and not dispatch.looked_at():
+        if not torch.is_grad_enabled() and c_kept.count(None) == L and not sight.looked_at():
             found = native.network_vjp(need, x, hx, tuple(weights), tuple(states), c, c_last, *ctx.options)
             if found is not NotImplemented:
                 return None, None, *found

@@ -56,7 +56,7 @@ STOREYS = {
         "rules keeping",
         "operators",
         "dispatch",
-        "flops",
+        "flops sight",
     ],
     "kernels": [
         "__init__",

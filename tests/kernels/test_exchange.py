@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from manual_rnn.recurrence import dispatch
+from manual_rnn.recurrence import sight
 
 pytestmark = pytest.mark.skipif(not native._exchanges, reason="no compiler, or another torch")
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_takes_numbers(kind: str, addresses: Callable[[], None]) -> None:
     assert native.numbers(x) is True
     addresses()
     assert native.numbers(x) is False
-    assert dispatch.plain(x)  # as the keys of the tensor say
+    assert sight.plain(x)  # as the keys of the tensor say
     assert native.why_not(x) is None
 
 
