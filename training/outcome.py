@@ -60,7 +60,7 @@ def history_of(checkpoint: Path) -> History:
 
 
 def show(runs: list[Run], folder: Path) -> None:
-    """Prints the table, and writes it and the picture into ``folder``."""
+    """Prints the table, and writes it and the picture, if there is anything to see, into ``folder``."""
     rows = [each.row() for each in runs]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in rows[0]:
@@ -72,8 +72,12 @@ def show(runs: list[Run], folder: Path) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    draw(runs, folder / "sweep.png")
-    print(f"table: {folder / 'table.csv'}\npicture: {folder / 'sweep.png'}")
+    print(f"table: {folder / 'table.csv'}")
+    if any(each.history.validated for each in runs):
+        draw(runs, folder / "sweep.png")
+        print(f"picture: {folder / 'sweep.png'}")
+    else:
+        print("picture: none, for no run came to a validation")
 
 
 def draw(runs: list[Run], path: Path) -> None:

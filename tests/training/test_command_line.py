@@ -35,6 +35,7 @@ from training import train as train_from_python
 from training.__main__ import LABORATORY
 from training.early import judge, parser_of
 from training.options import UNFIT
+from training.outcome import Run, show
 from training.settling import Settled
 from training.side_by_side import SideBySide
 from training.tasks import Adding, Parity
@@ -242,6 +243,15 @@ def test_a_task_of_ones_own_is_known_by_its_class_path(train: Train, tmp_path: P
     train("export", "--ckpt_path=best", small=[])
     assert torch.load("rnn.pt", weights_only=True)["weight_ih_l0"].shape == (6, 1)
     assert "test_mse/manual" in train("test", QUIET, "--ckpt_path=last", "--data=echo.Echo", small=[])
+
+
+def test_a_sweep_without_a_validation_has_no_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show([Run("seed 0", {"seed": "0"}, 0, tmp_path / "none")], tmp_path)
+    assert "picture: none, for no run came to a validation" in capsys.readouterr().out
+    assert (tmp_path / "table.csv").is_file()
+    assert not (tmp_path / "sweep.png").exists()
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(train: Train, tmp_path: Path) -> None:
