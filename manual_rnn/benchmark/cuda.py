@@ -7,11 +7,11 @@ JSON as soon as it is known, so that a run that breaks off keeps what it has. Th
 """
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count, product
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .cases import CUDA_CASES, QUICK_CASES, Case
 from .contenders import Call
 from .cuda_contenders import BUILTIN, CONTENDERS, seconds_on_the_card
 from .cuda_tables import Row, choices, tables
+from .timing import medians_in_turns
 
 __all__ = ["Clock", "measure", "run"]
 
@@ -118,14 +119,8 @@ def attempt(call: Call, expected: list[torch.Tensor]) -> float | str:
 
 
 def in_turns(calls: dict[str, Call], seconds: float, clock: Clock) -> dict[str, float]:
-    """The median of each, over rounds in which all take turns."""
+    """The median of each by this clock, once all are warm."""
     for call in calls.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    enough = time.monotonic() + seconds * len(calls)
-    for done in count():
-        if done >= AT_LEAST and time.monotonic() > enough:
-            break
-        for name, call in calls.items():
-            times[name].append(clock(call))
-    return {name: statistics.median(each) for name, each in times.items()}
+    once = {name: partial(clock, call) for name, call in calls.items()}
+    return medians_in_turns(once, seconds * len(calls), AT_LEAST)

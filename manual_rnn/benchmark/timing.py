@@ -4,6 +4,9 @@ import math
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from .. import ManualRNN, use_kernel
 from .cases import Case
 from .contenders import CONTENDERS, Call, agree, training_step
 
-__all__ = ["geometric_mean", "peak_memory", "seconds_per_call"]
+__all__ = ["geometric_mean", "medians_in_turns", "peak_memory", "seconds_per_call"]
 
 ROUNDS, AT_LEAST = 9, 3
 NO_NUMBERS = "limit"
@@ -31,14 +34,27 @@ def seconds_per_call(case: Case, names: list[str], training: bool, seconds: floa
     timers = {name: Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
               for name, call in calls.items()}  # fmt: skip
     numbers = {name: _calls_per_round(timer, seconds) for name, timer in timers.items()}
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    enough = time.monotonic() + 2 * seconds * len(timers)  # of a machine that is busy with something else
-    for done in range(ROUNDS):
-        if done >= AT_LEAST and time.monotonic() > enough:
+    once = {name: partial(_mean, timer, numbers[name]) for name, timer in timers.items()}
+    enough = 2 * seconds * len(timers)  # of a machine that is busy with something else
+    return medians_in_turns(once, enough, AT_LEAST, ROUNDS)
+
+
+def _mean(timer: Timer, calls: int) -> float:
+    return timer.timeit(calls).mean
+
+
+def medians_in_turns(
+    once: Mapping[str, Callable[[], float]], seconds: float, at_least: int, at_most: int | None = None
+) -> dict[str, float]:
+    """The median of what each tells, over rounds in which all take turns, until `seconds` are over."""
+    times: dict[str, list[float]] = {name: [] for name in once}
+    enough = time.monotonic() + seconds
+    for done in count():
+        if done == at_most or (done >= at_least and time.monotonic() > enough):
             break
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(numbers[name]).mean)
-    return {name: statistics.median(rounds) for name, rounds in times.items()}
+        for name, measure in once.items():
+            times[name].append(measure())
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def geometric_mean(values: list[float]) -> float:

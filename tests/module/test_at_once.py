@@ -14,13 +14,12 @@ import pytest
 import torch
 from helpers import packed
 from internals import native
+from test_fuzz import Beneath, Through
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN, module, use_kernel
@@ -103,16 +102,6 @@ def backward(rnn: Any, *inputs: Any) -> list[Tensor]:
 
 class Sub(Tensor):
     pass
-
-
-class Functions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class Dispatches(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 def misaligned(x: Tensor) -> Tensor:
@@ -200,8 +189,8 @@ LONG: dict[str, Callable[[Build], Any]] = {
     "a subclass": call(X.as_subclass(Sub)),
     "a subclass for hx": call(X, HX.as_subclass(Sub)),
     "vmap": transform,
-    "a function mode": call(X, under=Functions),
-    "a dispatch mode": call(X, under=Dispatches),
+    "a function mode": call(X, under=Through),
+    "a dispatch mode": call(X, under=Beneath),
     "forward mode": jvp,
     "autocast": call(X, under=lambda: torch.autocast("cpu", torch.bfloat16)),
     "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
@@ -344,7 +333,7 @@ def test_a_profiler_is_told(ways: list[bool]) -> None:
     assert ways == [False]
 
 
-@pytest.mark.parametrize("mode", [Functions, Dispatches])
+@pytest.mark.parametrize("mode", [Through, Beneath])
 @pytest.mark.parametrize("steps", [3, 5])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_what_a_mode_saw_is_recomputed_without_it(batch_first: bool, steps: int, mode: Any) -> None:

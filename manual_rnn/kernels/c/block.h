@@ -29,16 +29,12 @@ static TARGET void NAME(gather_rows)(const Job *job, const View *x, long columns
 static TARGET void NAME(factor_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
                                      long r1, char *to, long ld)
 {
-#if PAIRS
     EACH_ROW(job, block, r0, r1, {
         const char *from = at_step(x, 0, step, b, 0);
         for (long j = 0; j < columns; j += LANES)
             NAME(store_factors)(NAME(load)(x->type, from + j * x->column, x->column, columns - j),
-                                to + row * ld * sizeof(REAL) + j * sizeof(uint16_t));
+                                to + row * ld * sizeof(REAL) + j * FACTOR);
     })
-#else
-    NAME(gather_rows)(job, x, columns, block, r0, r1, 0, to, ld);
-#endif
 }
 
 static TARGET void NAME(spread_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
@@ -71,21 +67,13 @@ static inline const char *NAME(row_of)(const Job *job, const View *x, int before
 static TARGET void NAME(panel)(const Job *job, const View *x, int before, long columns, const Block *block,
                                long v0, long v1, char *to)
 {
-    const vec zero = {0};
-    (void)zero;
     EACH_ROW(job, block, 0, block->rows, {
         const char *from = NAME(row_of)(job, x, before, t, step, b);
         const int first = before && b >= size_at(job, job->reverse ? t - 1 : t + 1);
         const long column = first ? job->h0.column : x->column;
-        for (long v = v0; v < v1; v++) {
-            const vec part = NAME(load)(x->type, from + v * LANES * column, column, columns - v * LANES);
-#if PAIRS
-            vec *at = (vec *)to + v * ((block->rows + 1) / 2) + row / 2;
-            *at = row % 2 ? (vec)((bits)*at | (bits)NAME(pair)(zero, part)) : NAME(pair)(part, zero);
-#else
-            ((vec *)to)[v * block->rows + row] = part;
-#endif
-        }
+        for (long v = v0; v < v1; v++)
+            NAME(put_row)(NAME(load)(x->type, from + v * LANES * column, column, columns - v * LANES), (vec *)to, v,
+                          block->rows, row);
     })
 }
 
@@ -107,11 +95,7 @@ static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, lo
             sum += part;
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
-#if PAIRS
-                NAME(store_factors)(x[i], (char *)(to + (c + i) * tall) + r * sizeof(uint16_t));
-#else
-                *(vec *)(to + (c + i) * tall + r) = x[i];
-#endif
+                NAME(store_factors)(x[i], (char *)(to + (c + i) * tall) + r * FACTOR);
         }
         *(vec *)(sums + c) += sum;
     }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "parts.h"
+#include "plan.h"
 
 /* The shape of gradient i: of the input, hx, or a weight. Returns its dims. */
 static long shape_of(const Network *net, long i, long I, long *shape)
@@ -78,7 +79,7 @@ static long lowest(const Network *net, PyObject *need)
 static int run_backward(Network *net, long most, long I, long low, const Tensor *c, const Tensor *c_last,
                         const Tensor *gradients)
 {
-    const long rows = sum_of_rows(&net->like), D = net->how->D, waves = net->L - low;
+    const long rows = rows_of(&net->like), D = net->how->D, waves = net->L - low;
     const long bytes = rows * D * net->how->H * WIDTH[net->like.type];
     char *memory[2] = {NULL, NULL};
     long missing = 0;

@@ -26,8 +26,8 @@ typedef struct {
 /* bfloats may be multiplied as floats, which keep numbers below 2^-126, as PyTorch's own smallest products do. */
 static const Variant *variant_for(int variant, const Job *job)
 {
-    const double rows = job->packed ? job->steps : (double)job->steps * job->B, H = job->H; /* can't overflow */
-    const int small = job->B * H * H <= SMALL || (job->I && rows * H * job->I <= SMALL);
+    const double H = job->H; /* can't overflow */
+    const int small = job->B * H * H <= SMALL || (job->I && rows_of(job) * H * job->I <= SMALL);
     return variant_of(variant, job->type == BFLOAT && small ? FLOAT : job->type);
 }
 
@@ -86,8 +86,7 @@ static void plan_jobs(Jobs *all)
 static long claims_of(const Jobs *all)
 {
     const Job *job = all->jobs;
-    const long rows = job->packed ? job->steps : job->steps * job->B;
-    return all->width > 1 && job->kind >= TANH_SLOPE ? (rows / all->plans->rows + 1) * all->team : 0;
+    return all->width > 1 && job->kind >= TANH_SLOPE ? (rows_of(job) / all->plans->rows + 1) * all->team : 0;
 }
 
 /* Counters, and claims for each wave behind them. */

@@ -81,7 +81,6 @@ int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes)
     return x->dims == 3;
 }
 
-long sum_of_rows(const Job *job) { return job->packed ? job->steps : job->T * job->B; }
 long inputs_of(const Network *net, long layer, long I) { return layer ? net->how->D * net->how->H : I; }
 
 int see_weights(Network *net, PyObject *weights, long I, int optional)

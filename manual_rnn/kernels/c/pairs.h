@@ -6,6 +6,7 @@
  * each operation of PyTorch's rounds them. Numbers below 2^-126 count as zeros.
  */
 
+/* As what they are multiplied: bfloats. */
 INLINE void NAME(store_factors)(vec x, char *to)
 {
     *(shorts *)to = (shorts)_mm512_cvtneps_pbh((__m512)x);
@@ -42,4 +43,12 @@ static TARGET void NAME(pack_panel)(const View *w, const char *from, long rows, 
         to[k / 2] = NAME(pair)(
             NAME(load)(w->type, from + k * w->row, w->column, columns),
             k + 1 < rows ? NAME(load)(w->type, from + (k + 1) * w->row, w->column, columns) : zero);
+}
+
+/* Row k of a matrix of `rows` rows into its panel v: the first or the second of its pairs. */
+INLINE void NAME(put_row)(vec part, vec *panels, long v, long rows, long k)
+{
+    const vec zero = {0};
+    vec *at = panels + v * ((rows + 1) / 2) + k / 2;
+    *at = k % 2 ? (vec)((bits)*at | (bits)NAME(pair)(zero, part)) : NAME(pair)(part, zero);
 }

@@ -30,7 +30,6 @@ View weight_view(const Tensor *w);
 
 /* T, B and the rows, from the shape of an input or of states; 0 where it isn't one. */
 int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes);
-long sum_of_rows(const Job *job);
 
 /* Features of what a layer reads. */
 long inputs_of(const Network *net, long layer, long I);

@@ -40,7 +40,7 @@ static long rows_that_pay(long H)
     return H < MIDDLING ? 1 : H < WIDE ? MIDDLING_ROWS : WIDE_ROWS;
 }
 
-static long rows_of(const Job *job) { return job->packed ? job->steps : times(job->steps, job->B); }
+long rows_of(const Job *job) { return job->packed ? job->steps : times(job->steps, job->B); }
 
 /* One where a second thread doesn't pay: a single row can't be cut into slices, only its columns be
  * shared. */
@@ -122,8 +122,7 @@ Block block_after(const Job *job, const Plan *plan, Block last)
             block.rows += size_of(job, block.to++);
         return block;
     }
-    const long total = job->packed ? job->steps : job->T * job->B;
-    block = (Block){last.to < 0 ? job->T : last.from, 0, last.to < 0 ? total : last.first, 0, 0};
+    block = (Block){last.to < 0 ? job->T : last.from, 0, last.to < 0 ? rows_of(job) : last.first, 0, 0};
     block.to = block.from;
     if (block.to)
         block.index = (block.first - size_of(job, block.to - 1)) / plan->rows;

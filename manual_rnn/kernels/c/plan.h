@@ -7,6 +7,9 @@
  * `pairs` of bfloats or as they are, and at most `most` threads. Memory that can't be addressed is planned as REACH numbers, which no allocator grants. */
 Plan plan_of(const Job *job, long lanes, long width, int pairs, long most);
 
+/* Rows of all steps, or REACH if there are more. */
+long rows_of(const Job *job);
+
 /* The threads that pay for each of so many jobs alike. */
 long threads_of(const Job *job, long jobs, long most);
 

@@ -40,6 +40,8 @@ INLINE void NAME(transpose)(vec *x)
 #include "pairs.h"
 #else
 INLINE vec NAME(add_product)(vec sum, REAL a, vec w) { return sum + a * w; }
+INLINE void NAME(store_factors)(vec x, char *to) { *(vec *)to = x; }
+INLINE void NAME(put_row)(vec part, vec *panels, long v, long rows, long k) { panels[v * rows + k] = part; }
 
 /* One vector of columns from `from` on, row after row; zeros beyond `columns`. */
 static TARGET void NAME(pack_panel)(const View *w, const char *from, long rows, long columns, vec *to)

@@ -9,6 +9,7 @@
  *   PAIRS                                 whether numbers are multiplied as bfloats, two at a time
  */
 #define OWN (SINGLE ? FLOAT : DOUBLE)
+#define FACTOR (PAIRS ? 2 : (long)sizeof(REAL)) /* bytes of a number as it is multiplied */
 #include "vector.h"
 #include "product.h"
 
@@ -35,27 +36,24 @@ INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL
     const long z_column = z->column, h_column = h->column, y_column = y->column;
     const long g = work->g, first = tile.v0 * LANES;
     const vec zero = {0};
-    (void)kept;
     for (int r = 0; r < tile.rows; r++) {
         const long row = tile.row + r * tile.apart;
         const char *z_j = at_step(z, g, tile.step, row, first);
         const char *h_j = slope ? at_step(h, g, tile.step, row, first) : NULL;
         char *y_j = at_step(y, g, tile.step, row, first);
         REAL *x = next + r * work->plan->ld + first;
-        long behind = work->plan->pairs * sizeof(REAL) - first * sizeof(uint16_t);
-        (void)behind;
+        long behind = work->plan->pairs * sizeof(REAL) - first * FACTOR;
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
             const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
             const vec given = NAME(load)(z_type, z_j, z_column, count);
             const vec new = NAME(rounded)(y_type, NAME(close)(kind, *(vec *)x, given, old));
             *(vec *)x = new;
             NAME(store)(y_type, new, y_j, y_column, count);
-#if PAIRS
-            NAME(store_factors)(new, (char *)x + behind);
-            if (kept)
+            if (PAIRS)
+                NAME(store_factors)(new, (char *)x + behind);
+            if (PAIRS && kept)
                 NAME(store_factors)(new, y_j + behind);
-            behind -= LANES * sizeof(uint16_t);
-#endif
+            behind -= LANES * FACTOR;
             __builtin_prefetch(z_j + z_ahead);
             __builtin_prefetch(y_j + y_ahead, 1);
             if (slope)
@@ -90,9 +88,8 @@ static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to
                                                    work->job->H - column)
                                       : zero;
             *(vec *)(carry + r * work->plan->ld + column) = x;
-#if PAIRS
-            NAME(store_factors)(x, (char *)(carry + r * work->plan->ld + work->plan->pairs) + v * sizeof(shorts));
-#endif
+            if (PAIRS)
+                NAME(store_factors)(x, (char *)(carry + r * work->plan->ld + work->plan->pairs) + column * FACTOR);
         }
 }
 

@@ -12,6 +12,7 @@
 #undef LOAD_HALF
 #undef STORE_HALF
 #undef OWN
+#undef FACTOR
 #undef INLINE
 #undef vec
 #undef loose
