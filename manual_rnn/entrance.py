@@ -1,10 +1,12 @@
-r"""The short way for a plain call: from the module to C with no check in between.
+r"""The short way for a plain call: from the module to C, or on CUDA to cuDNN, with few checks in between.
 
-C looks at every tensor anyway, and answers only where all is as it should be. Whatever else a call may be
-(under a transform, a mode, a trace or autocast, profiled, of a recurrence of your own, with dropout at work,
-of a wrong shape) goes the long way, in `module.py`, which has the checks, the words and the other kernels.
+C looks at every tensor anyway, and answers only where all is as it should be; so does `run_on_cuda`. Whatever
+else a call may be (under a transform, a mode, a trace or a CPU's autocast, profiled, of a recurrence of your
+own, with dropout at work, of a wrong shape) goes the long way, in `module.py`, which has the checks, the
+words and the other kernels.
 """
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -15,11 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 from . import kernels
 from .kernels.contract import PLAIN_TYPES
 from .private import any_autocast
-from .recurrence import NATIVE, looked_at, run_module
+from .recurrence import NATIVE, VENDOR, looked_at, run_module, run_on_cuda
 
 __all__ = ["Called", "at_once"]
 
-ASKED = frozenset({kernels.DEFAULT, NATIVE})
+Run = Callable[..., tuple[Tensor, Tensor] | None]
 
 
 class Called:
@@ -42,35 +44,40 @@ def at_once(
     rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None, called: Called
 ) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if (
-        torch.compiler.is_compiling()
-        or kernels.asked() not in ASKED
-        or not kernels.KERNELS[NATIVE].exchanges()
-        or looked_at()
-        or any_autocast()
-    ):
+    if torch.compiler.is_compiling():
         return None
-    own = rnn.__dict__
-    if not called.are_those_of(type(rnn), own):
+    run, own = _run_of(input[0] if isinstance(input, PackedSequence) else input), rnn.__dict__
+    if run is None or looked_at() or not called.are_those_of(type(rnn), own):
         return None
     if not isinstance(input, PackedSequence):
         one = type(input) in PLAIN_TYPES and input.dim() == 2
-        return _unbatched(own, input, hx) if one else run_module(own, input, hx)
+        return _unbatched(run, own, input, hx) if one else run(own, input, hx)
     data, batch_sizes, order, inverse = input
     if hx is not None and order is not None:
         hx = hx.index_select(1, order)
-    found = run_module(own, data, hx, batch_sizes)
+    found = run(own, data, hx, batch_sizes)
     if found is None:
         return None
     output, h_n = found
-    packed = PackedSequence(output, batch_sizes, order, inverse)
-    return packed, h_n if inverse is None else h_n.index_select(1, inverse)
+    rows = PackedSequence(output, batch_sizes, order, inverse)
+    return rows, h_n if inverse is None else h_n.index_select(1, inverse)
 
 
-def _unbatched(own: dict[str, Any], input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _run_of(input: Any) -> Run | None:
+    """Who runs such input at once, if it's for them to."""
+    asked = kernels.asked()
+    if getattr(input, "is_cuda", False):
+        return run_on_cuda if asked in (kernels.DEFAULT, VENDOR) else None
+    able = asked in (kernels.DEFAULT, NATIVE) and kernels.KERNELS[NATIVE].exchanges()
+    return run_module if able and not any_autocast() else None
+
+
+def _unbatched(
+    run: Run, own: dict[str, Any], input: Tensor, hx: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
     """Of one sequence `(T, I)`, as a batch of one."""
     if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != 2):
         return None
     batch = 0 if own["batch_first"] else 1
-    found = run_module(own, input.unsqueeze(batch), hx if hx is None else hx.unsqueeze(1))
+    found = run(own, input.unsqueeze(batch), hx if hx is None else hx.unsqueeze(1))
     return found and (found[0].squeeze(batch), found[1].squeeze(1))

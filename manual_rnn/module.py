@@ -25,6 +25,7 @@ from . import checks, kernels, onnx
 from .convert import check_target, converted
 from .entrance import Called, at_once
 from .kernels.phi import PHI, PHI_OF_MODE
+from .kernels.vendor import casts_to_half
 from .parameters import OWN_MODE, RNNBase
 from .private import any_autocast, torchscript, transformed
 from .recurrence import (
@@ -272,13 +273,14 @@ torch.serialization.add_safe_globals([ManualRNN])
 
 
 def autocast(input: Tensor, hx: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor, list[Weights]]:
-    """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does."""
+    """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does: on CUDA in
+    float16, the one that PyTorch's autocast knows for cuDNN's networks."""
     if not any_autocast():
         return input, hx, weights
     kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return input, hx, weights
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.float16 if casts_to_half(input) else torch.get_autocast_dtype(kind)
 
     def cast(x: Tensor | None) -> Any:
         if x is None or not x.is_floating_point() or x.dtype == torch.float64:

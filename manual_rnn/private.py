@@ -8,6 +8,8 @@ no number changes:
                                    another kernel, if it was asked for, raises
     a copy made when written to    a copy made at once
     where memory is                C serves the recurrences alone, by addresses
+    cuDNN's network and its node   on CUDA the other kernels run
+    tensors as one                 they are joined by operations of their own
     what a profiler is told        it is told nothing
     what a processor can           nothing special
     a loop of open length          decompositions raise where a length is open; an exported recurrence of
@@ -16,9 +18,10 @@ no number changes:
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,14 +32,18 @@ __all__ = [
     "LACKING",
     "Function",
     "any_autocast",
+    "below_autograd",
     "below_this_level",
     "copy_on_write",
+    "cudnn_rnn",
     "data_address",
     "event",
     "exports_with_numbers",
+    "flattened",
     "has_storage",
     "in_forward_mode",
     "is_wrapper",
+    "kept_by_cudnn",
     "keys_of",
     "modes",
     "multiplies_in_tiles",
@@ -135,6 +142,7 @@ _single_level_function = find("torch.autograd.function", "_SingleLevelFunction")
 single_level = find("torch._functorch.autograd_function", "enable_single_level_autograd_function")
 _forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 _below_autograd = find("torch._C", "_AutoDispatchBelowAutograd")
+below_autograd: Any = _below_autograd or torch.no_grad  # a block of which autograd sees nothing
 LACKING = [  # of what a node of ours needs below a transform or a trace
     name
     for name, found in {
@@ -167,6 +175,24 @@ copy_on_write: Callable[[Tensor], Tensor] = find("torch", "_lazy_clone") or Tens
 # Where a tensor's memory is, without that copy; and whether it has any.
 data_address: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
 has_storage: Callable[[Tensor], bool] | None = find("torch._C", "_has_storage")
+
+# cuDNN's network, if what its node keeps can be read, and the numbers of several tensors in one.
+_current_node = find("torch._C", "_current_autograd_node")
+cudnn_rnn: Any = find("torch", "_cudnn_rnn") if _current_node else None
+flattened: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors") or (
+    lambda tensors: torch.cat([x.reshape(-1) for x in tensors])
+)
+
+CUDNN_KEEPS = (
+    "input", "weight", "hx", "weight_stride0", "mode", "num_layers", "batch_first", "batch_sizes",
+)  # fmt: skip
+
+
+def kept_by_cudnn() -> Any:
+    """What cuDNN's node keeps, at which the backward pass is, under the names of the operator's arguments."""
+    node = _current_node()
+    return SimpleNamespace(**{name: getattr(node, f"_saved_{name}") for name in CUDNN_KEEPS})
+
 
 # Whether a profiler is at work, and the one event that tells it of shapes.
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled") or (lambda: False)

@@ -5,7 +5,8 @@ kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `reaso
 native, vendor, triton_scan        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
-network            whether a kernel runs the whole network at once
+network, cudnn     whether a kernel runs the whole network at once; how cuDNN does
+entrance, module   the short and the long way of a call
 OPS                the same two, and the layer, as operators of torch
 address, is_shared            where memory is, and whether it's shared until someone writes
 ATTRIBUTES         of a module, that C reads
@@ -16,12 +17,11 @@ from typing import Any
 
 import torch
 
-from manual_rnn import kernels
+from manual_rnn import entrance, kernels, module
 from manual_rnn.kernels import KernelName, native, triton_scan, vendor
 from manual_rnn.kernels.walk import Walk
-from manual_rnn.recurrence import layer_rule, network
+from manual_rnn.recurrence import cudnn, layer_rule, network
 from manual_rnn.recurrence.layer_rule import layer
-from manual_rnn.recurrence.network import Network
 from manual_rnn.recurrence.rules import elman, linear_recurrence
 
 __all__ = [
@@ -29,14 +29,16 @@ __all__ = [
     "FUSED",
     "OPS",
     "KernelName",
-    "Network",
     "Walk",
     "address",
+    "cudnn",
     "elman",
+    "entrance",
     "is_shared",
     "kernels",
     "layer",
     "linear_recurrence",
+    "module",
     "native",
     "network",
     "triton_scan",

@@ -22,6 +22,7 @@ __all__ = [
     "asked",
     "check_memory",
     "choose",
+    "choose_for_layer",
     "padding_pays",
     "reasons",
     "use_kernel",
@@ -53,6 +54,14 @@ def choose(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None
             check_memory(tensors if batch_sizes is None else (*tensors, batch_sizes))
             return kernel
     raise RuntimeError(f"kernel {name!r} can't run here: {reason}")
+
+
+def choose_for_layer(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None) -> Any:
+    """The same for a whole layer: on CUDA cuDNN runs it, where it can, whoever runs the recurrences."""
+    x = tensors[0]
+    if name == DEFAULT and x is not None and vendor.by_cudnn(x) and vendor.why_not(*tensors) is None:
+        return vendor
+    return choose(name, *tensors, batch_sizes=batch_sizes)
 
 
 def reasons(*tensors: Tensor | None) -> dict[str, str | None]:

@@ -1,27 +1,36 @@
 r"""The whole network as one call of PyTorch's own: cuDNN's on CUDA, ATen's on a CPU.
 
-It offers `network` alone, all layers and directions of plain tensors at once; what a transform or a second
-derivative needs beside it is composed from the recurrences of the `torch` kernel.
+It offers `network`, all layers and directions of plain tensors at once, and on CUDA `layer`; what a transform
+or a second derivative needs beside it is composed from the recurrences of the `torch` kernel.
 
-On a CPU that is `nn.RNN` to the last bit, autograd included. On CUDA it is one node of autograd around
-`_cudnn_rnn` and `_cudnn_rnn_backward`, with what `nn.RNN` can't do there: gradients in `eval()`, a second
-backward, a second derivative, and weights that share no memory with each other.
+On a CPU that is `nn.RNN` to the last bit, autograd included. On CUDA it is PyTorch's operator `_cudnn_rnn`
+with its node of autograd, to which `recurrence/cudnn.py` adds what `nn.RNN` can't do there: gradients in
+`eval()`, a second derivative, and weights that share no memory with each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .contract import why_foreign
+from ..private import below_autograd, cudnn_rnn, flattened
+from .contract import check_memory, why_foreign
 from .torch_loop import elman, linear_recurrence
 
-__all__ = ["cudnn_backward", "cudnn_forward", "elman", "linear_recurrence", "network", "why_not"]
+__all__ = ["by_cudnn", "casts_to_half", "cudnn", "elman", "layer", "linear_recurrence", "network", "why_not"]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 CUDNN_MODE = {"relu": 0, "tanh": 1}
-CUDNN_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
+
+
+def by_cudnn(x: Tensor) -> bool:
+    """Whether cuDNN would run it, and not ATen."""
+    return x.is_cuda
 
 
 def why_not(*tensors: Tensor | None) -> str | None:
@@ -31,21 +40,24 @@ def why_not(*tensors: Tensor | None) -> str | None:
             continue
         if reason := why_foreign(x):
             return reason
-        if x.is_cuda and (reason := _why_not_on_cuda(x)):
+        if by_cudnn(x) and (reason := _why_not_on_cuda(x)):
             return reason
-        if not (x.is_cuda or x.is_cpu):
+        if not (by_cudnn(x) or x.is_cpu):
             return f"expected tensors on a CPU or on CUDA, got {x.device}"
     return None
 
 
 def _why_not_on_cuda(x: Tensor) -> str | None:
-    if not hasattr(torch.ops.aten, "_cudnn_rnn"):
-        return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
-    if torch.version.hip or not torch.backends.cudnn.is_available():
+    if not HAS_CUDNN:
         return "expected cuDNN, this torch has none"
-    if not (torch.backends.cudnn.is_acceptable(x) and x.dtype in CUDNN_DTYPES):
-        return f"expected cuDNN to take {x.dtype} on {x.device}"
-    return None
+    if cudnn_rnn is None:
+        return f"expected cuDNN's network among PyTorch's operators, torch {torch.__version__} has none"
+    return None if torch.cudnn_is_acceptable(x) else f"expected cuDNN to take {x.dtype} on {x.device}"
+
+
+def casts_to_half(x: Tensor) -> bool:
+    """Whether this input makes PyTorch's autocast run `nn.RNN` in float16, whatever type it's set to."""
+    return by_cudnn(x) and HAS_CUDNN and x.dtype is not torch.bfloat16 and torch.backends.cudnn.enabled
 
 
 def network(
@@ -68,7 +80,33 @@ def network(
     return RUN[phi](x, batch_sizes, hx, *how)
 
 
-def cudnn_forward(
+def layer(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor] | None:
+    r"""`x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`, `w_ih (H, I)`, `w_hh (H, H)`, biases `(H,)` or None.
+
+    Returns the states and the last of each sequence; None on a CPU, and where a packed batch is reversed, for
+    cuDNN knows a second direction only beside a first.
+    """
+    if not by_cudnn(x) or (reverse and batch_sizes is not None):
+        return None
+    flat = [w for w in (w_ih, w_hh, bias_ih, bias_hh) if w is not None]
+    sizes = [] if batch_sizes is None else batch_sizes.tolist()
+    rows = x.flip(0) if reverse else x
+    with torch.autocast("cuda", enabled=False):  # the tensors have the type that was asked for
+        states, last = cudnn(rows, h0[None], flat, bias_ih is not None, sizes, phi, False, False, False)
+    return states.flip(0) if reverse else states, last.squeeze_(0)
+
+
+def cudnn(
     x: Tensor,
     hx: Tensor,
     flat: Sequence[Tensor],
@@ -76,47 +114,32 @@ def cudnn_forward(
     sizes: list[int],
     phi: str,
     bidirectional: bool,
+    batch_first: bool,
     train: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, `h_n`, and with `train` what backward wants of it: cuDNN's reserve, and its buffer."""
-    buffer, how = _one_buffer(flat, bias), _how(hx, phi, bidirectional, train)
-    found = torch.ops.aten._cudnn_rnn(x, flat, 4 if bias else 2, buffer, hx, None, *how, sizes, None)
-    return found[0], found[1], found[3], buffer
+) -> tuple[Tensor, Tensor]:
+    r"""Output and `h_n` of `x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)` with `sizes`.
+
+    They have PyTorch's own derivative, if `train` says that one is wanted. Weights must be of the right
+    shapes: cuDNN reads them from one buffer. Where autocast has to cast them, PyTorch makes that buffer.
+    """
+    check_memory([x, hx, *flat])
+    layers, step = hx.size(0) // (1 + bidirectional), 4 if bias else 2
+    cast = flat[0].dtype in CASTS and torch.is_autocast_enabled("cuda")
+    buffer = None if cast else _one_buffer(flat, step)
+    how = CUDNN_MODE[phi], hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
+    found = cudnn_rnn(x, flat, step, buffer, hx.contiguous(), None, *how)
+    return found[0], found[1]
 
 
-def cudnn_backward(
-    x: Tensor,
-    hx: Tensor,
-    flat: Sequence[Tensor],
-    bias: bool,
-    sizes: list[int],
-    phi: str,
-    bidirectional: bool,
-    output: Tensor,
-    c: Tensor | None,
-    c_last: Tensor | None,
-    reserve: Tensor,
-    buffer: Tensor,
-    need: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Gradients of `x`, of `hx` and of the weights, as far as `need` asks for them. `reserve` is used up."""
-    need_x, need_hx, need_weights = need
-    dx, dhx, _, dweights = torch.ops.aten._cudnn_rnn_backward(
-        x, list(flat), 4 if bias else 2, buffer, hx, None, output, c, c_last, None,
-        *_how(hx, phi, bidirectional, True), sizes, None, reserve, [need_x, need_hx, False, need_weights],
-    )  # fmt: skip
-    return dx, dhx, list(dweights)
-
-
-def _how(hx: Tensor, phi: str, bidirectional: bool, train: bool) -> tuple[Any, ...]:
-    layers = hx.size(0) // (1 + bidirectional)
-    return CUDNN_MODE[phi], hx.size(2), 0, layers, False, 0.0, train, bidirectional
-
-
-def _one_buffer(flat: Sequence[Tensor], bias: bool) -> Tensor:
+def _one_buffer(flat: Sequence[Tensor], step: int) -> Tensor:
     """cuDNN's own order: the matrices of each layer and direction, then all biases, or zeros for them."""
-    rows, step = [w.reshape(-1) for w in flat], 4 if bias else 2
-    matrices = [w for i in range(0, len(rows), step) for w in rows[i : i + 2]]
-    if bias:
-        return torch.cat(matrices + [w for i in range(0, len(rows), 4) for w in rows[i + 2 : i + 4]])
-    return torch.cat([*matrices, rows[0].new_zeros(len(rows) * flat[1].size(0))])
+    with below_autograd():
+        if step == 2:
+            return flattened([*flat, flat[0].new_zeros(len(flat) * flat[1].size(0))])
+        return flattened(_matrices_first(len(flat))(flat))
+
+
+@cache
+def _matrices_first(count: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """Puts so many weights, four to a layer and direction, in cuDNN's order."""
+    return itemgetter(*sorted(range(count), key=lambda at: at % 4 // 2))

@@ -2,7 +2,9 @@ r"""From a layer's input to a kernel, closed under differentiation.
 
 layer.py         one layer, in each of its directions: a step of your own, or the rule
 per_sample.py    the same with torch's ExpandedWeights
-whole.py         a whole network in one call to C
+network.py       a whole network as one job
+    whole.py         in one call to C
+    cudnn.py         on CUDA, by cuDNN
 layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
     rules.py         the same of the two recurrences
     keeping.py       what a node keeps for its backward pass
@@ -12,10 +14,11 @@ dispatch.py      operator, autograd node or kernel?
 sight.py         who looks on, and what they see
 """
 
+from .cudnn import VENDOR, run_on_cuda
 from .decomposed import decompositions
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
-from .network import NATIVE, VENDOR, chosen, run_network
+from .network import NATIVE, chosen, run_network
 from .per_sample import is_expanded, run_layer_per_sample
 from .sight import looked_at, plain, untraced
 from .whole import run_module, run_whole
@@ -39,6 +42,7 @@ __all__ = [
     "run_layers",
     "run_module",
     "run_network",
+    "run_on_cuda",
     "run_whole",
     "untraced",
 ]

@@ -66,14 +66,16 @@ class Layer(Rule):
         reverse: bool,
         kernel: str,
     ) -> tuple[Tensor, Tensor]:
-        able = kernels.choose(kernel, x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes=batch_sizes)
+        tensors = x, h0, w_ih, w_hh, bias_ih, bias_hh
+        able = kernels.choose_for_layer(kernel, *tensors, batch_sizes=batch_sizes)
         if x.size(0) and hasattr(able, "layer"):
-            found = able.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
+            found = able.layer(*tensors, batch_sizes, phi, reverse)
             if found is not None:
                 if profiling():
                     dispatch.multiplied(x, w_ih)
                     dispatch.multiplied(found[0], w_hh)
                 return found
+            able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes)
         z = project(x, w_ih, bias_ih, bias_hh)
         if z.size(0) == 0:  # in a graph made for a length from data
             return z, h0.clone()

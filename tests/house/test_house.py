@@ -49,7 +49,7 @@ STOREYS = {
     "recurrence": [
         "__init__",
         "network",
-        "whole",
+        "whole cudnn",
         "by_layers",
         "layer per_sample decomposed",
         "layer_rule",
@@ -72,8 +72,6 @@ PRIVATE = {
         "parameters.py",
         "torch.nn.Module._replicate_for_data_parallel",
     ): "that of `nn.RNNBase` copies its cache",
-    ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn"): "cuDNN's network; what `nn.RNN` calls on CUDA",
-    ("kernels/vendor.py", "torch.ops.aten._cudnn_rnn_backward"): "its derivative",
     ("onnx.py", "_dynamo_marked_constant"): "Dynamo has no public way to call a function untraced",
 }
 OPTIONAL = """

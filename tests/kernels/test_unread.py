@@ -3,12 +3,12 @@ r"""Nothing asks a card for its numbers, for which the processor would have to w
 Tensors on meta have no numbers: whatever asks for them raises. Those of `batch_sizes` are on the CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from internals import Network, elman, linear_recurrence, triton_scan, vendor
+from internals import cudnn, elman, linear_recurrence, triton_scan, vendor
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -45,31 +45,31 @@ def test_by_the_loop(kernel: KernelName, sizes: list[int] | None) -> None:
     gradients_twice(output, h_n, [rows, *rnn.parameters()])
 
 
+@pytest.fixture
+def _derivative_on_meta() -> Iterator[None]:
+    """cuDNN's, of which torch has no shapes without a card."""
+
+    def shapes(x: Tensor, flat: Any, stride: Any, buffer: Any, hx: Tensor, *_: Any) -> Any:
+        return torch.empty_like(x), torch.empty_like(hx), None, list(map(torch.empty_like, flat))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_cudnn_rnn_backward", shapes, "Meta")
+    yield
+    library._destroy()
+
+
 @FORM
+@pytest.mark.usefixtures("_derivative_on_meta")
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=str)
 def test_by_cudnn(options: dict[str, Any], sizes: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what cuDNN does itself."""
-
-    def forward(
-        x: Tensor, hx: Tensor, flat: Any, bias: bool, sizes: Any, phi: str, two: bool, _: bool
-    ) -> Any:
-        output = x.new_empty(*x.shape[:-1], hx.size(-1) * (1 + two))
-        return output, torch.empty_like(hx), x.new_empty(7), vendor._one_buffer(flat, bias)
-
-    def backward(x: Tensor, hx: Tensor, flat: Any, *_: Any) -> Any:
-        return torch.empty_like(x), torch.empty_like(hx), list(map(torch.empty_like, flat))
-
-    monkeypatch.setattr(vendor, "cudnn_forward", forward)
-    monkeypatch.setattr(vendor, "cudnn_backward", backward)
+    monkeypatch.setattr(vendor, "why_not", lambda *_: None)
     rnn, (rows, _) = ManualRNN(3, 4, **options, **META), batch(sizes)
-    hx, leaves = torch.empty(len(rnn.all_weights), 3, 4, **META), [rows, *rnn.parameters()]
-    how = rnn.bias, None if sizes is None else torch.tensor(sizes), "tanh", rnn.bidirectional
-    for again in (False, True):
-        output, h_n = Network.apply(how, rows, hx, *rnn.parameters())
-        if again:
-            gradients_twice(output, h_n, leaves)
-        else:
-            torch.autograd.grad(output.sum() + h_n.sum(), leaves)
+    leaves, given = [rows, *rnn.parameters()], None if sizes is None else torch.tensor(sizes)
+    found = cudnn.run_on_cuda(vars(rnn), rows, None, given)
+    assert found is not None
+    torch.autograd.grad(found[0].sum() + found[1].sum(), leaves, retain_graph=True)
+    gradients_twice(*found, leaves)
 
 
 @FORM

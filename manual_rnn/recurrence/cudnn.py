@@ -1,0 +1,158 @@
+r"""cuDNN's network on CUDA.
+
+    first derivative    PyTorch's own, in C++: what `nn.RNN` runs
+    any other           that of the layers, composed anew by a hook on PyTorch's node
+
+`run_on_cuda` is the short way to it, from a module's attributes.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..kernels import vendor
+from ..kernels.contract import PLAIN_TYPES
+from ..kernels.phi import PHI_OF_MODE
+from ..private import kept_by_cudnn
+from . import sight
+from .layer import grouped, run_layers
+
+__all__ = ["VENDOR", "run_cudnn", "run_on_cuda"]
+
+VENDOR = "vendor"
+FLAGS = {bool}
+PHI_OF_CUDNN = {number: phi for phi, number in vendor.CUDNN_MODE.items()}
+
+
+def run_cudnn(
+    x: Tensor,
+    hx: Tensor,
+    flat: Sequence[Tensor],
+    bias: bool,
+    sizes: list[int],
+    phi: str,
+    bidirectional: bool,
+    batch_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)` with its `sizes`; returns `output`
+    alike and `h_n`."""
+    recorded = sight.wants_gradient(x, hx, *flat)
+    output, h_n = vendor.cudnn(x, hx, flat, bias, sizes, phi, bidirectional, batch_first, recorded)
+    if not recorded:
+        return output, h_n
+    kernel = "torch" if kernels.asked() == VENDOR else kernels.DEFAULT  # of what isn't cuDNN's
+    output.grad_fn.register_hook(partial(_with_derivatives, kernel))  # type: ignore[union-attr]
+    return output, h_n
+
+
+def _with_derivatives(
+    kernel: kernels.KernelName, grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...] | None:
+    """In place of a node's gradients the same of the layers, if they are to be differentiated themselves.
+
+    Of views, since one input may have been computed from another, whose gradient it isn't to pass on.
+    """
+    if not torch.is_grad_enabled():
+        return None
+    kept = kept_by_cudnn()
+    inputs = [t.view_as(t) for t in (kept.input, *kept.weight, kept.hx)]
+    with kernels.use_kernel(kernel), torch.autocast("cuda", enabled=False):
+        outputs = _by_layers(kept, inputs)
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=False) if c is not None]
+    wanted = [t for t, grad in zip(inputs, grads, strict=False) if grad is not None]
+    given = [c for _, c in pairs]
+    exact = torch.autograd.grad([o for o, _ in pairs], wanted, given, create_graph=True, allow_unused=True)
+    found = iter(exact)
+    return tuple(grad if grad is None else next(found) for grad in grads)
+
+
+def _by_layers(kept: Any, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the node computed that kept this."""
+    x, *flat, hx = inputs
+    sizes = torch.tensor(kept.batch_sizes, device="cpu") if kept.batch_sizes else None
+    first, groups = int(kept.batch_first), grouped(flat, kept.weight_stride0 == 4)
+    rows, phi = x.transpose(0, first), PHI_OF_CUDNN[kept.mode]
+    output, h_n = run_layers(rows, hx, groups, phi, sizes, kept.num_layers)
+    return output.transpose(0, first), h_n
+
+
+_read = itemgetter(  # of a module's attributes
+    "mode", "bias", "batch_first", "bidirectional", "num_layers", "input_size", "hidden_size", "training",
+    "dropout", "proj_size", "_parameters", "_all_weights",
+)  # fmt: skip
+
+
+def run_on_cuda(
+    attributes: dict[str, Any], x: Tensor, hx: Tensor | None, batch_sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """A module's call, of its `vars`; None where anything isn't as the constructor leaves it or as `nn.RNN`
+    expects it, for which the checks have the words."""
+    found = _plain(attributes)
+    sizes = [] if batch_sizes is None else _sizes(batch_sizes, x)
+    if found is None or sizes is None:
+        return None
+    mode, bias, first, bidirectional, layers, I, H, flat = found  # noqa: E741
+    D, first = 1 + bidirectional, first and not sizes
+    if not _fit(x, 2 if sizes else 3, I, flat, _shapes(layers, D, I, H, bias)):
+        return None
+    shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
+    if hx is None:
+        hx = x.new_zeros(shape)
+    if type(hx) not in PLAIN_TYPES or hx.shape != shape:
+        return None
+    if batch_sizes is not None and kernels.padding_pays(x, hx, batch_sizes, PHI_OF_MODE[mode]):
+        return None
+    return run_cudnn(x, hx, flat, bias, sizes, PHI_OF_MODE[mode], bidirectional, first)
+
+
+def _plain(attributes: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The options of a module that drops and projects nothing, and its weights."""
+    try:
+        *options, training, dropout, projection, parameters, names = _read(attributes)
+        flat = [parameters[name] for group in names for name in group]
+    except KeyError:
+        return None
+    mode, *flags, layers, _, _ = options
+    dropped = training and dropout and layers > 1
+    if dropped or projection or "_assigned" in attributes or mode not in PHI_OF_MODE:
+        return None
+    return (*options, flat) if {*map(type, flags), type(training)} == FLAGS else None
+
+
+def _sizes(batch_sizes: Tensor, x: Tensor) -> list[int] | None:
+    """How many rows each step has, if that is what they say."""
+    if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
+        return None
+    found = batch_sizes.tolist()
+    fine = found and found[-1] > 0 and sum(found) == x.size(0) and found == sorted(found, reverse=True)
+    return found if fine else None
+
+
+def _fit(
+    x: Tensor,
+    rank: int,
+    features: int,
+    flat: Sequence[Tensor],
+    shapes: Sequence[tuple[int, ...]],
+) -> bool:
+    """Whether cuDNN takes this input, and it and the weights are as they should be."""
+    if not {type(x), *map(type, flat)} <= PLAIN_TYPES or vendor.why_not(x) is not None:
+        return False
+    if x.dim() != rank or x.size(-1) != features or [w.shape for w in flat] != shapes:
+        return False
+    dtype, place = flat[0].dtype, x.get_device()
+    alike = all(w.dtype is dtype and w.get_device() == place for w in flat)
+    return alike and (x.dtype is dtype or torch.is_autocast_enabled("cuda"))
+
+
+@cache
+def _shapes(layers: int, D: int, I: int, H: int, bias: bool) -> list[tuple[int, ...]]:  # noqa: E741
+    """Of the weights of a network."""
+    widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
+    biases = [(H,), (H,)] if bias else []
+    return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
