@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from internals import entrance, module, network, vendor
 from torch import Tensor
+from torch.compiler import is_compiling as compiling
 
 __all__ = ["cudnn_on_a_cpu"]
 
@@ -29,7 +30,7 @@ def cudnn_on_a_cpu() -> Iterator[list[dict[str, Any]]]:
         with (
             patch.object(vendor, "why_not", lambda *_: None),
             patch.object(entrance, "_run_of", lambda _: entrance.run_on_cuda),
-            patch.object(module, "chosen", lambda *_: network.VENDOR),
+            patch.object(module, "chosen", lambda *_: None if compiling() else network.VENDOR),
             patch.object(vendor, "by_cudnn", lambda _: True),
         ):
             yield calls

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PHI, assert_same, error, gradients, packed, twins
-from internals import cudnn, kernels, vendor
+from internals import OPS, cudnn, kernels, vendor
 from standin import cudnn_on_a_cpu
 from torch import Tensor, nn
 from torch.autograd import gradgradcheck
@@ -233,6 +233,32 @@ def test_a_packed_batch_that_is_to_be_padded(calls: Calls, monkeypatch: pytest.M
     pack = lambda input: packed(input, [4, 2, 2])  # noqa: E731
     assert_same(gradients(manual, x, None, pack), gradients(builtin, x, None, pack))
     assert {len(call["batch_sizes"]) for call in calls} == {0}
+
+
+@PHI
+@pytest.mark.parametrize("sizes", [None, torch.tensor([3, 2, 2])], ids=["padded", "packed"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_an_operator(
+    bias: bool, reverse: bool, sizes: Tensor | None, nonlinearity: str, calls: Calls
+) -> None:
+    """As a compiled or an exported program calls it: by cuDNN, unless it is packed and reversed."""
+    shapes = [(3, 3, 5) if sizes is None else (7, 5), (3, 6), (6, 5), (6, 6), *([(6,)] * 2 if bias else [])]
+    drawn: list[Any] = [torch.randn(shape, **DOUBLE) for shape in shapes]
+    tensors, how = drawn if bias else [*drawn, None, None], (sizes, nonlinearity, reverse)
+    found, expected = (OPS.layer(*tensors, *how, kernel) for kernel in ("default", "reference"))
+    assert max(map(error, found, expected)) < 1e-12
+    assert len(calls) == (0 if reverse and sizes is not None else 1)
+
+
+def test_a_compiled_training_step(calls: Calls) -> None:
+    """Forward by cuDNN; backward by the recurrences, since no operator can hand a reserve over."""
+    builtin, manual = twins(5, 6, 2, **DOUBLE)
+    x, hx, _ = batch("padded", {"num_layers": 2}, torch.float64)
+    compiled: Any = torch.compile(manual, backend="aot_eager", fullgraph=True)
+    compiled.named_parameters = manual.named_parameters
+    assert_same(gradients(compiled, x, hx), gradients(builtin, x, hx))
+    assert [call["operator"] for call in calls] == ["_cudnn_rnn"] * 2
 
 
 @pytest.fixture
