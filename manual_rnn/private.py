@@ -42,6 +42,7 @@ __all__ = [
     "flattened",
     "has_storage",
     "in_forward_mode",
+    "is_shared",
     "is_wrapper",
     "kept_by_cudnn",
     "keys_of",
@@ -172,8 +173,9 @@ def below_this_level() -> Iterator[None]:
 # `x` for backward to keep while the user may write to `x`: copied only when either is written.
 copy_on_write: Callable[[Tensor], Tensor] = find("torch", "_lazy_clone") or Tensor.clone
 
-# Where a tensor's memory is, without that copy; and whether it has any.
+# Where a tensor's storage is, without that copy; whether it may come to it; whether there is memory.
 data_address: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
+is_shared: Callable[[Tensor], bool] | None = find("torch._C", "_is_cow_tensor")
 has_storage: Callable[[Tensor], bool] | None = find("torch._C", "_has_storage")
 
 # cuDNN's network, if what its node keeps can be read, and the numbers of several tensors in one.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..private import data_address, has_storage
+from ..private import data_address, has_storage, is_shared
 from .contract import PLAIN_TYPES, why_foreign
 from .phi import PHI
 
@@ -58,13 +58,13 @@ _strided = torch.strided
 
 def _exchange() -> bool:
     """Whether C can read this torch's tensors."""
-    if _scan is None or data_address is None or has_storage is None:
+    if _scan is None or None in (data_address, has_storage, is_shared):
         return False
     try:
         capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
         _scan.exchange(
             capsule, Tensor, Parameter, Tensor.new_empty, Tensor.is_neg, has_storage, Tensor.untyped_storage,
-            Tensor.storage_offset, data_address, Tensor.is_contiguous, TYPES,
+            Tensor.storage_offset, data_address, Tensor.stride, is_shared, TYPES,
         )  # fmt: skip
     except (AttributeError, TypeError, ValueError):
         return False

@@ -602,12 +602,12 @@ def test_hostile_arguments_raise_and_never_crash() -> None:
     assert out_of_memory < 300
 
 
-FUNCTIONS = (len,) * 7
+FUNCTIONS = (len,) * 8
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [(), (None,) * 11, (object(), Tensor, Parameter, *FUNCTIONS, native.TYPES)],
+    [(), (None,) * 12, (object(), Tensor, Parameter, *FUNCTIONS, native.TYPES)],
     ids=["none", "Nones", "object"],
 )
 def test_another_torch_is_refused(wrong: Any) -> None:
@@ -615,7 +615,7 @@ def test_another_torch_is_refused(wrong: Any) -> None:
         native._scan.exchange(*wrong)
     capsule: Any = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
     for types in ((Tensor, 1, *FUNCTIONS), (Tensor, Parameter, *FUNCTIONS[1:], None)):
-        with pytest.raises(TypeError, match="expected two types and 7 functions"):
+        with pytest.raises(TypeError, match="expected two types and 8 functions"):
             native._scan.exchange(capsule, *types, native.TYPES)
     for dtypes in (None, native.TYPES[:3], list(native.TYPES)):
         with pytest.raises(TypeError, match="expected a tuple of 4 dtypes"):

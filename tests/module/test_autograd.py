@@ -134,6 +134,28 @@ def _states_alive(step: Callable) -> list[bool]:
     return alive
 
 
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a pool": lambda x: torch.cat([x.new_ones(3), x.flatten(), x.new_ones(2)])[3:-2].view(x.shape),
+    "wider rows": lambda x: torch.cat([x, x, x], -1).narrow(-1, x.size(-1), x.size(-1)),
+    "columns": lambda x: x.mT.contiguous().mT if x.dim() > 1 else x.clone(),
+    "every second number": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+}
+
+
+@KERNELS
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_saved_tensors_come_back_as_views(dtype: torch.dtype, place: str, kernel: KernelName) -> None:
+    """Of memory of the user's own, in any order in it."""
+    builtin, manual = twins(3, 4, 2, bidirectional=True, dtype=dtype)
+    input, hx = torch.randn(5, 2, 3, dtype=dtype), torch.randn(4, 2, 4, dtype=dtype)
+    found = []
+    for rnn in (builtin, manual):
+        with saved_tensors_hooks(lambda x: PLACES[place](x.detach()), lambda x: x), use_kernel(kernel):
+            found.append(gradients(rnn, input.requires_grad_(), hx.requires_grad_()))
+    assert_same(found[1], found[0], 1e-12 if dtype == torch.float64 else 2e-6)
+
+
 def test_memory_is_freed_by_backward():
     rnn = build(ManualRNN, TWO[1])
     input, hx, _ = leaves(rnn, TWO[1])

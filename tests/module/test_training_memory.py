@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from internals import address, is_shared, native
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from manual_rnn import ManualRNN
 
@@ -64,3 +65,31 @@ def test_states_of_one_layer_are_not_copied_in_backward() -> None:
     assert address(output) == place
     assert address(kept) == place
     assert is_shared(kept)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["backward", "create_graph"])
+@pytest.mark.parametrize("form", ["padded", "batch_first", "packed", "unbatched", "hx", "cotangent"])
+def test_what_a_network_makes_is_not_copied_in_the_next(form: str, again: bool) -> None:
+    """Its output is memory that is kept for backward as well, until someone writes to it."""
+    grads = []
+    for kind in (nn.RNN, ManualRNN):
+        torch.manual_seed(0)
+        first, second = (kind(5, 5, dtype=torch.float64, batch_first=form == "batch_first") for _ in "12")
+        x = torch.randn(
+            *((6,) if form == "unbatched" else (6, 4)), 5, dtype=torch.float64, requires_grad=True
+        )
+        given: Any = pack_padded_sequence(x, [6, 4, 4, 1]) if form == "packed" else x
+        output = first(given)[0]
+        numbers = output.data if form == "packed" else output
+        place = address(numbers)
+        result = second(x, output[-1:]) if form == "hx" else second(x if form == "cotangent" else output)
+        result = result[0].data if form == "packed" else result[0]
+        given_back = numbers if form == "cotangent" else torch.randn_like(result)
+        leaves = [x, *second.parameters()]
+        found = torch.autograd.grad(result, leaves, given_back, create_graph=again)
+        if again:
+            found += torch.autograd.grad(torch.cat([g.flatten() for g in found]).sin().sum(), leaves)
+        grads.append(found)
+        assert address(numbers) == place
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)

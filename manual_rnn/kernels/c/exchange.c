@@ -6,7 +6,7 @@
 #include "exchange.h"
 #include "dlpack.h"
 
-enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, OFFSET, ADDRESS, IS_CONTIGUOUS, FUNCTIONS };
+enum { NEW_EMPTY, IS_NEG, HAS_STORAGE, STORAGE, OFFSET, ADDRESS, STRIDE, IS_SHARED, FUNCTIONS };
 enum { IS_CPU, GRADIENT, SHAPE, DTYPE, NAMES };
 
 static const Exchange *exchange;
@@ -69,6 +69,14 @@ static int has(PyObject *x, PyObject *name)
     return found == Py_True;
 }
 
+int is_shared(PyObject *x)
+{
+    const int shared = (PyObject *)Py_TYPE(x) == tensor_type && has(x, names[GRADIENT])
+        && says(functions[IS_SHARED], x, Py_True);
+    PyErr_Clear();
+    return shared;
+}
+
 int wants_gradient(PyObject *x) { return is_exact(x) && x != Py_None && has(x, names[GRADIENT]); }
 
 /* The type of the numbers at an address that is aligned to them, or -1. */
@@ -86,6 +94,9 @@ static long type_of(const DLTensor *x)
 static long type_of_numbers(PyObject *x)
 {
     DLTensor seen;
+    Tensor shared;
+    if (is_shared(x))
+        return see_shared(&shared, x) ? shared.type : -1;
     const int fine = is_exact(x) && says(functions[IS_NEG], x, Py_False) && says(functions[HAS_STORAGE], x, Py_True)
         && !exchange->read(x, &seen) && seen.data;
     return fine ? type_of(&seen) : -1;
@@ -160,14 +171,6 @@ int see_fresh(Tensor *x, PyObject *from)
     return 0;
 }
 
-int see(Tensor *x, PyObject *from)
-{
-    const int fine = see_fresh(x, from) && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
-    PyErr_Clear();
-    return fine;
-}
-
-/* DLPack would make a copy of memory that a tensor shares until one of the two is written to. */
 int see_shape(Tensor *x, PyObject *from)
 {
     PyObject *shape, *dtype = NULL;
@@ -189,14 +192,37 @@ int see_shape(Tensor *x, PyObject *from)
     return x->dims <= DIMS && is_span(x);
 }
 
+/* The steps from a number to the next, of a tensor of known shape. */
+static int read_strides(Tensor *x, PyObject *from)
+{
+    PyObject *strides = PyObject_CallFunctionObjArgs(functions[STRIDE], from, NULL);
+    const int fine = strides && PyTuple_Check(strides) && PyTuple_Size(strides) == x->dims;
+    for (long i = 0; fine && i < x->dims; i++)
+        x->stride[i] = PyLong_AsLong(PyTuple_GetItem(strides, i));
+    Py_XDECREF(strides);
+    return fine && is_span(x);
+}
+
 int see_shared(Tensor *x, PyObject *from)
 {
-    const int fine = see_shape(x, from) && has(from, names[IS_CPU]) && says(functions[IS_NEG], from, Py_False)
-        && says(functions[IS_CONTIGUOUS], from, Py_True) && ends_in_storage(x, from);
-    const long address = fine ? long_of(functions[ADDRESS], from) : 0;
-    x->data = (char *)address;
+    const int fine = see_shape(x, from) && read_strides(x, from) && has(from, names[IS_CPU])
+        && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
+    const long storage = fine ? long_of(functions[ADDRESS], from) : 0;
+    const long offset = storage > 0 ? long_of(functions[OFFSET], from) : -1;
     PyErr_Clear();
-    return fine && address > 0;
+    if (offset < 0)
+        return 0;
+    x->data = (char *)storage + offset * WIDTH[x->type];
+    return storage % WIDTH[x->type] == 0;
+}
+
+int see(Tensor *x, PyObject *from) { return is_shared(from) ? see_shared(x, from) : see_owned(x, from); }
+
+int see_owned(Tensor *x, PyObject *from)
+{
+    const int fine = see_fresh(x, from) && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
+    PyErr_Clear();
+    return fine;
 }
 
 /* A tensor on the CPU, with the reason of torch's refusal in words of our own. */
@@ -213,6 +239,10 @@ static int look(DLTensor *seen, const char *name, PyObject *from)
 int take_floats(Tensor *x, const char *name, PyObject *from)
 {
     DLTensor seen;
+    if (is_shared(from) && see_shared(x, from)) {
+        x->name = name;
+        return 1;
+    }
     if (!look(&seen, name, from))
         return 0;
     if (seen.dims > DIMS)

@@ -23,14 +23,21 @@ int take_floats(Tensor *x, const char *name, PyObject *from);
  * pending negation, and no storage that ends before it does. */
 int see(Tensor *x, PyObject *from);
 
+/* Whether it shares its memory with another until either is written to, as the output of a network does: DLPack
+ * would make a copy first. Looked for where a gradient is wanted, since only then is such memory made. */
+int is_shared(PyObject *x);
+
+/* `see` of one that doesn't. */
+int see_owned(Tensor *x, PyObject *from);
+
 /* The same of one that was just made, or of whose shape alone is asked. */
 int see_fresh(Tensor *x, PyObject *from);
 
 /* Whether autograd is to record what is done with it. */
 int wants_gradient(PyObject *x);
 
-/* The same of a contiguous one whose memory is another tensor's too until either is written to; and of that its
- * shape and type alone, as if it were contiguous. */
+/* The same of one whose memory is another tensor's too until either is written to, which stays so; and of any
+ * its shape and type alone, as if it were contiguous. */
 int see_shared(Tensor *x, PyObject *from);
 int see_shape(Tensor *x, PyObject *from);
 

@@ -115,7 +115,7 @@ static int see_gradients(const Network *net, long I, Tensor *to, PyObject *gradi
 static long input_size(const Network *net)
 {
     const Tensor *w = &net->weights[0];
-    return net->x.data ? net->x.size[net->x.dims - 1] : w->data && w->dims == 2 ? w->size[1] : 1;
+    return net->x.dims ? net->x.size[net->x.dims - 1] : w->data && w->dims == 2 ? w->size[1] : 1;
 }
 
 /* Whether every tensor that a wanted gradient needs is there. */
@@ -144,7 +144,7 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
     const long low = lowest(net, need), DH = net->how->D * net->how->H;
     long I = 1;
     int fine = see_shape(last, like) && measure(net, last, 0, batch_sizes)
-        && (input == Py_None || (see_fresh(&net->x, input) && net->x.dims > 0))
+        && (input == Py_None || (see_shape(&net->x, input) && net->x.dims > 0))
         && (PyTuple_GetItem(weights, 0) == Py_None || see_fresh(&net->weights[0], PyTuple_GetItem(weights, 0)))
         && low < net->L;
     I = fine ? input_size(net) : 1;

@@ -22,7 +22,7 @@ enum {
     VJP = 16,        /* and of its derivative */
     CALL = 7,        /* of a module's call */
     HOW = 5,         /* arguments before the first of torch's tensors */
-    EXCHANGE = 11,   /* of torch's own */
+    EXCHANGE = 12,   /* of torch's own */
 };
 
 static long most_threads = 1; /* until the module is loaded */
@@ -206,9 +206,9 @@ static PyMethodDef methods[] = {
      "data_ptr(), stride() and shape, none for y; kind 0 to 3 is tanh, relu, tanh's slope, relu's slope; type\n"
      "0 to 3 is float32, float64, bfloat16, float16."},
     {"exchange", METHOD(py_exchange),
-     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage,\n"
-     "storage_offset, address, is_contiguous, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and four\n"
-     "dtypes, before those below do anything."},
+     "exchange(capsule, Tensor, Parameter, new_empty, is_neg, has_storage, untyped_storage, storage_offset,\n"
+     "address, stride, is_shared, dtypes): torch's Tensor.__dlpack_c_exchange_api__, types, functions and\n"
+     "four dtypes, before those below do anything."},
     {"numbers", METHOD(py_numbers),
      "numbers(*tensors) -> bool: whether each is None or exactly a torch.Tensor or a Parameter whose memory\n"
      "holds its numbers, of one type for all, on the CPU, at least one of them. Never raises."},

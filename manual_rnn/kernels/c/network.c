@@ -187,11 +187,13 @@ static int any_wants_gradient(PyObject *input, PyObject *hx, PyObject *weights)
     return wanted;
 }
 
-/* A tensor once more, if it has kept its shape. */
-static int see_same(const Network *net, Tensor *x, PyObject *from)
+/* The input once more, if it has kept its shape. */
+static int see_same(Network *net, PyObject *input, int shared)
 {
-    const Tensor before = *x;
-    return see_alike(net, x, from, 0) && is_shape(x, before.dims, before.size[0], before.size[1], before.size[2]);
+    const Tensor before = net->x;
+    const int fine = shared ? see_shared(&net->x, input) : see_owned(&net->x, input);
+    return fine && net->x.type == before.type
+        && is_shape(&net->x, before.dims, before.size[0], before.size[1], before.size[2]);
 }
 
 /* A tensor that was just made: under a mode it may be anything. */
@@ -211,11 +213,13 @@ static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_
     PyObject *states = NULL, *h_n = NULL, *found = NULL;
     Tensor last;
     long ends[3] = {net->L * net->how->D, 0, net->how->H};
-    int fine = see_fresh(&net->x, input) && measure(net, &net->x, net->how->batch_first, batch_sizes);
+    const int shared = is_shared(input);
+    int fine = (shared ? see_shape : see_fresh)(&net->x, input)
+        && measure(net, &net->x, net->how->batch_first, batch_sizes);
     ends[1] = net->like.B;
     if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_floats(input, ends, 3))))
         goto end;
-    fine = fine && see_same(net, &net->x, input);
+    fine = fine && see_same(net, input, shared);
     const long I = fine ? net->x.size[net->x.dims - 1] : 0;
     fine = fine && (!net->how->I || net->how->I == I) && see_weights(net, weights, I, 0)
         && see_hx(net, &net->hx, hx) && see_states(net, states, see_fresh) && see_made(net, &last, h_n, 3, ends);
