@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, on_no_card, packed
-from internals import network, vendor
+from internals import module, network, vendor
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -53,6 +53,30 @@ def test_cudnn_takes_these_arguments(sizes: list[int], bias: bool) -> None:
     assert output.shape == (*x.shape[:-1], 8)
     assert h_n.shape == hx.shape
     assert output.device.type == h_n.device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, torch.float16), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16)],
+    ids=str,
+)
+def test_autocast_on_a_card_is_one_of_float16(
+    dtype: torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its type; but `nn.RNN` doesn't go to cuDNN with a bfloat16 input."""
+    monkeypatch.setattr(vendor, "HAS_CUDNN", True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(module, "any_autocast", lambda: True)
+    with FakeTensorMode():
+        input, hx, weight = (
+            torch.empty(3, 3, 3, dtype=d, device="cuda") for d in (dtype, *[torch.float32] * 2)
+        )
+        found, state, weights = module.autocast(input, hx, [[weight, weight, None, None]])
+    assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
+    assert not vendor.casts_to_half(torch.empty(3))
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert not vendor.casts_to_half(input)
 
 
 def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

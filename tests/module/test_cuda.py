@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import PHI, assert_as_accurate, assert_same, error, gradients, packed
-from internals import kernels, triton_scan
+from internals import OPS, kernels, triton_scan
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -61,10 +61,51 @@ def test_equals_builtin_on_the_cpu(
 
 
 @LENGTHS
-def test_autocast(lengths: list[int] | None) -> None:
-    with torch.autocast(CARD, torch.float16):
-        output = ManualRNN(3, 5, device=CARD)(torch.randn(7, 4, 3, device=CARD))[0]
-    assert output.dtype == torch.float16
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("lower", [None, torch.float16, torch.bfloat16], ids=str)
+def test_bitwise_builtin_on_the_card(
+    lower: torch.dtype | None, dtype: torch.dtype, lengths: list[int] | None
+) -> None:
+    """Under autocast too, which for cuDNN's networks is one of float16."""
+    builtin = nn.RNN(3, 5, 2, bidirectional=True, device=CARD, dtype=dtype)
+    x, hx = (torch.randn(shape, device=CARD, dtype=dtype) for shape in ((7, 4, 3), (4, 4, 5)))
+    pack = lambda x: packed(x, lengths) if lengths else x  # noqa: E731
+    with torch.autocast(CARD, lower or torch.float16, enabled=lower is not None):
+        expected, found = (
+            gradients(rnn, x.requires_grad_(), hx.requires_grad_(), pack)
+            for rnn in (builtin, ManualRNN.from_builtin(copy.deepcopy(builtin)))
+        )
+    assert_same(found, expected, bound=0)
+
+
+@LENGTHS
+def test_a_training_step_needs_no_more_memory_than_the_builtins(lengths: list[int] | None) -> None:
+    most = []
+    for kind in (nn.RNN, ManualRNN):
+        rnn, x = kind(64, 128, 2, device=CARD), torch.randn(7, 4, 64, device=CARD).repeat(100, 1, 1)
+        given: Any = packed(x, [100 * length for length in lengths]) if lengths else x
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            output = rnn(given)[0]
+            (output.data if isinstance(output, PackedSequence) else output).sum().backward()
+            rnn.zero_grad()
+        most.append(torch.cuda.max_memory_allocated() - before)
+    assert most[1] <= 1.05 * most[0]
+
+
+@LENGTHS
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_layer_of_an_operator(reverse: bool, lengths: list[int] | None) -> None:
+    """cuDNN's, unless it is packed and reversed."""
+    sizes = packed(torch.empty(7, 4, 1), lengths).batch_sizes if lengths else None
+    rows = (7, 4) if sizes is None else (int(sizes.sum()),)
+    drawn = [
+        torch.randn(shape, dtype=torch.float64) for shape in ((*rows, 3), (4, 5), (5, 3), (5, 5), (5,), (5,))
+    ]
+    how = sizes, "relu", reverse, "default"
+    found = OPS.layer(*(x.to(CARD) for x in drawn), *how)
+    assert max(error(a.cpu(), b) for a, b in zip(found, OPS.layer(*drawn, *how), strict=True)) < 1e-12
 
 
 @pytest.mark.parametrize("lengths", [[7, 4, 4, 1], [1, 7, 4, 2]], ids=str)
@@ -106,6 +147,9 @@ def test_what_cudnn_refuses() -> None:
     first = torch.autograd.grad(value, input, retain_graph=True)[0]
     assert error(torch.autograd.grad(value, input)[0], first) < 1e-12
     assert torch.autograd.gradgradcheck(lambda x: manual(x)[0], (input,))
+    assert torch.autograd.gradgradcheck(
+        lambda x: manual(x, x[:1].mean(-1, True).expand(1, 2, 3))[0], (input,)
+    )
 
 
 def test_cudnn_runs() -> None:
