@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .kernels import vendor
 from .kernels.phi import PHI
 
 __all__ = ["CACHES", "LEAF", "OWN_MODE", "RNNBase"]
@@ -211,7 +212,10 @@ class RNNBase(nn.RNNBase):
             own.pop(cache, None)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: no kernel here wants the weights in one block of memory."""
+        """On CUDA, lay the weights one after the other in memory, which saves a copy of them at every call;
+        elsewhere no kernel wants them so. Never needed."""
+        if not torch.compiler.is_compiling():
+            vendor.flatten(self._own_weights())
 
     check_forward_args = checks.check_forward_args
     check_input = checks.check_input

@@ -15,12 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..private import below_autograd, cudnn_rnn, flattened
 from .contract import check_memory, why_foreign
 from .torch_loop import elman, linear_recurrence
 
-__all__ = ["by_cudnn", "casts_to_half", "cudnn", "elman", "layer", "linear_recurrence", "network", "why_not"]
+__all__ = [
+    "by_cudnn",
+    "casts_to_half",
+    "cudnn",
+    "elman",
+    "flatten",
+    "layer",
+    "linear_recurrence",
+    "network",
+    "why_not",
+]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
@@ -136,7 +147,38 @@ def _one_buffer(flat: Sequence[Tensor], step: int) -> Tensor:
     with below_autograd():
         if step == 2:
             return flattened([*flat, flat[0].new_zeros(len(flat) * flat[1].size(0))])
-        return flattened(_matrices_first(len(flat))(flat))
+        ordered = _matrices_first(len(flat))(flat)
+        block = _block(ordered)
+        return flattened(ordered) if block is None else block
+
+
+def _block(ordered: Sequence[Tensor]) -> Tensor | None:
+    """Their own memory, if they lie in it one after the other."""
+    first = ordered[0].detach()
+    begin = end = first.data_ptr()
+    for w in ordered:
+        if w.data_ptr() != end or not w.is_contiguous():
+            return None
+        end += w.nbytes
+    room = first.untyped_storage().nbytes() - first.storage_offset() * first.itemsize
+    return first.as_strided(((end - begin) // first.itemsize,), (1,)) if end - begin <= room else None
+
+
+def flatten(flat: Sequence[Tensor | None]) -> None:
+    """Lay the Parameters of a network on CUDA, with biases, in memory as cuDNN reads them, for all calls.
+
+    Whatever isn't just such Parameters stays as it is.
+    """
+    given = [w for w in flat if type(w) is Parameter and by_cudnn(w)]
+    kinds = {(w.dtype, w.device) for w in given}
+    if len(given) < len(flat) or len(given) % 4 or len(kinds) > 1 or len(set(map(id, given))) < len(given):
+        return
+    ordered = _matrices_first(len(given))(given)
+    if _block(ordered) is None:
+        with torch.no_grad():
+            parts = flattened(ordered).split([w.numel() for w in ordered])
+        for w, part in zip(ordered, parts, strict=True):
+            w.data = part.view(w.shape)
 
 
 @cache

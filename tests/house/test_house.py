@@ -34,7 +34,7 @@ HOUSE = {
     "tracing": "module recurrence checks kernels.reference kernels.phi kernels.walk",
     "module": "entrance parameters sequences checks onnx convert recurrence kernels private",
     "entrance": "parameters recurrence kernels private",
-    "parameters": "checks kernels.phi",
+    "parameters": "checks kernels.phi kernels.vendor",
     "sequences": "checks parameters recurrence kernels.walk",
     "onnx": "recurrence kernels.phi",
     "recurrence": "recurrence kernels checks private",

@@ -279,3 +279,58 @@ def test_under_autocast_pytorch_makes_the_buffer(dtype: torch.dtype, makes: bool
     except AttributeError:  # the stand-in has nothing to read
         assert not makes
     assert (calls[0]["weight_buf"] is not None) == makes
+
+
+def laid_out(rnn: Any) -> bool:
+    """Whether its weights are views of one memory."""
+    return len({w.untyped_storage().data_ptr() for w in rnn.parameters()}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_in_cudnns_order_are_not_copied(dtype: torch.dtype, calls: Calls) -> None:
+    """As those of an `nn.RNN` that came from CUDA; read at every call where they are by then."""
+    builtin, manual = twins(5, 6, 2, bidirectional=True, dtype=dtype)
+    x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
+    before = gradients(manual, x)
+    weights = list(map(id, manual.parameters()))
+    manual.flatten_parameters()
+    assert laid_out(manual)
+    assert weights == list(map(id, manual.parameters()))
+    assert_same(gradients(manual, x), before, bound=0)
+    own = manual.get_parameter("weight_ih_l0").data_ptr()
+    assert [call["weight_buf"].data_ptr() == own for call in calls] == [False, False, True, True]
+    manual.flatten_parameters()
+    assert manual.get_parameter("weight_ih_l0").data_ptr() == own
+    for rnn in (builtin, manual):
+        scaled, moved = map(rnn.get_parameter, ("weight_hh_l1", "bias_ih_l0"))
+        scaled.data.mul_(2)  # in its place
+        moved.data = moved.data + 1  # elsewhere
+    assert_same(gradients(manual, x), gradients(builtin, x), 1e-12 if dtype == torch.float64 else 2e-6)
+    assert calls[-1]["weight_buf"].data_ptr() != own
+
+
+def tie(rnn: ManualRNN) -> None:
+    rnn.bias_hh_l0 = rnn.bias_ih_l0
+
+
+def compute(rnn: ManualRNN) -> None:
+    nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Tanh())
+
+
+@pytest.mark.parametrize("change", [tie, compute, doubled, missing], ids=lambda change: change.__name__)
+def test_odd_weights_stay_where_they_are(change: Callable[[ManualRNN], None], calls: Calls) -> None:
+    rnn = ManualRNN(5, 6)
+    change(rnn)
+    before = [w.data_ptr() for w in rnn.parameters()]
+    rnn.flatten_parameters()
+    assert before == [w.data_ptr() for w in rnn.parameters()]
+
+
+def test_neighbours_in_memory_are_no_block(calls: Calls) -> None:
+    """Addresses alone don't tell: each of these is the end of its own storage."""
+    rnn = ManualRNN(5, 6)
+    rnn.flatten_parameters()
+    rnn.get_parameter("weight_ih_l0").untyped_storage().resize_(4 * 30)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        rnn(torch.randn(4, 3, 5))
+    assert vendor._block(list(rnn.parameters())) is None
