@@ -42,8 +42,9 @@ def test_bitwise_nn_rnn_on_a_cpu(form: str, dtype: torch.dtype, options: dict[st
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [[], [2, 2, 1]], ids=str)
-def test_cudnn_takes_these_arguments(sizes: list[int], bias: bool) -> None:
-    """On tensors without numbers, which torch has for CUDA on any machine."""
+def test_cudnn_takes_these_arguments(sizes: list[int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without numbers, which torch has for CUDA on any machine; they lie nowhere."""
+    monkeypatch.setattr(vendor, "_block", lambda _: None)
     with FakeTensorMode():
         rnn = nn.RNN(3, 4, 2, bidirectional=True, bias=bias)
         flat = [torch.empty(p.shape, device="cuda") for p in rnn.parameters()]
@@ -75,8 +76,8 @@ def test_autocast_on_a_card_is_one_of_float16(
         found, state, weights = module.autocast(input, hx, [[weight, weight, None, None]])
     assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
     assert not vendor.casts_to_half(torch.empty(3))
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    assert not vendor.casts_to_half(input)
+    with torch.backends.cudnn.flags(enabled=False):
+        assert not vendor.casts_to_half(input)
 
 
 def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
