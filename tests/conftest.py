@@ -1,9 +1,11 @@
 r"""What holds for every test."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+from standin import Calls, cudnn_on_a_cpu
 
 
 def pytest_configure() -> None:
@@ -15,3 +17,10 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    """cuDNN on a CPU: what its operators were given."""
+    with cudnn_on_a_cpu() as calls:
+        yield calls

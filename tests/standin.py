@@ -14,15 +14,17 @@ from internals import entrance, module, network, vendor
 from torch import Tensor
 from torch.compiler import is_compiling as compiling
 
-__all__ = ["cudnn_on_a_cpu"]
+__all__ = ["Calls", "cudnn_on_a_cpu"]
+
+Calls = list[dict[str, Any]]  # the arguments of each call by their names, and the operator's name
 
 FRESH = 1.0  # a reserve that no backward pass has used
 
 
 @contextmanager
-def cudnn_on_a_cpu() -> Iterator[list[dict[str, Any]]]:
+def cudnn_on_a_cpu() -> Iterator[Calls]:
     """Whatever would go to cuDNN on CUDA goes there; yields the arguments of each call of its operators."""
-    calls: list[dict[str, Any]] = []
+    calls: Calls = []
     library = torch.library.Library("aten", "IMPL")
     for name, run in {"_cudnn_rnn": _forward, "_cudnn_rnn_backward": _backward}.items():
         library.impl(name, _noted(name, run, calls), "CPU")
@@ -38,7 +40,7 @@ def cudnn_on_a_cpu() -> Iterator[list[dict[str, Any]]]:
         library._destroy()
 
 
-def _noted(name: str, run: Any, calls: list[dict[str, Any]]) -> Any:
+def _noted(name: str, run: Any, calls: Calls) -> Any:
     schema = getattr(torch.ops.aten, name).default._schema
     names = [argument.name for argument in schema.arguments]
 
@@ -101,5 +103,6 @@ def _backward(given: dict[str, Any]) -> Any:
     grads = torch.autograd.grad([r for r, _ in pairs], [x, hx, buffer], [c for _, c in pairs])
     of_x, _, _, of_weights = given["output_mask"]
     flat = _in_order(given, grads[2], x.size(-1))
-    dweights = [dw for dw in flat if given["weight_stride0"] == 4 or dw.dim() == 2]
+    own = [dw for dw in flat if given["weight_stride0"] == 4 or dw.dim() == 2]
+    dweights = [dw.view_as(w) for dw, w in zip(own, given["weight"], strict=True)]
     return grads[0] if of_x else None, grads[1], None, dweights if of_weights else []

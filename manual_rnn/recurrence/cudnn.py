@@ -72,12 +72,13 @@ def _with_derivatives(
 
 
 def _by_layers(kept: Any, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """What the node computed that kept this."""
+    """What the node computed that kept this. Autocast hands it weights as columns of numbers."""
     x, *flat, hx = inputs
+    layers, first, bias = kept.num_layers, int(kept.batch_first), kept.weight_stride0 == 4
+    shapes = _shapes(layers, hx.size(0) // layers, x.size(-1), hx.size(-1), bias)
+    groups = grouped([w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)], bias)
     sizes = torch.tensor(kept.batch_sizes, device="cpu") if kept.batch_sizes else None
-    first, groups = int(kept.batch_first), grouped(flat, kept.weight_stride0 == 4)
-    rows, phi = x.transpose(0, first), PHI_OF_CUDNN[kept.mode]
-    output, h_n = run_layers(rows, hx, groups, phi, sizes, kept.num_layers)
+    output, h_n = run_layers(x.transpose(0, first), hx, groups, PHI_OF_CUDNN[kept.mode], sizes, layers)
     return output.transpose(0, first), h_n
 
 

@@ -2,21 +2,23 @@ r"""cuDNN's network and all around it, with its two operators computed by ATen o
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from helpers import PHI, assert_same, error, gradients, packed, twins
-from internals import OPS, cudnn, kernels, vendor
-from standin import cudnn_on_a_cpu
-from torch import Tensor, nn
+from internals import OPS, cudnn, kernels
+from standin import Calls
+from torch import Tensor
 from torch.autograd import gradgradcheck
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN, use_kernel
 
-Calls = list[dict[str, Any]]
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -28,12 +30,6 @@ OPTIONS: list[dict[str, Any]] = [
 FORMS: dict[str, Any] = {"padded": None, "sorted": [4, 2, 2], "unsorted": [2, 4, 1]}
 EACH_OPTION = pytest.mark.parametrize("options", OPTIONS, ids=str)
 EACH_FORM = pytest.mark.parametrize("form", [*FORMS, "unbatched"])
-
-
-@pytest.fixture
-def calls() -> Iterator[Calls]:
-    with cudnn_on_a_cpu() as calls:
-        yield calls
 
 
 def batch(form: str, options: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Callable]:
@@ -153,77 +149,10 @@ def test_an_edit_in_place_is_noticed(edited: str, calls: Calls) -> None:
         output.sum().backward()
 
 
-def test_memory_that_ends_too_early(calls: Calls) -> None:
-    rnn = ManualRNN(5, 6)
-    rnn.get_parameter("weight_hh_l0").untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        rnn(torch.randn(4, 3, 5))
-    assert not calls
-
-
 def test_an_hx_of_any_strides(calls: Calls) -> None:
     builtin, manual = twins(5, 6, 2, **DOUBLE)
     x, hx = torch.randn(4, 3, 5, **DOUBLE), torch.randn(3, 2, 6, **DOUBLE).transpose(0, 1)
     assert error(manual(x, hx)[0], builtin(x, hx)[0]) < 1e-12
-
-
-def missing(rnn: ManualRNN) -> None:
-    del rnn.weight_hh_l0
-
-
-def transposed(rnn: ManualRNN) -> None:
-    """As many numbers as there should be."""
-    rnn.weight_ih_l0 = nn.Parameter(torch.zeros(5, 6))
-
-
-def doubled(rnn: ManualRNN) -> None:
-    rnn.bias_hh_l0 = nn.Parameter(torch.zeros(6, **DOUBLE))
-
-
-def dropping(rnn: ManualRNN) -> None:
-    rnn.dropout, rnn.num_layers = 0.5, 2
-
-
-# What isn't as the constructor leaves it, or as the call should be: the checks of the long way name it.
-ODD: dict[str, Callable[[ManualRNN], Any]] = {
-    "a missing weight": missing,
-    "a weight of another shape": transposed,
-    "a weight of another type": doubled,
-    "a flag that is none": lambda rnn: setattr(rnn, "bias", 1),
-    "a mode that is none": lambda rnn: setattr(rnn, "mode", "RNN_SIN"),
-    "dropout": dropping,
-    "a projection": lambda rnn: setattr(rnn, "proj_size", 2),
-    "assigned weights": lambda rnn: setattr(rnn, "_flat_weights", [w.detach() for w in rnn.parameters()]),
-    "a deleted attribute": lambda rnn: delattr(rnn, "batch_first"),
-}
-WRONG: dict[str, tuple[Any, ...]] = {
-    "rank": (torch.zeros(3, 5),),
-    "features": (torch.zeros(4, 3, 4),),
-    "dtype": (torch.zeros(4, 3, 5, dtype=torch.float64),),
-    "hx": (torch.zeros(4, 3, 5), torch.zeros(1, 2, 6)),
-    "a subclass": (torch.zeros(4, 3, 5).as_subclass(type("Own", (Tensor,), {})),),
-    "a subclass as hx": (torch.zeros(4, 3, 5), torch.zeros(1, 3, 6).as_subclass(type("Own", (Tensor,), {}))),
-    "batch_sizes that grow": (torch.zeros(3, 5), None, torch.tensor([1, 2])),
-    "batch_sizes of another sum": (torch.zeros(3, 5), None, torch.tensor([2, 2])),
-    "batch_sizes of 0": (torch.zeros(3, 5), None, torch.tensor([3, 0])),
-    "no batch_sizes": (torch.zeros(0, 5), None, torch.tensor([], dtype=torch.int64)),
-    "batch_sizes of another type": (torch.zeros(3, 5), None, torch.tensor([2, 1], dtype=torch.int32)),
-}
-
-
-@pytest.mark.parametrize("odd", ODD)
-def test_an_odd_module_goes_the_long_way(odd: str, calls: Calls) -> None:
-    rnn, x = ManualRNN(5, 6), torch.randn(4, 3, 5)
-    assert cudnn.run_on_cuda(vars(rnn), x, None) is not None
-    ODD[odd](rnn)
-    assert cudnn.run_on_cuda(vars(rnn), x, None) is None
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_an_odd_call_goes_the_long_way(wrong: str, calls: Calls) -> None:
-    x, hx, sizes = (*WRONG[wrong], None, None)[:3]
-    assert cudnn.run_on_cuda(vars(ManualRNN(5, 6)), x, hx, sizes) is None
-    assert not calls
 
 
 def test_a_packed_batch_that_is_to_be_padded(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,76 +190,48 @@ def test_a_compiled_training_step(calls: Calls) -> None:
     assert [call["operator"] for call in calls] == ["_cudnn_rnn"] * 2
 
 
-@pytest.fixture
-def _autocast_on_cuda() -> Iterator[None]:
-    torch.set_autocast_enabled("cuda", True)
-    yield
-    torch.set_autocast_enabled("cuda", False)
+AROUND: dict[str, Callable[[Any, Tensor], tuple[Tensor, Tensor]]] = {
+    "nothing else": lambda rnn, x: rnn(x),
+    "checkpoint": lambda rnn, x: checkpoint(rnn, x, use_reentrant=False),
+    "reentrant checkpoint": lambda rnn, x: checkpoint(rnn, x, use_reentrant=True),
+    "another network's output": lambda rnn, x: rnn(rnn(x[..., [0, 1, 2, 3, 4]])[0][..., :5]),
+}
 
 
-@pytest.mark.usefixtures("_autocast_on_cuda")
-@pytest.mark.parametrize(("dtype", "makes"), [(torch.float32, False), (torch.float64, True)], ids=str)
-def test_under_autocast_pytorch_makes_the_buffer(dtype: torch.dtype, makes: bool, calls: Calls) -> None:
-    """In float16, of what it casts."""
-    flat = [torch.zeros(shape, dtype=dtype) for shape in ((6, 5), (6, 6))]
-    x, hx = torch.zeros(4, 3, 5, dtype=dtype), torch.zeros(1, 3, 6, dtype=dtype)
-    try:
-        vendor.cudnn(x, hx, flat, False, [], "tanh", False, False, False)
-    except AttributeError:  # the stand-in has nothing to read
-        assert not makes
-    assert (calls[0]["weight_buf"] is not None) == makes
+@pytest.mark.parametrize("around", AROUND)
+def test_what_stands_around_a_call(around: str, calls: Calls) -> None:
+    """With what autograd saves put elsewhere."""
+    found = []
+    for rnn in twins(5, 6, 2, **DOUBLE):
+        x = torch.linspace(-1, 1, 60, **DOUBLE).view(4, 3, 5).requires_grad_()
+        with saved_tensors_hooks(lambda x: x.detach().clone(), lambda x: x):
+            output, h_n = AROUND[around](rnn, x)
+        (output.sin().sum() + h_n.cos().sum()).backward()
+        found.append([leaf.grad for leaf in (x, *rnn.parameters())])
+    assert max(map(error, *found)) < 1e-12  # type: ignore[arg-type]
 
 
-def laid_out(rnn: Any) -> bool:
-    """Whether its weights are views of one memory."""
-    return len({w.untyped_storage().data_ptr() for w in rnn.parameters()}) == 1
+def test_threads(calls: Calls) -> None:
+    """Each with a graph of its own, over the same weights."""
+    rnn, x = ManualRNN(5, 6, **DOUBLE), torch.randn(4, 3, 5, requires_grad=True, **DOUBLE)
+
+    def twice(_: int) -> Tensor:
+        first = torch.autograd.grad(rnn(x)[0].sin().sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(first.sin().sum(), x)[0]
+
+    expected = twice(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(twice, range(16)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_weights_in_cudnns_order_are_not_copied(dtype: torch.dtype, calls: Calls) -> None:
-    """As those of an `nn.RNN` that came from CUDA; read at every call where they are by then."""
-    builtin, manual = twins(5, 6, 2, bidirectional=True, dtype=dtype)
-    x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
-    before = gradients(manual, x)
-    weights = list(map(id, manual.parameters()))
-    manual.flatten_parameters()
-    assert laid_out(manual)
-    assert weights == list(map(id, manual.parameters()))
-    assert_same(gradients(manual, x), before, bound=0)
-    own = manual.get_parameter("weight_ih_l0").data_ptr()
-    assert [call["weight_buf"].data_ptr() == own for call in calls] == [False, False, True, True]
-    manual.flatten_parameters()
-    assert manual.get_parameter("weight_ih_l0").data_ptr() == own
-    for rnn in (builtin, manual):
-        scaled, moved = map(rnn.get_parameter, ("weight_hh_l1", "bias_ih_l0"))
-        scaled.data.mul_(2)  # in its place
-        moved.data = moved.data + 1  # elsewhere
-    assert_same(gradients(manual, x), gradients(builtin, x), 1e-12 if dtype == torch.float64 else 2e-6)
-    assert calls[-1]["weight_buf"].data_ptr() != own
+def test_weights_as_columns_of_numbers(calls: Calls) -> None:
+    """In which shape PyTorch's autocast casts them; every derivative is that of the weights."""
+    rnn, x = ManualRNN(5, 6, 2, bidirectional=True, **DOUBLE), torch.randn(4, 3, 5, **DOUBLE)
+    hx, flat = torch.randn(4, 3, 6, **DOUBLE), list(rnn.parameters())
 
+    def run(x: Tensor, *flat: Tensor) -> Tensor:
+        columns = [w.reshape(-1, 1) for w in flat]
+        return cudnn.run_cudnn(x, hx, columns, True, [], "tanh", True)[0]
 
-def tie(rnn: ManualRNN) -> None:
-    rnn.bias_hh_l0 = rnn.bias_ih_l0
-
-
-def compute(rnn: ManualRNN) -> None:
-    nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Tanh())
-
-
-@pytest.mark.parametrize("change", [tie, compute, doubled, missing], ids=lambda change: change.__name__)
-def test_odd_weights_stay_where_they_are(change: Callable[[ManualRNN], None], calls: Calls) -> None:
-    rnn = ManualRNN(5, 6)
-    change(rnn)
-    before = [w.data_ptr() for w in rnn.parameters()]
-    rnn.flatten_parameters()
-    assert before == [w.data_ptr() for w in rnn.parameters()]
-
-
-def test_neighbours_in_memory_are_no_block(calls: Calls) -> None:
-    """Addresses alone don't tell: each of these is the end of its own storage."""
-    rnn = ManualRNN(5, 6)
-    rnn.flatten_parameters()
-    rnn.get_parameter("weight_ih_l0").untyped_storage().resize_(4 * 30)
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        rnn(torch.randn(4, 3, 5))
-    assert vendor._block(list(rnn.parameters())) is None
+    assert error(run(x, *flat), rnn(x, hx)[0]) < 1e-12
+    assert gradgradcheck(run, (x.requires_grad_(), *flat), fast_mode=True)

@@ -152,6 +152,18 @@ def test_what_cudnn_refuses() -> None:
     )
 
 
+def test_a_second_derivative_under_autocast() -> None:
+    """Of weights that PyTorch cast and laid out for cuDNN."""
+    rnn, x = ManualRNN(3, 5, 2, bidirectional=True), torch.randn(7, 4, 3)
+    grads = []
+    for network, input in ((copy.deepcopy(rnn).double(), x.double()), (rnn.to(CARD), x.to(CARD))):
+        with torch.autocast(CARD, torch.float16, enabled=input.is_cuda):
+            value = network(input.requires_grad_())[0].float().sin().sum()
+        first = torch.autograd.grad(value, input, create_graph=True)[0]
+        grads.append([g.cpu() for g in torch.autograd.grad(first.sin().sum(), list(network.parameters()))])
+    assert max(map(error, grads[1], grads[0])) < 0.02
+
+
 def test_cudnn_runs() -> None:
     told = explain_kernel(ManualRNN(3, 4, device=CARD), torch.randn(5, 2, 3, device=CARD))
     assert "vendor    runs: the fastest that can" in told
