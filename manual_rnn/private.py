@@ -9,6 +9,7 @@ no number changes:
     a copy made when written to    a copy made at once
     where memory is                C serves the recurrences alone, by addresses
     cuDNN's network and its node   on CUDA the other kernels run
+    who has which rule             on CUDA `is_grads_batched` raises, as for nn.RNN
     tensors as one                 they are joined by operations of their own
     what a profiler is told        it is told nothing
     what a processor can           nothing special
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = [
+    "CUDNN_DERIVATIVE",
     "LACKING",
     "Function",
     "any_autocast",
@@ -40,6 +42,7 @@ __all__ = [
     "event",
     "exports_with_numbers",
     "flattened",
+    "give_cudnn_a_batching_rule",
     "has_storage",
     "in_forward_mode",
     "is_shared",
@@ -178,13 +181,14 @@ data_address: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
 is_shared: Callable[[Tensor], bool] | None = find("torch._C", "_is_cow_tensor")
 has_storage: Callable[[Tensor], bool] | None = find("torch._C", "_has_storage")
 
-# cuDNN's network, if what its node keeps can be read, and the numbers of several tensors in one.
-_current_node = find("torch._C", "_current_autograd_node")
-cudnn_rnn: Any = find("torch", "_cudnn_rnn") if _current_node else None
+# The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative.
 flattened: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors") or (
     lambda tensors: torch.cat([x.reshape(-1) for x in tensors])
 )
-
+_current_node = find("torch._C", "_current_autograd_node")
+cudnn_rnn: Any = find("torch", "_cudnn_rnn") if _current_node else None
+CUDNN_DERIVATIVE = "_cudnn_rnn_backward"
+_has_kernel = find("torch._C", "_dispatch_has_kernel_for_dispatch_key")
 CUDNN_KEEPS = (
     "input", "weight", "hx", "weight_stride0", "mode", "num_layers", "batch_first", "batch_sizes",
 )  # fmt: skip
@@ -194,6 +198,15 @@ def kept_by_cudnn() -> Any:
     """What cuDNN's node keeps, at which the backward pass is, under the names of the operator's arguments."""
     node = _current_node()
     return SimpleNamespace(**{name: getattr(node, f"_saved_{name}") for name in CUDNN_KEEPS})
+
+
+def give_cudnn_a_batching_rule(rule: Callable[..., Any]) -> Any:
+    """For `is_grads_batched`, if torch has none; the registration lasts as long as what is returned."""
+    if _has_kernel is None or _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
+        return None
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(CUDNN_DERIVATIVE, rule, "Batched")
+    return library
 
 
 # Whether a profiler is at work, and the one event that tells it of shapes.

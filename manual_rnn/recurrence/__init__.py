@@ -5,6 +5,7 @@ per_sample.py    the same with torch's ExpandedWeights
 network.py       a whole network as one job
     whole.py         in one call to C
     cudnn.py         on CUDA, by cuDNN
+        beyond_cudnn.py  derivatives that this hasn't
 layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
     rules.py         the same of the two recurrences
     keeping.py       what a node keeps for its backward pass

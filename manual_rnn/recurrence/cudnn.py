@@ -1,13 +1,13 @@
 r"""cuDNN's network on CUDA.
 
     first derivative    PyTorch's own, in C++: what `nn.RNN` runs
-    any other           that of the layers, composed anew by a hook on PyTorch's node
+    any other           `beyond_cudnn.py`
 
 `run_on_cuda` is the short way to it, from a module's attributes.
 """
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -18,15 +18,13 @@ from .. import kernels
 from ..kernels import vendor
 from ..kernels.contract import PLAIN_TYPES
 from ..kernels.phi import PHI_OF_MODE
-from ..private import kept_by_cudnn
 from . import sight
-from .layer import grouped, run_layers
+from .beyond_cudnn import batching_rule, with_derivatives
 
 __all__ = ["VENDOR", "run_cudnn", "run_on_cuda"]
 
 VENDOR = "vendor"
 FLAGS = {bool}
-PHI_OF_CUDNN = {number: phi for phi, number in vendor.CUDNN_MODE.items()}
 
 
 def run_cudnn(
@@ -45,41 +43,10 @@ def run_cudnn(
     output, h_n = vendor.cudnn(x, hx, flat, bias, sizes, phi, bidirectional, batch_first, recorded)
     if not recorded:
         return output, h_n
+    batching_rule()
     kernel = "torch" if kernels.asked() == VENDOR else kernels.DEFAULT  # of what isn't cuDNN's
-    output.grad_fn.register_hook(partial(_with_derivatives, kernel))  # type: ignore[union-attr]
+    output.grad_fn.register_hook(partial(with_derivatives, kernel))  # type: ignore[union-attr]
     return output, h_n
-
-
-def _with_derivatives(
-    kernel: kernels.KernelName, grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...] | None:
-    """In place of a node's gradients the same of the layers, if they are to be differentiated themselves.
-
-    Of views, since one input may have been computed from another, whose gradient it isn't to pass on.
-    """
-    if not torch.is_grad_enabled():
-        return None
-    kept = kept_by_cudnn()
-    inputs = [t.view_as(t) for t in (kept.input, *kept.weight, kept.hx)]
-    with kernels.use_kernel(kernel), torch.autocast("cuda", enabled=False):
-        outputs = _by_layers(kept, inputs)
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=False) if c is not None]
-    wanted = [t for t, grad in zip(inputs, grads, strict=False) if grad is not None]
-    given = [c for _, c in pairs]
-    exact = torch.autograd.grad([o for o, _ in pairs], wanted, given, create_graph=True, allow_unused=True)
-    found = iter(exact)
-    return tuple(grad if grad is None else next(found) for grad in grads)
-
-
-def _by_layers(kept: Any, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """What the node computed that kept this. Autocast hands it weights as columns of numbers."""
-    x, *flat, hx = inputs
-    layers, first, bias = kept.num_layers, int(kept.batch_first), kept.weight_stride0 == 4
-    shapes = _shapes(layers, hx.size(0) // layers, x.size(-1), hx.size(-1), bias)
-    groups = grouped([w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)], bias)
-    sizes = torch.tensor(kept.batch_sizes, device="cpu") if kept.batch_sizes else None
-    output, h_n = run_layers(x.transpose(0, first), hx, groups, PHI_OF_CUDNN[kept.mode], sizes, layers)
-    return output.transpose(0, first), h_n
 
 
 _read = itemgetter(  # of a module's attributes
@@ -99,7 +66,7 @@ def run_on_cuda(
         return None
     mode, bias, first, bidirectional, layers, I, H, flat = found  # noqa: E741
     D, first = 1 + bidirectional, first and not sizes
-    if not _fit(x, 2 if sizes else 3, I, flat, _shapes(layers, D, I, H, bias)):
+    if not _fit(x, 2 if sizes else 3, I, flat, vendor.shapes(layers, D, I, H, bias)):
         return None
     shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
     if hx is None:
@@ -149,11 +116,3 @@ def _fit(
     dtype, place = flat[0].dtype, x.get_device()
     alike = all(w.dtype is dtype and w.get_device() == place for w in flat)
     return alike and (x.dtype is dtype or torch.is_autocast_enabled("cuda"))
-
-
-@cache
-def _shapes(layers: int, D: int, I: int, H: int, bias: bool) -> list[tuple[int, ...]]:  # noqa: E741
-    """Of the weights of a network."""
-    widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
-    biases = [(H,), (H,)] if bias else []
-    return [shape for width in widths for shape in ((H, width), (H, H), *biases)]

@@ -50,6 +50,7 @@ STOREYS = {
         "__init__",
         "network",
         "whole cudnn",
+        "beyond_cudnn",
         "by_layers",
         "layer per_sample decomposed",
         "layer_rule",

@@ -94,6 +94,28 @@ def test_every_derivative(form: str, options: dict[str, Any], calls: Calls) -> N
     assert gradgradcheck(run, (x, hx), fast_mode=True)
 
 
+@EACH_OPTION
+@EACH_FORM
+@pytest.mark.parametrize("again", [False, True], ids=["once", "create_graph"])
+def test_many_cotangents_at_once(again: bool, form: str, options: dict[str, Any], calls: Calls) -> None:
+    """As one after the other."""
+    rnn = ManualRNN(5, 6, **options, **DOUBLE).eval()
+    x, hx, pack = batch(form, options, torch.float64)
+    output, h_n = rnn(pack(x), hx)
+    results = (output.data if isinstance(output, PackedSequence) else output), h_n
+    leaves = [x, hx, *rnn.parameters()]
+    many = [torch.randn(3, *result.shape, **DOUBLE) for result in results]
+    how: dict[str, Any] = {"retain_graph": True, "create_graph": again}
+    for given, cotangents in ((results, many), (results[:1], many[:1]), (results[1:], many[1:])):
+        found = torch.autograd.grad(given, leaves, cotangents, is_grads_batched=True, **how)
+        one_by_one = [torch.autograd.grad(given, leaves, own, **how) for own in zip(*cotangents, strict=True)]
+        expected = [torch.stack(same) for same in zip(*one_by_one, strict=True)]
+        assert max(map(error, found, expected)) < 1e-12
+        if again:
+            values = [first[0].sin().sum() for first in (found, expected)]
+            assert max(map(error, *(torch.autograd.grad(v, leaves, **how) for v in values))) < 1e-12
+
+
 @pytest.mark.parametrize("kernel", ["default", "vendor"])
 def test_what_one_input_owes_another(kernel: Any, calls: Calls) -> None:
     """With `create_graph` a gradient stays that of the input itself: `hx` was computed from it."""
