@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from internals import entrance, module, network, vendor
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling as compiling
 
 __all__ = ["Calls", "cudnn_on_a_cpu"]
@@ -30,14 +31,27 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
         library.impl(name, _noted(name, run, calls), "CPU")
     try:
         with (
-            patch.object(vendor, "why_not", lambda *_: None),
+            patch.object(vendor, "why_not", _why_not),
             patch.object(entrance, "_run_of", lambda _: entrance.run_on_cuda),
-            patch.object(module, "chosen", lambda *_: None if compiling() else network.VENDOR),
+            patch.object(module, "chosen", _chosen),
             patch.object(vendor, "by_cudnn", lambda _: True),
         ):
             yield calls
     finally:
         library._destroy()
+
+
+def _why_not(*tensors: Tensor | None) -> str | None:
+    """As far as `torch.cudnn_is_acceptable` has no need of a card."""
+    fine = all(x is None or (x.numel() and x.is_floating_point()) for x in tensors)
+    return None if fine else "expected cuDNN to take it"
+
+
+def _chosen(x: Tensor, hx: Tensor, weights: Any, _: Any) -> str | None:
+    """Plain numbers go to cuDNN."""
+    flat = [w for group in weights for w in group]
+    plain = not compiling() and not _why_not(x) and network._numbers([x, hx, *flat])
+    return network.VENDOR if plain else None
 
 
 def _noted(name: str, run: Any, calls: Calls) -> Any:
@@ -85,11 +99,11 @@ def _in_order(given: dict[str, Any], buffer: Tensor, I: int) -> list[Tensor]:  #
 
 
 def _forward(given: dict[str, Any]) -> Any:
-    x, hx, buffer = given["input"], given["hx"], given["weight_buf"]
+    x, hx, buffer = (unpack_dual(given[name]).primal for name in ("input", "hx", "weight_buf"))
     with torch.no_grad():
         output, h_n = _network(given, x, hx, buffer)
     reserve = torch.full((3 if given["train"] else 0,), FRESH)
-    return output.clone(), h_n, x.new_empty(0), reserve, buffer  # no view of another
+    return output.clone(), h_n.clone(), x.new_empty(0), reserve, buffer  # no views of others
 
 
 def _backward(given: dict[str, Any]) -> Any:

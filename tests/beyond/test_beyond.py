@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers import assert_same
 from loop import Loop, build
+from standin import Calls
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported, UserError, UserErrorType
 from torch.autograd import forward_ad
@@ -268,6 +269,13 @@ EACH_ROW = pytest.mark.parametrize(
 def test_manual_rnn_does_it(row):
     found, expected = (tensors(row.exercise(kind)) for kind in (ManualRNN, Loop))
     assert any(value.abs().max() > 1e-6 for value in expected.values() if value.numel())
+    assert_same(found, expected, row.bound)
+
+
+@EACH_ROW
+def test_beside_cudnn(row: Row, calls: Calls) -> None:
+    """With cuDNN at work where it would be on CUDA."""
+    found, expected = (tensors(row.exercise(kind)) for kind in (ManualRNN, Loop))
     assert_same(found, expected, row.bound)
 
 
