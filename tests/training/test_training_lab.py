@@ -1,6 +1,7 @@
 """Training as users expect it: every task, stopping, resuming, two processes, truncation, exports."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,8 +268,9 @@ def test_two_processes_give_the_curve_of_one(train: Train, tmp_path: Path, optio
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     command = [sys.executable, "-m", "training", *SMALL, *ddp, *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    if done.returncode == -signal.SIGABRT and not (tmp_path / "runs" / "Adding" / "version_1").exists():
-        # On a loaded machine torch's rendezvous was once seen to abort before anything had run.
+    if done.returncode == -signal.SIGABRT and "terminate called without an active" in done.stderr:
+        # A thread of torch's own, of its rendezvous: seen twice in hundreds of runs, on a loaded machine.
+        shutil.rmtree(tmp_path / "runs" / "Adding" / "version_1", ignore_errors=True)
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal to round-off") == 1
