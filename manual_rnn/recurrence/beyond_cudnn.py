@@ -7,7 +7,7 @@ Both start from what PyTorch's node has kept for its own backward pass.
 """
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import vendor
 from ..private import CUDNN_DERIVATIVE, give_cudnn_a_batching_rule, kept_by_cudnn
-from .by_layers import Options, by_layers
+from .by_layers import Options, by_layers, noting
 from .layer import grouped, run_layers
 
 __all__ = ["batching_rule", "with_derivatives"]
@@ -73,15 +73,9 @@ def _of_many(*args: Any) -> tuple[Any, ...]:
     of_x, of_hx, _, of_weights = given.output_mask
     how = Options(sizes, phi, given.bidirectional, given.weight_stride0 == 4, hx.size(-1), x.size(-1))
     need = of_x, of_hx, *[of_weights] * len(flat)
-    states: list[Tensor] = []
     with torch.autocast("cuda", enabled=False):
-        last = run_layers(x, hx, groups, phi, sizes, layers, between=partial(_noted, states))[0]
+        last, _, before = noting(x, hx, groups, phi, sizes, layers)
         given_h_n, unread = given.grad_hy, [None] * layers
-        dx, dhx, *dw = by_layers(how, need, [*states, last], x, hx, flat, c, given_h_n, unread)
+        dx, dhx, *dw = by_layers(how, need, [*before, last], x, hx, flat, c, given_h_n, unread)
     own = [d.reshape(w.shape) for d, w in zip(dw, given.weight, strict=True) if d is not None]
     return dx if dx is None else dx.transpose(0, first), dhx, None, own
-
-
-def _noted(states: list[Tensor], output: Tensor) -> Tensor:
-    states.append(output)
-    return output

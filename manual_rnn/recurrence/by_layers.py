@@ -1,6 +1,7 @@
 r"""A whole network as its layers, one after the other: what a mode sees of it, and its further derivatives.
 
 in_sight     the results of `whole.py`, with an operator or an event for each layer
+noting       results of layers, and the states in between
 by_layers    its gradients, of operations that have derivatives of their own
 """
 
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from .. import kernels
 from . import sight
-from .layer import grouped, run_layers
+from .layer import Weights, grouped, run_layers
 from .layer_rule import gradients
 
-__all__ = ["Options", "by_layers", "in_sight"]
+__all__ = ["Options", "by_layers", "in_sight", "noting"]
 
 
 class Options(NamedTuple):
@@ -45,18 +46,26 @@ class Options(NamedTuple):
 def in_sight(x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...], *options: Any) -> Any:
     """`output`, `h_n`, and the states of the layers before, if some tensor wants a gradient."""
     how = Options(*options)
-    recorded, between = sight.wants_gradient(x, hx, *weights), []
-
-    def note(output: Tensor) -> Tensor:
-        between.append(output)
-        return output
-
+    recorded = sight.wants_gradient(x, hx, *weights)
     groups = grouped(weights, how.bias)
     if hx is None:
         hx = x.new_zeros(len(groups), how.rows(x), how.hidden_size)
     with torch.no_grad():
-        results = run_layers(x, hx, groups, how.phi, how.batch_sizes, len(groups) // how.D, between=note)
-    return *results, tuple(between) if recorded else None
+        *results, before = noting(x, hx, groups, how.phi, how.batch_sizes, len(groups) // how.D)
+    return *results, tuple(before) if recorded else None
+
+
+def noting(
+    x: Tensor, hx: Tensor, groups: Sequence[Weights], phi: str, batch_sizes: Tensor | None, layers: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """What `run_layers` returns, and the states of all layers but the last."""
+    before: list[Tensor] = []
+
+    def note(output: Tensor) -> Tensor:
+        before.append(output)
+        return output
+
+    return *run_layers(x, hx, groups, phi, batch_sizes, layers, between=note), before
 
 
 def by_layers(
