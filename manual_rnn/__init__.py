@@ -4,8 +4,8 @@ Public are the names in `__all__` here, in `manual_rnn.inspect` and in `manual_r
 are the inside, whose names may change with any version.
 """
 
-from .deploy import decompositions, export_standalone
 from .explain import explain_kernel
+from .export import decompositions, export_standalone
 from .functional import bidirectional_rnn_forward, rnn_forward
 from .kernels import KernelName, use_kernel
 from .module import ManualRNN

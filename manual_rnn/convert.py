@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from .checks import is_kind, is_same
 from .parameters import CACHES, LEAF, RNNBase
+from .validation import is_kind, is_same
 
 __all__ = ["check_target", "convert", "converted", "why_not"]
 

@@ -3,10 +3,10 @@ r"""Which kernel a call would run, and why not the others."""
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, kernels
+from . import kernels, validation
+from .layout import plan
 from .module import ManualRNN, autocast
-from .recurrence import OWN_RECURRENCE, chosen
-from .sequences import plan
+from .ops import OWN_RECURRENCE, chosen
 
 __all__ = ["explain_kernel"]
 
@@ -22,8 +22,8 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
         TypeError: for another module, an `nn.RNN` say, which has no kernels to choose from.
         TypeError, ValueError, RuntimeError: for input that `rnn` doesn't take.
     """
-    checks.check_kind("rnn", rnn, ManualRNN)
-    checks.check_kind("input", input, Tensor, PackedSequence)
+    validation.check_kind("rnn", rnn, ManualRNN)
+    validation.check_kind("input", input, Tensor, PackedSequence)
     batch = plan(rnn, input, hx)
     hx = batch.hx
     if hx is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import checks
+from . import validation
 from .tracing import Pass, Trace, run_of, runs_behind, trace
 
 __all__ = [
@@ -44,10 +44,10 @@ def gradient_norms(loss: Tensor, states: Sequence[Tensor]) -> Tensor:
         RuntimeError: if `loss` was computed from another run than the states, a call of the module say: it
             doesn't depend on them, nor on anything else of their run.
     """
-    checks.check_kind("loss", loss, Tensor)
-    checks.check_kind("states", states, Sequence)
+    validation.check_kind("loss", loss, Tensor)
+    validation.check_kind("states", states, Sequence)
     for h in states:
-        checks.check_kind("states", h, Tensor)
+        validation.check_kind("states", h, Tensor)
     grads = torch.autograd.grad(loss, list(states), retain_graph=True, allow_unused=True)
     unreached = {run_of(h) for h, g in zip(states, grads, strict=True) if g is None}
     if any(g is not None for g in grads):
@@ -76,9 +76,9 @@ def saturation(
     Raises:
         TypeError: for anything but a tensor, a function and a number.
     """
-    checks.check_kind("preactivation", preactivation, Tensor)
-    checks.check_function("phi", phi)
-    checks.check_kind("floor", floor, float, int)
+    validation.check_kind("preactivation", preactivation, Tensor)
+    validation.check_function("phi", phi)
+    validation.check_kind("floor", floor, float, int)
     slope = torch.func.grad(lambda a: phi(a).sum())(preactivation.detach())
     return (slope.abs() < floor).double().mean()
 
@@ -100,7 +100,7 @@ def eigenvalues(weight_hh: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for anything but square matrices.
     """
-    checks.check_kind("weight_hh", weight_hh, Tensor)
+    validation.check_kind("weight_hh", weight_hh, Tensor)
     if weight_hh.dim() < 2 or weight_hh.size(-1) != weight_hh.size(-2):
         raise ValueError(f"weight_hh: expected shape (..., H, H), got {tuple(weight_hh.shape)}")
     return torch.linalg.eigvals(weight_hh.to(torch.promote_types(weight_hh.dtype, torch.float32)))
@@ -115,7 +115,7 @@ def step_jacobians(run: Pass, sequence: int = 0) -> Tensor:
     Raises:
         TypeError, ValueError: for anything but a pass and a sequence in its batch.
     """
-    checks.check_kind("run", run, Pass)
+    validation.check_kind("run", run, Pass)
     after = run.walk(sequence)
     before = [run.start, *after[:-1]]
     rows = torch.eye(run.start.size(-1), dtype=run.start.dtype, device=run.start.device)
@@ -142,8 +142,8 @@ def lyapunov_exponents(jacobians: Tensor, warm_up: int = 0) -> Tensor:
     Raises:
         TypeError, ValueError: for anything but Jacobians, or if no step is left to count.
     """
-    checks.check_kind("jacobians", jacobians, Tensor)
-    checks.check_kind("warm_up", warm_up, int)
+    validation.check_kind("jacobians", jacobians, Tensor)
+    validation.check_kind("warm_up", warm_up, int)
     if jacobians.dim() != 3 or jacobians.size(1) != jacobians.size(2):
         raise ValueError(f"jacobians: expected shape (T, H, H), got {tuple(jacobians.shape)}")
     T, H = jacobians.shape[:2]

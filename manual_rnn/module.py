@@ -1,6 +1,6 @@
 r"""`ManualRNN`, the module: it lays out the sequences and sends them through its layers.
 
-A call of plain numbers on a CPU goes from `entrance.py` to C and back. Any other goes on like this, each
+A call of plain numbers on a CPU goes from `fast_path.py` to C and back. Any other goes on like this, each
 step in the file of its name:
 
     sequences.plan                  whatever form the batch has becomes rows
@@ -8,7 +8,7 @@ step in the file of its name:
     recurrence/layer.py             else each layer, in each direction
     recurrence/layer_rule.py        operator, autograd node or kernel
 
-The parameters stand in `parameters.py`, the equations in `recurrence/rules.py`.
+The parameters stand in `parameters.py`, the equations in `ops/recurrences.py`.
 """
 
 import warnings
@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, kernels, onnx
+from . import kernels, onnx, validation
 from .convert import check_target, converted
-from .entrance import Called, at_once
-from .kernels.phi import PHI, PHI_OF_MODE
-from .kernels.vendor import casts_to_half
-from .parameters import OWN_MODE, RNNBase
-from .private import any_autocast, torchscript, transformed
-from .recurrence import (
+from .fast_path import Called, at_once
+from .kernels.aten import casts_to_half
+from .kernels.nonlinearities import PHI, PHI_OF_MODE
+from .layout import Sequences, plan
+from .ops import (
     OwnStep,
     Phi,
     RunLayer,
@@ -40,7 +39,8 @@ from .recurrence import (
     run_layers,
     run_network,
 )
-from .sequences import Sequences, plan
+from .parameters import OWN_MODE, RNNBase
+from .torch_internals import any_autocast, torchscript, transformed
 
 __all__ = ["ManualRNN"]
 
@@ -118,7 +118,7 @@ class ManualRNN(RNNBase):
         if onnx.is_exporting():
             onnx.check_exportable(input, phi)
             run = onnx.run_layer
-        checks.check_attributes(self)
+        validation.check_attributes(self)
         weights = self._weights()
         data, batch_sizes, hx = batch.data, batch.batch_sizes, batch.hx
         if hx is None:
@@ -126,7 +126,7 @@ class ManualRNN(RNNBase):
             hx = data.new_zeros(size)
         self.check_forward_args(data, hx, batch_sizes)
         if batch_sizes is not None:
-            checks.check_batch_sizes(batch_sizes, len(data))
+            validation.check_batch_sizes(batch_sizes, len(data))
         return hx, weights, phi or self.begin, run
 
     def _run(
@@ -144,7 +144,7 @@ class ManualRNN(RNNBase):
         if not torch.compiler.is_compiling() and is_expanded(weights):
             run = run_layer_per_sample
         else:
-            checks.check_tensors(self, output, hx, weights)
+            validation.check_tensors(self, output, hx, weights)
         whole = run is run_layer and isinstance(phi, str) and chosen(output, hx, weights, batch_sizes)
         if whole:
             run = partial(run_network, whole, bidirectional=self.bidirectional, from_zero=from_zero)
@@ -197,7 +197,7 @@ class ManualRNN(RNNBase):
         if self.mode == OWN_MODE:
             return None
         if self.mode not in PHI_OF_MODE:
-            checks.check_mode(self.mode, PHI_OF_MODE)
+            validation.check_mode(self.mode, PHI_OF_MODE)
         return PHI_OF_MODE[self.mode]
 
     def _is_builtin(self) -> bool:
@@ -219,7 +219,7 @@ class ManualRNN(RNNBase):
 
     def _weights(self) -> list[Weights]:
         """The weights of every layer and direction, read anew, so that no change goes unseen."""
-        checks.check_counts(self, self._all_weights)
+        validation.check_counts(self, self._all_weights)
         if self._assigned is not None and (assigned := self._assigned_weights()) is not None:
             return self._grouped(assigned)
         known: dict[str, Any] = self._parameters  # looked up directly, since nn.Module.__getattr__ is slow

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .kernels.phi import PHI
-from .recurrence import Weights
+from .kernels.nonlinearities import PHI
+from .ops import Weights
 
 __all__ = ["check_exportable", "is_exporting", "run_layer"]
 

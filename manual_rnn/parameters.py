@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .kernels import vendor
-from .kernels.phi import PHI
+from . import validation
+from .kernels import aten
+from .kernels.nonlinearities import PHI
 
 __all__ = ["CACHES", "LEAF", "OWN_MODE", "RNNBase"]
 
@@ -70,7 +70,7 @@ class RNNBase(nn.RNNBase):
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
         _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
-    @checks.refuses_projection
+    @validation.refuses_projection
     def __init__(
         self,
         input_size: int,
@@ -84,7 +84,7 @@ class RNNBase(nn.RNNBase):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        checks.check_nonlinearity(nonlinearity, PHI)
+        validation.check_nonlinearity(nonlinearity, PHI)
         super(nn.RNNBase, self).__init__()
         self.__dict__.update(LEAF)
         self.nonlinearity = nonlinearity
@@ -97,9 +97,9 @@ class RNNBase(nn.RNNBase):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = 0
-        checks.check_dropout(dropout, num_layers)
-        checks.check_flags(bias=bias, batch_first=batch_first)
-        checks.check_sizes(input_size, hidden_size, num_layers)
+        validation.check_dropout(dropout, num_layers)
+        validation.check_flags(bias=bias, batch_first=batch_first)
+        validation.check_sizes(input_size, hidden_size, num_layers)
         self._all_weights = names_of_weights(num_layers, self._directions, bias)
         for index, names in enumerate(self._all_weights):
             self._add_weights(names, index < self._directions, device, dtype)
@@ -124,7 +124,7 @@ class RNNBase(nn.RNNBase):
             ValueError: for any other `recurrent`.
             RuntimeError: if `recurrent` is given and a weight is computed, by a parametrization say.
         """
-        checks.check_recurrent(self, recurrent, RECURRENT)
+        validation.check_recurrent(self, recurrent, RECURRENT)
         bound = 1.0 / math.sqrt(self.hidden_size)
         own = tuple(self._flat_weights_names)  # a nonlinearity's or a subclass's parameters aren't
         for name, weight in self.named_parameters():
@@ -215,11 +215,11 @@ class RNNBase(nn.RNNBase):
         """On CUDA, lay the weights one after the other in memory, which saves a copy of them at every call;
         elsewhere no kernel wants them so. Never needed."""
         if not torch.compiler.is_compiling():
-            vendor.flatten(self._own_weights())
+            aten.flatten(self._own_weights())
 
-    check_forward_args = checks.check_forward_args
-    check_input = checks.check_input
-    check_hidden_size = staticmethod(checks.check_hidden_size)
+    check_forward_args = validation.check_forward_args
+    check_input = validation.check_input
+    check_hidden_size = staticmethod(validation.check_hidden_size)
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import check_kind
 from .inspect import Pass, eigenvalues, gradient_norms, spectral_radius, trace
 from .module import ManualRNN
+from .validation import check_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

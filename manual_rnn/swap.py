@@ -6,9 +6,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from .checks import check_kind, is_kind
 from .convert import check_target, convert, why_not
 from .module import ManualRNN
+from .validation import check_kind, is_kind
 
 __all__ = ["swap_rnn"]
 

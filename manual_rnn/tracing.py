@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks
+from . import validation
 from .kernels import reference
-from .kernels.phi import PHI
-from .kernels.walk import Walk
+from .kernels.nonlinearities import PHI
+from .kernels.time_order import Walk
 from .module import ManualRNN
-from .recurrence import OwnStep, Phi, Weights, project
+from .ops import OwnStep, Phi, Weights, project
 
 __all__ = ["Pass", "Trace", "run_of", "runs_behind", "trace"]
 
@@ -59,7 +59,7 @@ class Pass:
         Raises:
             ValueError: for a sequence that isn't in the batch.
         """
-        checks.check_kind("sequence", sequence, int)
+        validation.check_kind("sequence", sequence, int)
         if not 0 <= sequence < len(self.start):
             raise ValueError(f"sequence: expected 0 to {len(self.start) - 1}, got {sequence}")
         alive = [h for h in self.states if len(h) > sequence]
@@ -94,8 +94,8 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
         TypeError: for another module; `ManualRNN.from_builtin` takes an `nn.RNN`, and of a compiled
             module `_orig_mod` is the one to trace.
     """
-    checks.check_kind("rnn", rnn, ManualRNN)
-    checks.check_kind("input", input, Tensor, PackedSequence)
+    validation.check_kind("rnn", rnn, ManualRNN)
+    validation.check_kind("input", input, Tensor, PackedSequence)
     passes: list[Pass] = []
     watched = rnn.__new__(_watched_by(type(rnn), passes))  # the same parameters, modules and hooks
     vars(watched).update(vars(rnn))

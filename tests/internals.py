@@ -2,7 +2,7 @@ r"""What tests know of the package's inside, named in one place: whoever moves i
 
 KernelName         the type of their names
 kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `asked`, `reasons`
-native, vendor, triton_scan        kernels: in C, PyTorch's own, Triton's
+native, aten, triton_launch        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
 network, cudnn     whether a kernel runs the whole network at once; how cuDNN does
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from manual_rnn import entrance, kernels, module
-from manual_rnn.kernels import KernelName, native, triton_scan, vendor
-from manual_rnn.kernels.walk import Walk
-from manual_rnn.recurrence import cudnn, layer_rule, network
-from manual_rnn.recurrence.layer_rule import layer
-from manual_rnn.recurrence.rules import elman, linear_recurrence
+from manual_rnn import fast_path, kernels, module
+from manual_rnn.kernels import KernelName, aten, native, triton_launch
+from manual_rnn.kernels.time_order import Walk
+from manual_rnn.ops import cudnn, layer_rule, network
+from manual_rnn.ops.layer_rule import layer
+from manual_rnn.ops.recurrences import elman, linear_recurrence
 
 __all__ = [
     "ATTRIBUTES",
@@ -31,9 +31,10 @@ __all__ = [
     "KernelName",
     "Walk",
     "address",
+    "aten",
     "cudnn",
     "elman",
-    "entrance",
+    "fast_path",
     "is_shared",
     "kernels",
     "layer",
@@ -41,8 +42,7 @@ __all__ = [
     "module",
     "native",
     "network",
-    "triton_scan",
-    "vendor",
+    "triton_launch",
 ]
 
 address: Any = torch._C._data_address  # type: ignore[attr-defined]

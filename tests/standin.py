@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from internals import entrance, module, network, vendor
+from internals import aten, fast_path, module, network
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling as compiling
@@ -31,10 +31,10 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
         library.impl(name, _noted(name, run, calls), "CPU")
     try:
         with (
-            patch.object(vendor, "why_not", _why_not),
-            patch.object(entrance, "_run_of", lambda _: entrance.run_on_cuda),
+            patch.object(aten, "why_not", _why_not),
+            patch.object(fast_path, "_run_of", lambda _: fast_path.run_on_cuda),
             patch.object(module, "chosen", _chosen),
-            patch.object(vendor, "by_cudnn", lambda _: True),
+            patch.object(aten, "by_cudnn", lambda _: True),
         ):
             yield calls
     finally:

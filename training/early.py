@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 @cache
 def outlined() -> dict[str, type]:
     """The classes whose options there are, by name."""
-    kernels = package_file("manual_rnn", "kernels", "request.py")
+    kernels = package_file("manual_rnn", "kernels", "selection.py")
     names = Known({**PLAIN, **aliases(kernels), **aliases(HERE / "networks.py")})
     found = {
         name: only(path, name, __name__, names)

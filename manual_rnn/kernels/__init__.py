@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..private import multiplies_in_tiles
-from . import native, reference, torch_loop, triton_scan, vendor  # as statements, which torch.package follows
-from .contract import check_memory
-from .request import DEFAULT, KernelName, asked, use_kernel
+from ..torch_internals import multiplies_in_tiles
+from . import aten, native, reference, torch_loop, triton_launch  # as statements, which torch.package follows
+from .interface import check_memory
+from .selection import DEFAULT, KernelName, asked, use_kernel
 
 __all__ = [
     "DEFAULT",
@@ -34,9 +34,9 @@ __all__ = [
 REFERENCE = "reference"
 KERNELS: dict[str, Any] = {  # by name what `contract.Kernel` describes, the fastest first
     "native": native,
-    "triton": triton_scan,
+    "triton": triton_launch,
     "torch": torch_loop,
-    "vendor": vendor,
+    "vendor": aten,
     REFERENCE: reference,
 }
 
@@ -59,8 +59,8 @@ def choose(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None
 def choose_for_layer(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None) -> Any:
     """The same for a whole layer: on CUDA cuDNN runs it, where it can, whoever runs the recurrences."""
     x = tensors[0]
-    if name == DEFAULT and x is not None and vendor.by_cudnn(x) and vendor.why_not(*tensors) is None:
-        return vendor
+    if name == DEFAULT and x is not None and aten.by_cudnn(x) and aten.why_not(*tensors) is None:
+        return aten
     return choose(name, *tensors, batch_sizes=batch_sizes)
 
 

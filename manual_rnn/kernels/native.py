@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..private import data_address, has_storage, is_shared
-from .contract import PLAIN_TYPES, why_foreign
-from .phi import PHI
+from ..torch_internals import data_address, has_storage, is_shared
+from .interface import PLAIN_TYPES, why_foreign
+from .nonlinearities import PHI
 
 _scan: Any = None
 if "__torch_package__" in globals():  # the extension installed here may be of another version

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .phi import PHI
-from .walk import Walk, carry
+from .nonlinearities import PHI
+from .time_order import Walk, carry
 
 __all__ = ["Step", "elman", "layer", "linear_recurrence", "scan", "why_not"]
 

@@ -4,15 +4,15 @@ r"""The two recurrences as loops of in-place tensor operations, on any device.
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
 
 Cost per step: one matrix product that accumulates into its result, one elementwise operation.
-Results are contiguous whatever comes in. No autograd here: `manual_rnn.recurrence` has the derivatives.
+Results are contiguous whatever comes in. No autograd here: `manual_rnn.ops` has the derivatives.
 """
 
 import torch
 from torch import Tensor
 
-from .contract import why_foreign
-from .phi import PHI
-from .walk import Walk, carry, check_sizes
+from .interface import why_foreign
+from .nonlinearities import PHI
+from .time_order import Walk, carry, check_sizes
 
 __all__ = ["elman", "linear_recurrence", "why_not"]
 

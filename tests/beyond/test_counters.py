@@ -179,5 +179,5 @@ def test_without_a_profiler_there_is_no_event() -> None:
     assert not torch.autograd._profiler_enabled()
     manual = ManualRNN(5, 7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manual_rnn.recurrence.dispatch.profiled", None)
+        patch.setattr("manual_rnn.ops.dispatch.profiled", None)
         manual(torch.randn(4, 3, 5))[0].sum().backward()

@@ -238,7 +238,7 @@ def test_a_model_that_holds_no_operator_of_this_package_is_left_alone() -> None:
 
 
 def test_an_open_length_needs_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manual_rnn.recurrence.decomposed.scan_op", None)
+    monkeypatch.setattr("manual_rnn.ops.decomposition.scan_op", None)
     x = torch.randn(5, 2, 3)
     assert not loops(export_standalone(ManualRNN(3, 4), (x,)))
     with pytest.raises(

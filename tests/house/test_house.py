@@ -21,53 +21,53 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "manual_rnn"
 TRAINING = sorted((ROOT / "training").glob("*.py"))
 
-# Who may import whom. A folder's name stands for all of it; "recurrence" for what its __init__ offers.
+# Who may import whom. A folder's name stands for all of it; "ops" for what its __init__ offers.
 HOUSE = {
-    "__init__": "deploy explain functional kernels module swap",
+    "__init__": "export explain functional kernels module swap",
     "benchmark": "benchmark kernels",  # and what `manual_rnn` exports
-    "pictures": "inspect module checks",
+    "pictures": "inspect module validation",
     "training": "training",  # the laboratory's place in an editable install
-    "swap": "module convert checks",
-    "deploy": "checks recurrence",
-    "explain": "module sequences recurrence kernels checks",
-    "inspect": "tracing checks",
-    "tracing": "module recurrence checks kernels.reference kernels.phi kernels.walk",
-    "module": "entrance parameters sequences checks onnx convert recurrence kernels private",
-    "entrance": "parameters recurrence kernels private",
-    "parameters": "checks kernels.phi kernels.vendor",
-    "sequences": "checks parameters recurrence kernels.walk",
-    "onnx": "recurrence kernels.phi",
-    "recurrence": "recurrence kernels checks private",
-    "kernels": "kernels private",
-    "checks": "private kernels.contract",
-    "private": "",
-    "convert": "checks parameters",
+    "swap": "module convert validation",
+    "export": "validation ops",
+    "explain": "module layout ops kernels validation",
+    "inspect": "tracing validation",
+    "tracing": "module ops validation kernels.reference kernels.nonlinearities kernels.time_order",
+    "module": "fast_path parameters layout validation onnx convert ops kernels torch_internals",
+    "fast_path": "parameters ops kernels torch_internals",
+    "parameters": "validation kernels.nonlinearities kernels.aten",
+    "layout": "validation parameters ops kernels.time_order",
+    "onnx": "ops kernels.nonlinearities",
+    "ops": "ops kernels validation torch_internals",
+    "kernels": "kernels torch_internals",
+    "validation": "torch_internals kernels.interface",
+    "torch_internals": "",
+    "convert": "validation parameters",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
 STOREYS = {
-    "recurrence": [
+    "ops": [
         "__init__",
         "network",
         "whole cudnn",
-        "beyond_cudnn",
+        "higher_order",
         "by_layers",
-        "layer per_sample decomposed",
+        "layer per_sample decomposition",
         "layer_rule",
-        "rules keeping",
-        "operators",
+        "recurrences keeping",
+        "registration",
         "dispatch",
-        "flops sight",
+        "flop_formulas sight",
     ],
     "kernels": [
         "__init__",
-        "native triton_scan vendor reference",
-        "torch_loop triton_code",
-        "contract request walk phi",
+        "native triton_launch aten reference",
+        "torch_loop triton_kernel",
+        "interface selection time_order nonlinearities",
     ],
 }
-# The inside of torch is asked in private.py, and there only, but for these.
-INSIDE = PACKAGE / "private.py"
+# The inside of torch is asked in torch_internals.py, and there only, but for these.
+INSIDE = PACKAGE / "torch_internals.py"
 PRIVATE = {
     (
         "parameters.py",
@@ -158,15 +158,15 @@ def dotted(node: ast.Attribute, known: dict[str, str]) -> str:
 
 def test_the_checks_below_can_fail(tmp_path: Path) -> None:
     """What they look for is found, inside functions too."""
-    assert {"checks", "parameters.RNNBase"} <= set(imports(PACKAGE / "module.py", "manual_rnn"))
-    assert "kernels.walk.Walk" in set(imports(PACKAGE / "kernels" / "reference.py", "manual_rnn"))
+    assert {"validation", "parameters.RNNBase"} <= set(imports(PACKAGE / "module.py", "manual_rnn"))
+    assert "kernels.time_order.Walk" in set(imports(PACKAGE / "kernels" / "reference.py", "manual_rnn"))
     assert "benchmark.cases.Case" in set(imports(PACKAGE / "benchmark" / "plots.py", "manual_rnn"))
     assert "benchmark.plots.plot_time_by_steps" in set(
         imports(PACKAGE / "benchmark" / "__main__.py", "manual_rnn")
     )
-    assert file_of("kernels.walk.Walk") == PACKAGE / "kernels" / "walk.py"
+    assert file_of("kernels.time_order.Walk") == PACKAGE / "kernels" / "time_order.py"
     assert file_of("kernels.use_kernel") == PACKAGE / "kernels" / "__init__.py"
-    assert file_of("checks") == PACKAGE / "checks.py"
+    assert file_of("validation") == PACKAGE / "validation.py"
     spoiled = tmp_path / "spoiled.py"
     spoiled.write_text(
         "import torch, os\nimport torch._dynamo as d\nfrom torch.autograd import function as f, forward_ad\n"
@@ -198,8 +198,8 @@ def test_a_file_imports_whom_it_may(path: Path) -> None:
     allowed = HOUSE[own].split() + (manual_rnn.__all__ if own == "benchmark" else [])
     for name in imports(path, "manual_rnn"):
         assert any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed), f"{own} imports {name}"
-        through = file_of(name).parent.name == "recurrence" and file_of(name).stem != "__init__"
-        assert own == "recurrence" or not through, f"{own} imports {name}, past the __init__"
+        through = file_of(name).parent.name == "ops" and file_of(name).stem != "__init__"
+        assert own == "ops" or not through, f"{own} imports {name}, past the __init__"
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_within_a_folder_imports_point_down(path: Path) -> None:
 def test_the_reference_imports_no_other_kernel() -> None:
     """Whoever reads it reads the equation, and needs nothing of what makes it fast."""
     found = {file_of(name).stem for name in imports(PACKAGE / "kernels" / "reference.py", "manual_rnn")}
-    assert found <= {"phi", "walk"}
+    assert found <= {"nonlinearities", "time_order"}
 
 
 def test_no_circle() -> None:
     graph = {path: {file_of(name) for name in imports(path, "manual_rnn")} - {path} for path in FILES}
     list(TopologicalSorter(graph).static_order())
-    graph[PACKAGE / "checks.py"] = {PACKAGE / "module.py"}
+    graph[PACKAGE / "validation.py"] = {PACKAGE / "module.py"}
     with pytest.raises(CycleError):
         list(TopologicalSorter(graph).static_order())
 
@@ -236,7 +236,7 @@ def test_no_circle() -> None:
 def test_the_inside_of_torch_is_asked_in_one_file(path: Path) -> None:
     place = path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
     excepted = {name for file, name in PRIVATE if file == place}
-    assert private_names(path) - excepted == set(), "belongs into private.py"
+    assert private_names(path) - excepted == set(), "belongs into torch_internals.py"
     assert excepted - private_names(path) == set(), "an exception nobody needs any more"
 
 

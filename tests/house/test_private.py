@@ -14,8 +14,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "manual_rnn" / "private.py"
-ELSEWHERE = [  # asked for by attribute, in private.py and in other files
+SOURCE = ROOT / "manual_rnn" / "torch_internals.py"
+ELSEWHERE = [  # asked for by attribute, in torch_internals.py and in other files
     ("torch.autograd.forward_ad", "_current_level"),
     ("torch.autograd.forward_ad", "_set_fwd_grad_enabled"),
     ("torch._C", "_has_storage"),
@@ -150,7 +150,7 @@ def test_without_it_answers_stay_right(part: int) -> None:
 
 def test_every_name_is_one_of_this_torch() -> None:
     """A misspelt one would pass for one that is missing."""
-    from manual_rnn.private import LACKING, find
+    from manual_rnn.torch_internals import LACKING, find
 
     assert not LACKING
     assert len(asked_by_name()) > 10

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import triton
-from internals import triton_scan
+from internals import triton_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from manual_rnn.kernels.triton_code import recurrence
+from manual_rnn.kernels.triton_kernel import recurrence
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ROOM = {80: 163 * 1024, 90: 227 * 1024}  # shared memory that a block may have
@@ -31,7 +31,7 @@ def compiled(arch: int, kind: str, width: int, dtype: str, linear: bool, packed:
     constants = {
         "LINEAR": linear,
         "PACKED": packed,
-        "BB": triton_scan.TILE,
+        "BB": triton_launch.TILE,
         "HH": width,
         "PRECISION": kind.replace("half", "ieee"),
     }
@@ -40,7 +40,7 @@ def compiled(arch: int, kind: str, width: int, dtype: str, linear: bool, packed:
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     sixteen = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in (*types, "H")}
     source = ASTSource(recurrence, signature, constexprs=constants, attrs=sixteen)
-    warps = triton_scan.CONFIGURATIONS[kind, width].warps
+    warps = triton_launch.CONFIGURATIONS[kind, width].warps
     options = {"num_warps": warps, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
@@ -61,12 +61,12 @@ def some(pattern: str, loop: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("arch", list(ROOM))
-@pytest.mark.parametrize(("kind", "width"), list(triton_scan.CONFIGURATIONS))
+@pytest.mark.parametrize(("kind", "width"), list(triton_launch.CONFIGURATIONS))
 def test_a_configuration(kind: str, width: int, arch: int, tmp_path: Path) -> None:
     """Within the loop nothing leaves the registers for local memory, tensor cores multiply, and a program
     shares no more memory than the table says."""
     dtype = HALF[arch] if kind == "half" else "fp32"
-    table = triton_scan.CONFIGURATIONS[kind, width]
+    table = triton_launch.CONFIGURATIONS[kind, width]
     for linear, packed in VARIANTS[arch]:
         kernel = compiled(arch, kind, width, dtype, linear, packed)
         loop = loop_over_time(kernel.asm["cubin"], tmp_path / "cubin")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PHI, assert_as_accurate, assert_same, error, gradients, packed, twins
-from internals import OPS, elman, kernels, linear_recurrence, native, triton_scan
+from internals import OPS, elman, kernels, linear_recurrence, native, triton_launch
 from test_infinities import problem, values_and_gradients
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, stack_module_state, vmap
@@ -23,8 +23,8 @@ BOUND = {torch.float32: 3e-6, torch.float16: 4e-3}
 @pytest.fixture(autouse=True)
 def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors on a CPU pass for tensors on a card that can all, and memory comes filled with NaN."""
-    monkeypatch.setattr(triton_scan, "DEVICE", "cpu")
-    monkeypatch.setattr(triton_scan, "_why_not_on", lambda *_: None)
+    monkeypatch.setattr(triton_launch, "DEVICE", "cpu")
+    monkeypatch.setattr(triton_launch, "_why_not_on", lambda *_: None)
     empty = Tensor.new_empty
 
     def poisoned(x: Tensor, *shape: Any, **how: Any) -> Tensor:
@@ -57,8 +57,8 @@ def test_both_recurrences(
     m = draw((*members, H, H), dtype, form) / H**0.5
     for reverse in (False, True):
         how = sizes, nonlinearity, reverse
-        h = triton_scan.elman(x, h0, m, *how)
-        y = triton_scan.linear_recurrence(x, h, m, *how)
+        h = triton_launch.elman(x, h0, m, *how)
+        y = triton_launch.linear_recurrence(x, h, m, *how)
         judge, exact = kernels.KERNELS["torch"], [t.double() for t in (x, h0, m, h)]
         assert error(h, judge.elman(*exact[:3], *how)) < BOUND[dtype]
         assert error(y, judge.linear_recurrence(exact[0], exact[3], exact[2], *how)) < BOUND[dtype]
@@ -92,7 +92,7 @@ def test_infinities_go_where_they_go_in_nn_rnn() -> None:
 
 def test_small_states_keep_their_digits() -> None:
     z, h0, w = torch.logspace(-30, 1, 64).reshape(1, 4, 16), torch.zeros(4, 16), torch.eye(16)
-    off = triton_scan.elman(z, h0, w, None, "tanh", False) / torch.tanh(z.double()) - 1
+    off = triton_launch.elman(z, h0, w, None, "tanh", False) / torch.tanh(z.double()) - 1
     assert off.abs().max() < 4 * torch.finfo(torch.float32).eps
 
 
@@ -149,6 +149,6 @@ def test_the_default_takes_it_before_the_loop(monkeypatch: pytest.MonkeyPatch) -
     z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
     assert kernels.choose("default", z, h0, w) is native
     monkeypatch.setattr(native, "why_not", lambda *_: "not here")
-    assert kernels.choose("default", z, h0, w) is triton_scan  # after its self-test
+    assert kernels.choose("default", z, h0, w) is triton_launch  # after its self-test
     how = None, "tanh", False
     assert error(OPS.elman(z, h0, w, *how, "default"), elman(z, h0, w, *how, "torch")) < 1e-6

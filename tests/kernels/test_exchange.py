@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from manual_rnn.recurrence import sight
+from manual_rnn.ops import sight
 
 pytestmark = pytest.mark.skipif(not native._exchanges, reason="no compiler, or another torch")
 ROOT = Path(__file__).parents[2]

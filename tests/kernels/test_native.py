@@ -621,7 +621,7 @@ def test_the_build_knows_every_file() -> None:
     """A source that isn't built fails to link; a header that isn't named leaves a stale build."""
     folder = Path(native.__file__).parent / "c"
     told = (ROOT / "pyproject.toml").read_text()
-    assert all(f'"manual_rnn/kernels/c/{path.name}"' in told for path in folder.glob("*.[ch]"))
+    assert all(f'"manual_rnn/kernels/csrc/{path.name}"' in told for path in folder.glob("*.[ch]"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

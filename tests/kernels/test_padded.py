@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PHI, assert_same, gradients, packed, twins
-from internals import kernels, vendor
+from internals import aten, kernels
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradgradcheck
@@ -35,7 +35,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return watch
 
     monkeypatch.setattr(kernels, "padding_pays", lambda *_: True)
-    monkeypatch.setattr(vendor, "RUN", {phi: watched(run) for phi, run in vendor.RUN.items()})
+    monkeypatch.setattr(aten, "RUN", {phi: watched(run) for phi, run in aten.RUN.items()})
     return seen
 
 

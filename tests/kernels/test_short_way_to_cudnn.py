@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, twins
-from internals import cudnn, vendor
+from internals import aten, cudnn
 from standin import Calls
 from torch import Tensor, nn
 
@@ -96,7 +96,7 @@ def test_under_autocast_pytorch_makes_the_buffer(dtype: torch.dtype, makes: bool
     flat = [torch.zeros(shape, dtype=dtype) for shape in ((6, 5), (6, 6))]
     x, hx = torch.zeros(4, 3, 5, dtype=dtype), torch.zeros(1, 3, 6, dtype=dtype)
     try:
-        vendor.cudnn(x, hx, flat, False, [], "tanh", False, False, False)
+        aten.cudnn(x, hx, flat, False, [], "tanh", False, False, False)
     except AttributeError:  # the stand-in has nothing to read
         assert not makes
     assert (calls[0]["weight_buf"] is not None) == makes
@@ -154,4 +154,4 @@ def test_neighbours_in_memory_are_no_block(calls: Calls) -> None:
     rnn.get_parameter("weight_ih_l0").untyped_storage().resize_(4 * 30)
     with pytest.raises(RuntimeError, match="out of bounds"):
         rnn(torch.randn(4, 3, 5))
-    assert vendor._block(list(rnn.parameters())) is None
+    assert aten._block(list(rnn.parameters())) is None

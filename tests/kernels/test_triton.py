@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import on_no_card
-from internals import kernels, triton_scan
+from internals import kernels, triton_launch
 from torch._subclasses import FakeTensorMode
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
@@ -53,8 +53,8 @@ def a_card(
         patch.setattr(torch.cuda, "is_available", lambda: seen)
         patch.setattr(torch.cuda, "get_device_properties", lambda _: card)
         patch.setattr(torch.version, "hip", hip)
-        patch.setattr(triton_scan, "find_spec", lambda _: installed or None)
-        patch.setattr(triton_scan, "_found", {})
+        patch.setattr(triton_launch, "find_spec", lambda _: installed or None)
+        patch.setattr(triton_launch, "_found", {})
         yield
 
 
@@ -80,7 +80,7 @@ def without_numbers(*shape: int, dtype: torch.dtype = torch.float32, device: str
 )
 def test_tensors_that_it_takes(x: torch.Tensor, reason: str | None) -> None:
     with a_card():
-        assert triton_scan.why_not(x) == reason
+        assert triton_launch.why_not(x) == reason
 
 
 def test_mixed_and_negated_tensors() -> None:
@@ -88,26 +88,26 @@ def test_mixed_and_negated_tensors() -> None:
     with FakeTensorMode():
         negated = torch.empty(5, 2, 4, dtype=torch.complex64, device="cuda").conj().imag
     with a_card():
-        assert "one dtype" in str(triton_scan.why_not(x, without_numbers(4, dtype=torch.half)))
-        assert triton_scan.why_not(negated) == "expected a tensor without a pending negation"
+        assert "one dtype" in str(triton_launch.why_not(x, without_numbers(4, dtype=torch.half)))
+        assert triton_launch.why_not(negated) == "expected a tensor without a pending negation"
 
 
 def test_cards_that_it_takes() -> None:
     x, wide = without_numbers(64), without_numbers(128)
     with a_card(major=7, minor=5):
-        assert triton_scan.why_not(x) == "expected compute capability 8.0 or more, card has 7.5"
+        assert triton_launch.why_not(x) == "expected compute capability 8.0 or more, card has 7.5"
     with a_card(minor=9, major=8, shared_memory_per_block_optin=99 * 1024):
-        assert triton_scan.why_not(wide) is None
+        assert triton_launch.why_not(wide) is None
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            assert triton_scan.why_not(x) is None
+            assert triton_launch.why_not(x) is None
             room = "expected 147456 bytes of shared memory to a block, card has 101376"
-            assert triton_scan.why_not(wide) == room
+            assert triton_launch.why_not(wide) == room
     with a_card(hip="6.0"):
-        assert triton_scan.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
+        assert triton_launch.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
     with a_card(seen=False):
-        assert triton_scan.why_not(x) == "torch sees no CUDA device here"
+        assert triton_launch.why_not(x) == "torch sees no CUDA device here"
     with a_card(installed=False):
-        assert triton_scan.why_not(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
+        assert triton_launch.why_not(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
 
 
 class Wrong:
@@ -130,13 +130,13 @@ class Raising(Wrong):
 )
 def test_a_self_test_that_fails_warns_once(kernel: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default goes on by the loop; whoever asked for the kernel gets its reason."""
-    monkeypatch.setattr(triton_scan, "DEVICE", "cpu")
-    monkeypatch.setattr(triton_scan, "_kernel", lambda: kernel)
+    monkeypatch.setattr(triton_launch, "DEVICE", "cpu")
+    monkeypatch.setattr(triton_launch, "_kernel", lambda: kernel)
     monkeypatch.setattr(kernels.KERNELS["native"], "why_not", lambda *_: "not here")
     z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
     with a_card():
         with pytest.warns(UserWarning, match=f"'triton' won't run on cpu: its self-test .*{says}") as seen:
-            assert says in str(triton_scan.why_not(z, h0, w))
+            assert says in str(triton_launch.why_not(z, h0, w))
         assert len(seen) == 1
         assert kernels.choose("default", z, h0, w) is kernels.KERNELS["torch"]
         with use_kernel("triton"), pytest.raises(RuntimeError, match=f"can't run here: its self-.*{says}"):
@@ -146,14 +146,14 @@ def test_a_self_test_that_fails_warns_once(kernel: Any, says: str, monkeypatch: 
 def test_while_a_graph_is_captured_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with a_card():
-        reason = triton_scan._test((torch.device("cuda", 0), torch.float32, "tf32", 4))
+        reason = triton_launch._test((torch.device("cuda", 0), torch.float32, "tf32", 4))
         assert "while a CUDA graph is captured" in str(reason)
-        assert not triton_scan._found
+        assert not triton_launch._found
 
 
 def test_explain_kernel_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_scan, "_absent", lambda: None)
-    monkeypatch.setattr(triton_scan, "_why_not_on", lambda *_: None)
+    monkeypatch.setattr(triton_launch, "_absent", lambda: None)
+    monkeypatch.setattr(triton_launch, "_why_not_on", lambda *_: None)
     rnn = ManualRNN(3, 4)
     with FakeTensorMode():
         on_no_card(rnn)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import PHI, assert_as_accurate, assert_same, error, gradients, packed
-from internals import OPS, kernels, triton_scan
+from internals import OPS, kernels, triton_launch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -114,16 +114,16 @@ def test_packed_through_padded(lengths: list[int], monkeypatch: pytest.MonkeyPat
     compare(torch.float64, lengths)
 
 
-@pytest.mark.parametrize(("kind", "width"), list(triton_scan.CONFIGURATIONS))
+@pytest.mark.parametrize(("kind", "width"), list(triton_launch.CONFIGURATIONS))
 def test_each_configuration_of_triton(kind: str, width: int) -> None:
     """Its self-test, at the width itself and below it."""
     device = torch.device(CARD, torch.cuda.current_device())
-    if reason := triton_scan._why_not_on(device, triton_scan.CONFIGURATIONS[kind, width]):
+    if reason := triton_launch._why_not_on(device, triton_launch.CONFIGURATIONS[kind, width]):
         pytest.skip(reason)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=kind == "tf32"):
         for dtype in (torch.float16, torch.bfloat16) if kind == "half" else (torch.float32,):
             for H in (width, width - 3):
-                assert triton_scan._self_test(device, dtype, H) is None
+                assert triton_launch._self_test(device, dtype, H) is None
 
 
 @pytest.mark.parametrize("members", [1, 8, 64])

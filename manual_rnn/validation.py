@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .kernels.contract import check_memory
-from .private import any_autocast, is_wrapper
+from .kernels.interface import check_memory
+from .torch_internals import any_autocast, is_wrapper
 
 __all__ = [
     "check_attributes",

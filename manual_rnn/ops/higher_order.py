@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import vendor
-from ..private import CUDNN_DERIVATIVE, give_cudnn_a_batching_rule, kept_by_cudnn
+from ..kernels import aten
+from ..torch_internals import CUDNN_DERIVATIVE, give_cudnn_a_batching_rule, kept_by_cudnn
 from .by_layers import Options, by_layers, noting
 from .layer import grouped, run_layers
 
 __all__ = ["batching_rule", "with_derivatives"]
 
-PHI_OF_CUDNN = {number: phi for phi, number in vendor.CUDNN_MODE.items()}
+PHI_OF_CUDNN = {number: phi for phi, number in aten.CUDNN_MODE.items()}
 
 
 def with_derivatives(
@@ -51,7 +51,7 @@ def _layers(kept: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[A
     """What `run_layers` takes. Autocast hands cuDNN its weights as columns of numbers."""
     x, *flat, hx = inputs
     layers, bias = kept.num_layers, kept.weight_stride0 == 4
-    shapes = vendor.shapes(layers, hx.size(0) // layers, x.size(-1), hx.size(-1), bias)
+    shapes = aten.shapes(layers, hx.size(0) // layers, x.size(-1), hx.size(-1), bias)
     groups = grouped([w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)], bias)
     sizes = torch.tensor(kept.batch_sizes, device="cpu") if kept.batch_sizes else None
     return x.transpose(0, int(kept.batch_first)), hx, groups, PHI_OF_CUDNN[kept.mode], sizes, layers

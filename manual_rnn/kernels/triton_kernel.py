@@ -1,4 +1,4 @@
-r"""The two recurrences as one persistent Triton kernel: what `triton_scan.py` imports once it is needed.
+r"""The two recurrences as one persistent Triton kernel: what `triton_launch.py` imports once it is needed.
 
     elman                h_t = phi(z_t + h_{t-1} m)                m = w^T, h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} m)       m = a, y before the first step = 0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import native, vendor
-from ..kernels.walk import Places
+from ..kernels import aten, native
+from ..kernels.time_order import Places
 from . import sight
 from .cudnn import VENDOR, run_cudnn
 from .layer import Phi, Weights, run_layers
@@ -39,7 +39,7 @@ def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tenso
     wide = x.dtype is torch.bfloat16 and kernels.vendor_pays_in_bfloat16(hx.size(1), hx.size(2), gradients)
     if native.exchanges() and native.why_not(*tensors) is None and (asked == NATIVE or not wide):
         return NATIVE
-    if asked == NATIVE or vendor.why_not(x) is not None:  # the others are like it
+    if asked == NATIVE or aten.why_not(x) is not None:  # the others are like it
         return None
     return VENDOR if wide or kernels.vendor_pays(x, hx, batch_sizes, gradients) else None
 
@@ -54,8 +54,8 @@ def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
     x = tensors[0]
     if not compiling and x.size(0) == 0:
         return None
-    reason = vendor.why_not(*tensors)
-    if reason is None and vendor.by_cudnn(x) and (compiling or not sight.plain(*tensors)):
+    reason = aten.why_not(*tensors)
+    if reason is None and aten.by_cudnn(x) and (compiling or not sight.plain(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
     if reason is not None:
         raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
@@ -80,8 +80,8 @@ def run_network(
         places = [Places.of(batch_sizes, x.size(0), reverse, x.device) for reverse in ways]
         run = partial(_padded_layer, places)
         return run_layers(x, hx, weights, phi, batch_sizes, len(weights) // len(places), run)
-    if kernel == VENDOR and not vendor.by_cudnn(x):
-        return vendor.network(x, hx, weights, batch_sizes, phi, bidirectional)
+    if kernel == VENDOR and not aten.by_cudnn(x):
+        return aten.network(x, hx, weights, batch_sizes, phi, bidirectional)
     flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
     if kernel == NATIVE:
         how = batch_sizes, phi, bidirectional, bias, hx.size(2), 0, sight.looked_at()

@@ -16,8 +16,8 @@ where k is the derivative of the slope by h: -2h, or 0. So derivatives of any or
 mixed, stay inside these two functions. Under `vmap` the new axis joins the batch where the weights are
 shared; else it makes an ensemble, `G` weight matrices side by side.
 
-Letters and shapes are those of `kernels/contract.py`. Each rule is one op to every transform and trace
-(`operators.py`), and `dispatch.way` says how a call of it runs.
+Letters and shapes are those of `kernels/interface.py`. Each rule is one op to every transform and trace
+(`registration.py`), and `dispatch.way` says how a call of it runs.
 """
 
 from functools import partial
@@ -28,10 +28,10 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import reference
-from ..kernels.phi import PHI
-from ..kernels.walk import Walk
-from ..private import profiling
-from . import dispatch, operators
+from ..kernels.nonlinearities import PHI
+from ..kernels.time_order import Walk
+from ..torch_internals import profiling
+from . import dispatch, registration
 from .dispatch import Rule
 
 __all__ = [
@@ -59,7 +59,7 @@ class Elman(Rule):
     def compute(
         z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
-        operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        registration.check_recurrence("elman", z, h0, w, batch_sizes)
         if profiling():
             dispatch.multiplied(z, w)
         able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes)
@@ -71,7 +71,7 @@ class Elman(Rule):
     def by_reference(
         z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
-        operators.check_recurrence("elman", z, h0, w, batch_sizes)
+        registration.check_recurrence("elman", z, h0, w, batch_sizes)
         return reference.elman(z, h0, w, batch_sizes, phi, reverse)
 
     @staticmethod
@@ -119,7 +119,7 @@ class LinearRecurrence(Rule):
     def compute(
         v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
-        operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        registration.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
         if profiling():
             dispatch.multiplied(v, a, batch_sizes, from_zero=True)
         able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes)
@@ -131,7 +131,7 @@ class LinearRecurrence(Rule):
     def by_reference(
         v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
     ) -> Tensor:
-        operators.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        registration.check_recurrence("linear_recurrence", v, h, a, batch_sizes)
         return reference.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 
     @staticmethod
@@ -229,5 +229,5 @@ for rule, name, tensors in (
     (Elman, "elman", "Tensor z, Tensor h0, Tensor w"),
     (LinearRecurrence, "linear_recurrence", "Tensor v, Tensor h, Tensor a"),
 ):
-    fold = partial(operators.fold_recurrence, name)
-    operators.define(rule, name, tensors, "Tensor", operators.fake_recurrence, fold)
+    fold = partial(registration.fold_recurrence, name)
+    registration.define(rule, name, tensors, "Tensor", registration.fake_recurrence, fold)

@@ -5,18 +5,18 @@ per_sample.py    the same with torch's ExpandedWeights
 network.py       a whole network as one job
     whole.py         in one call to C
     cudnn.py         on CUDA, by cuDNN
-        beyond_cudnn.py  derivatives that this hasn't
+        higher_order.py  derivatives that this hasn't
 layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
-    rules.py         the same of the two recurrences
+    recurrences.py         the same of the two recurrences
     keeping.py       what a node keeps for its backward pass
-operators.py     each rule as an operator of torch
-    decomposed.py    the same in operations of torch's own
+registration.py     each rule as an operator of torch
+    decomposition.py    the same in operations of torch's own
 dispatch.py      operator, autograd node or kernel?
 sight.py         who looks on, and what they see
 """
 
 from .cudnn import VENDOR, run_on_cuda
-from .decomposed import decompositions
+from .decomposition import decompositions
 from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
 from .layer_rule import project
 from .network import NATIVE, chosen, run_network

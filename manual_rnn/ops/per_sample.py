@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import reference
-from ..kernels.contract import PLAIN_TYPES
-from ..kernels.phi import PHI
-from ..kernels.walk import Walk
+from ..kernels.interface import PLAIN_TYPES
+from ..kernels.nonlinearities import PHI
+from ..kernels.time_order import Walk
 
 __all__ = ["is_expanded", "run_layer_per_sample"]
 

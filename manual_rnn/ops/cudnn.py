@@ -1,7 +1,7 @@
 r"""cuDNN's network on CUDA.
 
     first derivative    PyTorch's own, in C++: what `nn.RNN` runs
-    any other           `beyond_cudnn.py`
+    any other           `higher_order.py`
 
 `run_on_cuda` is the short way to it, from a module's attributes.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import vendor
-from ..kernels.contract import PLAIN_TYPES
-from ..kernels.phi import PHI_OF_MODE
+from ..kernels import aten
+from ..kernels.interface import PLAIN_TYPES
+from ..kernels.nonlinearities import PHI_OF_MODE
 from . import sight
-from .beyond_cudnn import batching_rule, with_derivatives
+from .higher_order import batching_rule, with_derivatives
 
 __all__ = ["VENDOR", "run_cudnn", "run_on_cuda"]
 
@@ -40,7 +40,7 @@ def run_cudnn(
     r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)` with its `sizes`; returns `output`
     alike and `h_n`."""
     recorded = sight.wants_gradient(x, hx, *flat)
-    output, h_n = vendor.cudnn(x, hx, flat, bias, sizes, phi, bidirectional, batch_first, recorded)
+    output, h_n = aten.cudnn(x, hx, flat, bias, sizes, phi, bidirectional, batch_first, recorded)
     if not recorded:
         return output, h_n
     batching_rule()
@@ -66,7 +66,7 @@ def run_on_cuda(
         return None
     mode, bias, first, bidirectional, layers, I, H, flat = found  # noqa: E741
     D, first = 1 + bidirectional, first and not sizes
-    if not _fit(x, 2 if sizes else 3, I, flat, vendor.shapes(layers, D, I, H, bias)):
+    if not _fit(x, 2 if sizes else 3, I, flat, aten.shapes(layers, D, I, H, bias)):
         return None
     shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
     if hx is None:
@@ -109,7 +109,7 @@ def _fit(
     shapes: Sequence[tuple[int, ...]],
 ) -> bool:
     """Whether cuDNN takes this input, and it and the weights are as they should be."""
-    if not {type(x), *map(type, flat)} <= PLAIN_TYPES or vendor.why_not(x) is not None:
+    if not {type(x), *map(type, flat)} <= PLAIN_TYPES or aten.why_not(x) is not None:
         return False
     if x.dim() != rank or x.size(-1) != features or [w.shape for w in flat] != shapes:
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import native
-from ..kernels.phi import PHI_OF_MODE
+from ..kernels.nonlinearities import PHI_OF_MODE
 from . import dispatch, sight
 from .by_layers import Options, by_layers, in_sight
 from .keeping import as_views, keep, kept

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import reference
-from ..kernels.phi import PHI
-from ..kernels.walk import Walk, time_of_rows
-from ..private import scan_op
+from ..kernels.nonlinearities import PHI
+from ..kernels.time_order import Walk, time_of_rows
+from ..torch_internals import scan_op
 from .dispatch import op
 from .layer_rule import project
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from .checks import check_kind
-from .recurrence import decompositions
+from .ops import decompositions
+from .validation import check_kind
 
 __all__ = ["decompositions", "export_standalone"]
 

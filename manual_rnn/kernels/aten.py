@@ -4,7 +4,7 @@ It offers `network`, all layers and directions of plain tensors at once, and on 
 or a second derivative needs beside it is composed from the recurrences of the `torch` kernel.
 
 On a CPU that is `nn.RNN` to the last bit, autograd included. On CUDA it is PyTorch's operator `_cudnn_rnn`
-with its node of autograd, to which `recurrence/cudnn.py` adds what `nn.RNN` can't do there: gradients in
+with its node of autograd, to which `ops/cudnn.py` adds what `nn.RNN` can't do there: gradients in
 `eval()`, a second derivative, and weights that share no memory with each other.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..private import below_autograd, cudnn_rnn, flattened
-from .contract import check_memory, why_foreign
+from ..torch_internals import below_autograd, cudnn_rnn, flattened
+from .interface import check_memory, why_foreign
 from .torch_loop import elman, linear_recurrence
 
 __all__ = [

@@ -1,4 +1,4 @@
-r"""A layer, as one rule over the two recurrences of `rules.py`.
+r"""A layer, as one rule over the two recurrences of `recurrences.py`.
 
     layer    h_t = phi(z_t + h_{t-1} w_hh^T)       z_t = x_t w_ih^T + bias_ih + bias_hh
              and the last h of each sequence
@@ -10,7 +10,7 @@ With `c` a cotangent, `'` a tangent:
     jvp      that of elman for z' = x' w_ih^T + x w_ih'^T + bias'
 
 PyTorch would record six nodes, each a few microseconds, and hold z in memory. The derivatives are written
-with the recurrences, so they have derivatives of any order. Letters and shapes: `kernels/contract.py`.
+with the recurrences, so they have derivatives of any order. Letters and shapes: `kernels/interface.py`.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import reference
-from ..kernels.phi import PHI
-from ..kernels.walk import Walk
-from ..private import profiling
-from . import dispatch, operators
+from ..kernels.nonlinearities import PHI
+from ..kernels.time_order import Walk
+from ..torch_internals import profiling
+from . import dispatch, registration
 from .dispatch import Rule
 from .keeping import as_views, keep, kept
-from .rules import jvp_of_states, linear_recurrence, sum_of_products, times
+from .recurrences import jvp_of_states, linear_recurrence, sum_of_products, times
 
 __all__ = ["gradients", "layer", "project"]
 
@@ -96,7 +96,7 @@ class Layer(Rule):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         """`compute` for whoever calls the operator."""
-        operators.check_layer(x, h0, (w_ih, w_hh, bias_ih, bias_hh), batch_sizes)
+        registration.check_layer(x, h0, (w_ih, w_hh, bias_ih, bias_hh), batch_sizes)
         return Layer.compute(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, *options)
 
     @staticmethod
@@ -272,11 +272,11 @@ def project(x: Tensor, w_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | N
     return F.linear(x, w_ih, bias)
 
 
-operators.define(
+registration.define(
     Layer,
     "layer",
     "Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh",
     "(Tensor, Tensor)",
-    operators.fake_layer,
-    operators.fold_layer,
+    registration.fake_layer,
+    registration.fold_layer,
 )

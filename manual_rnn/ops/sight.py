@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.contract import PLAIN_TYPES
+from ..kernels.interface import PLAIN_TYPES
 from ..kernels.native import numbers
-from ..private import keys_of, nobody_looks_on, nobody_traces, profiling
+from ..torch_internals import keys_of, nobody_looks_on, nobody_traces, profiling
 
 __all__ = ["looked_at", "plain", "untraced", "wants_gradient"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import check_ranks
-from .kernels.walk import time_of_rows
+from .kernels.time_order import time_of_rows
+from .ops import plain, untraced
 from .parameters import RNNBase
-from .recurrence import plain, untraced
+from .validation import check_ranks
 
 __all__ = ["Sequences", "plan"]
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from . import torch_loop
-from .contract import PLAIN_TYPES, why_foreign
-from .walk import check_sizes
+from .interface import PLAIN_TYPES, why_foreign
+from .time_order import check_sizes
 
 __all__ = ["CONFIGURATIONS", "Configuration", "elman", "linear_recurrence", "why_not"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import check_state
 from ..kernels import reference
-from ..kernels.walk import Walk
-from ..private import scan
+from ..kernels.time_order import Walk
+from ..torch_internals import scan
+from ..validation import check_state
 from . import dispatch, layer_rule
 
 __all__ = [

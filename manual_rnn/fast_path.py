@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .kernels.contract import PLAIN_TYPES
-from .private import any_autocast
-from .recurrence import NATIVE, VENDOR, looked_at, run_module, run_on_cuda
+from .kernels.interface import PLAIN_TYPES
+from .ops import NATIVE, VENDOR, looked_at, run_module, run_on_cuda
+from .torch_internals import any_autocast
 
 __all__ = ["Called", "at_once"]
 

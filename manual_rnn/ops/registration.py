@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.walk import Walk
+from ..kernels.time_order import Walk
 from .dispatch import NAMESPACE, RULES, Rule, node_at_this_level, op
 
 __all__ = [

@@ -4,7 +4,7 @@ r"""What a kernel offers: a ladder of jobs, of which the lowest rung is required
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
     layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh
 
-What a kernel doesn't offer is composed from the rung below, once, in `manual_rnn.recurrence`. A
+What a kernel doesn't offer is composed from the rung below, once, in `manual_rnn.ops`. A
 kernel computes; it knows nothing of autograd, of traces or of transforms.
 
 Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `N` rows of a packed batch, `G` independent

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, on_no_card, packed
-from internals import module, network, vendor
+from internals import aten, module, network
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -44,13 +44,13 @@ def test_bitwise_nn_rnn_on_a_cpu(form: str, dtype: torch.dtype, options: dict[st
 @pytest.mark.parametrize("sizes", [[], [2, 2, 1]], ids=str)
 def test_cudnn_takes_these_arguments(sizes: list[int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without numbers, which torch has for CUDA on any machine; they lie nowhere."""
-    monkeypatch.setattr(vendor, "_block", lambda _: None)
+    monkeypatch.setattr(aten, "_block", lambda _: None)
     with FakeTensorMode():
         rnn = nn.RNN(3, 4, 2, bidirectional=True, bias=bias)
         flat = [torch.empty(p.shape, device="cuda") for p in rnn.parameters()]
         x = torch.empty(*((sum(sizes),) if sizes else (5, 2)), 3, device="cuda")
         hx = torch.empty(4, 2, 4, device="cuda")
-        output, h_n = vendor.cudnn(x, hx, flat, bias, sizes, "tanh", True, False, True)
+        output, h_n = aten.cudnn(x, hx, flat, bias, sizes, "tanh", True, False, True)
     assert output.shape == (*x.shape[:-1], 8)
     assert h_n.shape == hx.shape
     assert output.device.type == h_n.device.type == "cuda"
@@ -65,7 +65,7 @@ def test_autocast_on_a_card_is_one_of_float16(
     dtype: torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its type; but `nn.RNN` doesn't go to cuDNN with a bfloat16 input."""
-    monkeypatch.setattr(vendor, "HAS_CUDNN", True)
+    monkeypatch.setattr(aten, "HAS_CUDNN", True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(module, "any_autocast", lambda: True)
@@ -75,13 +75,13 @@ def test_autocast_on_a_card_is_one_of_float16(
         )
         found, state, weights = module.autocast(input, hx, [[weight, weight, None, None]])
     assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
-    assert not vendor.casts_to_half(torch.empty(3))
+    assert not aten.casts_to_half(torch.empty(3))
     with torch.backends.cudnn.flags(enabled=False):
-        assert not vendor.casts_to_half(input)
+        assert not aten.casts_to_half(input)
 
 
 def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vendor, "HAS_CUDNN", True)
+    monkeypatch.setattr(aten, "HAS_CUDNN", True)
     monkeypatch.setattr(torch, "cudnn_is_acceptable", lambda _: True)
     monkeypatch.setattr(network, "_numbers", lambda _: True)
     rnn = ManualRNN(3, 4)

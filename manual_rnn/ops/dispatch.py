@@ -20,8 +20,8 @@ from torch.autograd import forward_ad
 from torch.autograd.profiler import record_function
 
 from ..kernels import DEFAULT, REFERENCE
-from ..kernels.contract import PLAIN_TYPES, why_foreign
-from ..private import (
+from ..kernels.interface import PLAIN_TYPES, why_foreign
+from ..torch_internals import (
     LACKING,
     Function,
     below_this_level,
@@ -35,7 +35,7 @@ from ..private import (
     scan,
     single_level,
 )
-from . import flops
+from . import flop_formulas
 from .sight import plain, untraced, wants_gradient
 
 __all__ = [
@@ -87,7 +87,7 @@ def op(name: str) -> Way:
 def seen(name: str) -> Way:
     """The operator of a rule, once the modes that will see it know its cost."""
     if not torch.compiler.is_compiling() and (looking := modes()):
-        flops.tell(looking)
+        flop_formulas.tell(looking)
     return op(name)
 
 
