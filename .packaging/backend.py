@@ -1,9 +1,11 @@
 """setuptools, with what pyproject.toml can't say: a wheel has the folder training/ as manual_rnn.training, a
-source archive the tests."""
+source archive the tests; and the engine is a plain shared library, for any Python."""
 
 from pathlib import Path
 
 from setuptools.build_meta import *  # noqa: F403
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
@@ -29,3 +31,20 @@ class Sdist(sdist):
             files = (path for path in Path(folder).rglob("*") if path.is_file())
             self.filelist.extend(str(path) for path in files if path.suffix not in COMPILED)
         super().make_distribution()
+
+
+class BuildExt(build_ext):
+    """Without Python's headers and names: torch loads the library, not an import."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def get_export_symbols(self, ext: object) -> list[str]:
+        return []
+
+
+class Wheel(bdist_wheel):
+    """For every Python 3 of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from .parameters import CACHES, LEAF, RNNBase
+from .parameters import ASSIGNED, FX_LEAF, NN_RNN_CACHES, RNNBase, assigned_weights
 from .validation import is_kind, is_same
 
-__all__ = ["check_target", "convert", "converted", "why_not"]
+__all__ = ["check_target", "convert", "shared_copy", "unsupported_reason"]
 
-HARMLESS = {"flatten_parameters"}  # the weight-drop recipe of AWD-LSTM sets it on the module
+ALLOWED_OVERRIDES = {"flatten_parameters"}  # the weight-drop recipe of AWD-LSTM sets it on the module
 
 
 def check_target(to: type, base: type) -> None:
@@ -32,14 +32,14 @@ def check_target(to: type, base: type) -> None:
         )
 
 
-def why_not(rnn: nn.Module, source: type, to: type) -> str | None:
+def unsupported_reason(rnn: nn.Module, source: type, to: type) -> str | None:
     """The reason why `rnn` can't become a `to` with the same behaviour, or None."""
     kind: type = type_before_parametrizations(rnn)
     if not is_same(kind, source):
         return f"expected {source.__name__} itself, got {kind.__name__}, whose own code would be lost"
     own = [
         name
-        for name in (vars(rnn).keys() | rnn._modules.keys()) - HARMLESS
+        for name in (vars(rnn).keys() | rnn._modules.keys()) - ALLOWED_OVERRIDES
         if callable(getattr(source, name, None)) or callable(getattr(to, name, None))
     ]
     if own:
@@ -52,25 +52,25 @@ def why_not(rnn: nn.Module, source: type, to: type) -> str | None:
 
 
 def convert(rnn: nn.Module, to: type) -> Any:
-    """Make `rnn` a `to` in place, once `why_not` has found nothing."""
+    """Make `rnn` a `to` in place, once `unsupported_reason` has found nothing."""
     state, assigned = vars(rnn), _assigned_weights(rnn)
-    for cache in (*CACHES, *LEAF, "_assigned"):
+    for cache in (*NN_RNN_CACHES, *FX_LEAF, ASSIGNED):
         state.pop(cache, None)
     state.setdefault("proj_size", 0)  # modules pickled long ago lack these two
-    state.setdefault("nonlinearity", rnn.mode.removeprefix("RNN_").lower())  # type: ignore[operator, union-attr]
+    state.setdefault("nonlinearity", rnn.mode.removeprefix("RNN_").lower())  # type: ignore
     rnn.__class__ = _with_parametrizations(rnn, to)
     if isinstance(rnn, nn.RNN):
         _fill_caches(rnn)
     else:
-        state.update(LEAF)
+        state.update(FX_LEAF)
     if assigned is not None:
         rnn._flat_weights = assigned  # type: ignore[assignment]
     return rnn
 
 
-def converted(rnn: nn.Module, source: type, to: type) -> Any:
+def shared_copy(rnn: nn.Module, source: type, to: type) -> Any:
     """A new `to` that shares the parameters of `rnn`, which stays as it is."""
-    reason = why_not(rnn, source, to)
+    reason = unsupported_reason(rnn, source, to)
     if reason is not None:
         raise TypeError(f"can't convert to {to.__name__}: {reason}")
     return convert(_clone(rnn), to)
@@ -86,8 +86,8 @@ def _with_parametrizations(rnn: nn.Module, to: type) -> type:
 def _assigned_weights(rnn: Any) -> list[Any] | None:
     """What somebody assigned to `_flat_weights` and would run now, if it isn't the parameters."""
     if isinstance(rnn, RNNBase):
-        return rnn._assigned_weights()
-    if not vars(rnn).keys() >= set(CACHES) or rnn._weights_have_changed():
+        return assigned_weights(rnn)
+    if not vars(rnn).keys() >= set(NN_RNN_CACHES) or rnn._weights_have_changed():
         return None
     own = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
     return None if list(map(id, own)) == list(map(id, rnn._flat_weights)) else rnn._flat_weights

@@ -4,9 +4,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels, validation
-from .layout import plan
+from .layout import layout_of
 from .module import ManualRNN, autocast
-from .ops import OWN_RECURRENCE, chosen
+from .ops import CUSTOM_STEP, choose_network_kernel
+from .override import nonlinearity_of
+from .parameters import weights_of
 
 __all__ = ["explain_kernel"]
 
@@ -24,14 +26,15 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     """
     validation.check_kind("rnn", rnn, ManualRNN)
     validation.check_kind("input", input, Tensor, PackedSequence)
-    batch = plan(rnn, input, hx)
-    hx = batch.hx
+    layout = layout_of(rnn, input, hx)
+    hx = layout.hx
     if hx is None:
-        hx = batch.data.new_zeros(rnn.get_expected_hidden_size(batch.data, batch.batch_sizes))
-    rows, hx, weights = autocast(batch.rows, hx, rnn._weights())
-    unasked = kernels.asked() == kernels.DEFAULT and rnn._builtin_phi() is not None
-    whole = chosen(rows, hx, weights, batch.batch_sizes) if unasked else None
-    verdicts = [_verdicts(rnn, whole, (rows, hx, *group)) for group in weights]
+        hx = layout.data.new_zeros(rnn.get_expected_hidden_size(layout.data, layout.batch_sizes))
+    x, hx, weights = autocast(layout.rows, hx, weights_of(rnn))
+    whole = None
+    if kernels.requested_kernel() == kernels.DEFAULT and isinstance(nonlinearity_of(rnn), str):
+        whole = choose_network_kernel(x, hx, weights)
+    verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]
     return "\n".join(
@@ -42,11 +45,12 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 
 def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, ...]) -> str:
     reasons = kernels.reasons(*tensors)
-    if rnn._builtin_phi() is None:
-        reasons = dict.fromkeys(reasons, OWN_RECURRENCE) | {kernels.REFERENCE: None}
-    asked = kernels.asked()
+    if not isinstance(nonlinearity_of(rnn), str):
+        reasons = dict.fromkeys(reasons, CUSTOM_STEP) | {kernels.REFERENCE: None}
+    asked = kernels.requested_kernel()
     able = [name for name, reason in reasons.items() if reason is None]
-    runs = whole or able[0] if asked == kernels.DEFAULT else asked
+    chosen = able[0] if whole in (None, kernels.DEFAULT) else whole
+    runs = chosen if asked == kernels.DEFAULT else asked
     return "\n".join(f"{name:9} {_verdict(name, reason, runs, asked)}" for name, reason in reasons.items())
 
 

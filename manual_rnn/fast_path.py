@@ -1,13 +1,14 @@
-r"""The short way for a plain call: from the module to C, or on CUDA to cuDNN, with few checks in between.
+r"""The fast path: from the module of a plain call to one operator, whose autograd node is PyTorch's, in C++.
 
-C looks at every tensor anyway, and answers only where all is as it should be; so does `run_on_cuda`. Whatever
-else a call may be (under a transform, a mode, a trace or a CPU's autocast, profiled, of a recurrence of your
-own, with dropout at work, of a wrong shape) goes the long way, in `module.py`, which has the checks, the
-words and the other kernels.
+    on a CPU     aten::_cudnn_rnn, for which the engine in C is the kernel     `kernels/csrc/aten_operators.c`
+    on CUDA      aten::_cudnn_rnn, cuDNN                                       `ops/cudnn.py`
+
+Any other call goes on in `module.py`: under a transform, a mode, a trace or autocast, of a recurrence of one's own, of
+partly frozen weights, with dropout at work, of anything that doesn't fit, for which the checks have the words.
 """
 
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Sequence
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -15,69 +16,174 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .kernels.interface import PLAIN_TYPES
-from .ops import NATIVE, VENDOR, looked_at, run_module, run_on_cuda
-from .torch_internals import any_autocast
+from .kernels import aten, native
+from .kernels.interface import PLAIN_TYPES, NetworkOptions
+from .kernels.nonlinearities import PHI_OF_MODE
+from .ops import as_nn_rnn, as_separate_output, run_cudnn
+from .override import BUILTIN
+from .parameters import ASSIGNED, RNNBase
+from .torch_internals import any_autocast, cudnn_rnn, no_interposition
 
-__all__ = ["Called", "at_once"]
+__all__ = ["try_fast_path"]
 
-Run = Callable[..., tuple[Tensor, Tensor] | None]
-
-
-class Called:
-    """The methods that the long way calls, none of which may be replaced: on a class, on an object, or by a
-    module of that name. `_run` is what `tracing.py` replaces."""
-
-    def __init__(self, kind: type, *names: str) -> None:
-        self.names, self.read = names, attrgetter(*names)
-        self.methods = self.read(kind)
-
-    def are_those_of(self, kind: type, own: dict[str, Any]) -> bool:
-        """Whether objects of this class, with these attributes of their own, have just these methods."""
-        names, modules = self.names, own["_modules"]
-        if not own.keys().isdisjoint(names) or (modules and not modules.keys().isdisjoint(names)):
-            return False
-        return self.read(kind) == self.methods
+METHODS = (
+    "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
+)  # fmt: skip
+UNCHANGED = {*METHODS, "begin", "step", ASSIGNED}
+FLAGS = frozenset({bool})
+MODES = {"RNN_TANH": 1, "RNN_RELU": 0}  # as ATen's operator numbers them
+_methods_of = attrgetter(*METHODS)
+_own_methods = _methods_of(RNNBase)
+_NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
+_read = itemgetter(  # of a module's attributes
+    "mode", "bias", "batch_first", "bidirectional", "num_layers", "input_size", "hidden_size", "training",
+    "dropout", "proj_size", "_parameters", "_all_weights", "_modules",
+)  # fmt: skip
 
 
-def at_once(
-    rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None, called: Called
-) -> tuple[Any, Tensor] | None:
+def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if torch.compiler.is_compiling():
-        return None
-    run, own = _run_of(input[0] if isinstance(input, PackedSequence) else input), rnn.__dict__
-    if run is None or looked_at() or not called.are_those_of(type(rnn), own):
+    if torch.compiler.is_compiling() or not no_interposition():
         return None
     if not isinstance(input, PackedSequence):
-        one = type(input) in PLAIN_TYPES and input.dim() == 2
-        return _unbatched(run, own, input, hx) if one else run(own, input, hx)
+        return _run(rnn, input, hx)
     data, batch_sizes, order, inverse = input
+    sizes = _packed_sizes(batch_sizes, data)
+    if sizes is None:
+        return None
     if hx is not None and order is not None:
         hx = hx.index_select(1, order)
-    found = run(own, data, hx, batch_sizes)
+    found = _run(rnn, data, hx, sizes)
     if found is None:
         return None
-    output, h_n = found
-    rows = PackedSequence(output, batch_sizes, order, inverse)
-    return rows, h_n if inverse is None else h_n.index_select(1, inverse)
+    rows = PackedSequence(found[0], batch_sizes, order, inverse)
+    return rows, found[1] if inverse is None else found[1].index_select(1, inverse)
 
 
-def _run_of(input: Any) -> Run | None:
-    """Who runs such input at once, if it's for them to."""
-    asked = kernels.asked()
-    if getattr(input, "is_cuda", False):
-        return run_on_cuda if asked in (kernels.DEFAULT, VENDOR) else None
-    able = asked in (kernels.DEFAULT, NATIVE) and kernels.KERNELS[NATIVE].exchanges()
-    return run_module if able and not any_autocast() else None
-
-
-def _unbatched(
-    run: Run, own: dict[str, Any], input: Tensor, hx: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """Of one sequence `(T, I)`, as a batch of one."""
-    if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != 2):
+def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
+    """How many rows each step has, if that is what they say."""
+    if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
         return None
-    batch = 0 if own["batch_first"] else 1
-    found = run(own, input.unsqueeze(batch), hx if hx is None else hx.unsqueeze(1))
-    return found and (found[0].squeeze(batch), found[1].squeeze(1))
+    sizes = batch_sizes.tolist()
+    fits = sizes and sizes[-1] > 0 and sum(sizes) == data.size(0) and sizes == sorted(sizes, reverse=True)
+    return sizes if fits else None
+
+
+def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
+    own = rnn.__dict__
+    if type(x) not in PLAIN_TYPES or not _is_unmodified(type(rnn), own):
+        return None
+    try:
+        *options, training, dropout, projection, parameters, names, _ = _read(own)
+        weights = [parameters[name] for group in names for name in group]
+    except KeyError:
+        return None
+    mode, *flags, layers, _, _ = options
+    if (training and dropout and layers > 1) or projection or mode not in PHI_OF_MODE:
+        return None
+    if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
+        return None
+    run = _run_on_cuda if x.is_cuda else _run_on_cpu
+    if x.dim() == 2 and not sizes:
+        axis = 0 if own["batch_first"] else 1
+        found = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1), weights, options, sizes)
+        return found and (found[0].squeeze(axis), found[1].squeeze(1))
+    return run(x, hx, weights, options, sizes)
+
+
+def _is_unmodified(kind: type, own: dict[str, Any]) -> bool:
+    """Whether what `module.py` would call is what `ManualRNN` has: no method is overridden, on a class, on an object,
+    or by a module of that name."""
+    modules = own["_modules"]
+    if not own.keys().isdisjoint(UNCHANGED) or (modules and not modules.keys().isdisjoint(UNCHANGED)):
+        return False
+    if not (hasattr(kind.step, BUILTIN) and hasattr(kind.begin, BUILTIN)):  # type: ignore[attr-defined]
+        return False
+    return _methods_of(kind) == _own_methods
+
+
+def _run_on_cpu(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
+) -> tuple[Tensor, Tensor] | None:
+    if not native.has_aten_node or kernels.requested_kernel() not in (kernels.DEFAULT, kernels.NATIVE):
+        return None
+    mode, bias, batch_first, bidirectional, layers, _, H = options
+    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
+    if recorded is None:
+        return None
+    if recorded:
+        x, hx, weights = _aliases(x, hx, weights, batch_first and not sizes)
+    if hx is None:
+        hx = _NO_STATE[x.dtype]
+    code, step = MODES[mode], 4 if bias else 2
+    how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
+    try:
+        _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
+    except RuntimeError:  # something doesn't fit, for which the checks have the words
+        return None
+    if not recorded:
+        return output, h_n
+    return as_separate_output(output), as_separate_output(h_n)
+
+
+def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool | None:
+    """Whether some tensor does; None where some weights do and others don't: the node has one flag for all."""
+    wanted = weights[0].requires_grad
+    for w in weights:
+        if w.requires_grad is not wanted:
+            return None
+    return wanted or x.requires_grad or (hx is not None and hx.requires_grad)
+
+
+def _aliases(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], batch_first: bool
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """What the node saves, as tensors of its own: `w.data = ...` leaves them as they are. No derivative reads a bias.
+    An input whose rows aren't evenly spaced is copied, as `nn.RNN` copies it, so that its memory may be used anew."""
+    x = as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
+    return x, hx if hx is None else hx.view_as(hx), [w.view_as(w) if w.dim() == 2 else w for w in weights]
+
+
+def _run_on_cuda(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
+) -> tuple[Tensor, Tensor] | None:
+    asked = kernels.requested_kernel()
+    mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    D, first = 1 + bidirectional, batch_first and not sizes
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or not _fits_cudnn(
+        x, weights, aten.shapes(layers, D, I, H, bias)
+    ):
+        return None
+    shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
+    if hx is None:
+        hx = x.new_zeros(shape)
+    if type(hx) not in PLAIN_TYPES or hx.shape != shape:
+        return None
+    batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
+    how = NetworkOptions(batch_sizes, PHI_OF_MODE[mode], bidirectional, bias, asked)
+    return run_cudnn(x, hx, weights, how, first)
+
+
+def _fits_cudnn(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
+    if aten.unsupported_reason(x) is not None or [w.shape for w in weights] != shapes:
+        return False
+    dtype, place = weights[0].dtype, x.get_device()
+    alike = all(w.dtype is dtype and w.get_device() == place for w in weights)
+    return alike and (x.dtype is dtype or torch.is_autocast_enabled("cuda"))
+
+
+def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], packed: bool) -> bool:
+    """Whether the input is as `nn.RNN` expects it, and the weights are tensors as the constructor makes them, as many
+    as it makes. Their shapes are the kernel's to check."""
+    _, bias, _, bidirectional, layers, I, _ = options  # noqa: E741
+    if x.size(-1) != I or len(weights) != layers * (1 + bidirectional) * (4 if bias else 2):
+        return False
+    rank = x.dim()
+    if rank != 2 if packed else rank not in (2, 3):
+        return False
+    if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != (3 if packed else rank)):
+        return False
+    for w in weights:
+        if type(w) not in PLAIN_TYPES:
+            return False
+    return x.is_cuda or (x.is_cpu and x.dtype in native.TYPES and not any_autocast())

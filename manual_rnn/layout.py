@@ -5,7 +5,7 @@ r"""The four forms of a batch of sequences, brought to rows and back.
     packed      input PackedSequence            hx (L * D, B, H), in the order before sorting
     nested      input jagged (B, j, I)          hx (L * D, B, H)
 
-Each becomes a plan: rows in the order of time, the states to begin with, and how to bring results back.
+Each becomes a layout: rows in the order of time, the states to begin with, and how to bring results back.
 Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` directions, `N` packed rows.
 """
 
@@ -16,19 +16,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .kernels.time_order import time_of_rows
-from .ops import plain, untraced
+from .ops import can_bypass_dispatcher
 from .parameters import RNNBase
 from .validation import check_ranks
 
-__all__ = ["Sequences", "plan"]
+__all__ = ["Layout", "layout_of"]
 
 
-class Sequences:
+class Layout:
     """A padded batch, `(T, B, I)` or with `batch_first` `(B, T, I)`; the other forms say what they change.
 
     Attributes:
         rows: `(T, B, I)`, or `(N, I)` with `batch_sizes`.
-        data: the same as it came, for the checks that `nn.RNN` makes of it.
+        input: what came.
+        data: the same rows as they came, for the checks that `nn.RNN` makes of them.
         hx: the states to begin with, `(L * D, B, H)` in the order of the rows, or None.
         batch_sizes: how many rows each step has, `(T,)`; None for a padded batch.
     """
@@ -36,7 +37,7 @@ class Sequences:
     batch_sizes: Tensor | None = None
 
     def __init__(self, rnn: RNNBase, data: Tensor, hx: Tensor | None) -> None:
-        self.rnn, self.data = rnn, data
+        self.rnn, self.input, self.data = rnn, data, data
         self.rows = data.transpose(0, 1) if rnn.batch_first else data
         self.hx = hx if hx is None else rnn.permute_hidden(hx, None)
 
@@ -49,12 +50,12 @@ class Sequences:
 
 def _transposed(output: Tensor) -> Tensor:
     """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it."""
-    if not torch.compiler.is_compiling() and (plain(output) or untraced(output)):
+    if can_bypass_dispatcher(output):
         return output.transpose_(0, 1)
     return output.transpose(0, 1)
 
 
-class _Unbatched(Sequences):
+class UnbatchedLayout(Layout):
     """`(T, I)` as a batch of one."""
 
     def __init__(self, rnn: RNNBase, input: Tensor, hx: Tensor | None) -> None:
@@ -65,11 +66,11 @@ class _Unbatched(Sequences):
         return output.squeeze(1), self.rnn.permute_hidden(h_n.squeeze(1), None)
 
 
-class _Packed(Sequences):
+class PackedLayout(Layout):
     """Rows already, sorted by length."""
 
     def __init__(self, rnn: RNNBase, input: PackedSequence, hx: Tensor | None) -> None:
-        self.rnn = rnn
+        self.rnn, self.input = rnn, input
         self.data, self.batch_sizes, self.order, self.inverse = input
         self.rows = self.data
         self.hx = None if hx is None else rnn.permute_hidden(hx, self.order)
@@ -79,12 +80,12 @@ class _Packed(Sequences):
         return packed, self.rnn.permute_hidden(h_n, self.inverse)
 
 
-class _Nested(_Packed):
+class NestedLayout(PackedLayout):
     """A jagged batch is packed by sorting its rows by length; sequences of length 0 have no row."""
 
     def __init__(self, rnn: RNNBase, input: Any, hx: Tensor | None) -> None:
         _check_nested(input, hx, rnn.batch_first)
-        self.rnn, self.offsets = rnn, input.offsets()
+        self.rnn, self.input, self.offsets = rnn, input, input.offsets()
         lengths, order = self.offsets.diff().sort(descending=True, stable=True)
         rows, self.batch_sizes = time_major_rows(self.offsets[order], lengths)
         alive = int((lengths > 0).sum())
@@ -101,15 +102,15 @@ class _Nested(_Packed):
         return jagged, self.rnn.permute_hidden(torch.cat([h_n, kept], dim=1), self.inverse)
 
 
-def plan(rnn: RNNBase, input: Tensor | PackedSequence, hx: Tensor | None) -> Sequences:
+def layout_of(rnn: RNNBase, input: Tensor | PackedSequence, hx: Tensor | None) -> Layout:
     """Choose the form by what the input is."""
     if isinstance(input, PackedSequence):
-        return _Packed(rnn, input, hx)
+        return PackedLayout(rnn, input, hx)
     rank = input.dim()
     if input.is_nested:
-        return _Nested(rnn, input, hx)
+        return NestedLayout(rnn, input, hx)
     check_ranks(input, hx)
-    return Sequences(rnn, input, hx) if rank == 3 else _Unbatched(rnn, input, hx)
+    return Layout(rnn, input, hx) if rank == 3 else UnbatchedLayout(rnn, input, hx)
 
 
 def time_major_rows(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

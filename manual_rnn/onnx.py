@@ -17,16 +17,18 @@ number by number and on one thread, where a `Scan` has it whole: hence the READM
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
-from .ops import Weights
+from .ops import Options, run_layers
 
-__all__ = ["check_exportable", "is_exporting", "run_layer"]
+__all__ = ["check_exportable", "is_exporting", "rnn"]
 
 
 def is_exporting() -> bool:
@@ -39,7 +41,7 @@ def is_exporting() -> bool:
 is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_exportable(input: Any, phi: str | None) -> None:
+def check_exportable(input: Any, phi: Any) -> None:
     """The ONNX node knows tanh and relu, and sequences of one length."""
     if phi not in PHI:
         raise RuntimeError(
@@ -51,10 +53,13 @@ def check_exportable(input: Any, phi: str | None) -> None:
         raise RuntimeError(f"ONNX export: expected a padded or an unbatched input, got a {kind} one")
 
 
-def run_layer(
-    input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Any, batch_sizes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    r"""`recurrence.run_layer` as a node, for a padded `input (T, B, I)` and `hx (D, B, H)`."""
+def rnn(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options) -> tuple[Tensor, Tensor]:
+    r"""`ops.rnn` with a node for each layer, for a padded `x (T, B, I)` and `hx (L * D, B, H)`."""
+    run = partial(_run_layer, options.nonlinearity)
+    return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
+
+
+def _run_layer(phi: Any, input: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> tuple[Tensor, Tensor]:
     T, (D, B, H) = input.size(0), hx.shape
     y, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
@@ -71,7 +76,7 @@ def run_layer(
     return y.transpose(1, 2).flatten(2), h_n
 
 
-def _stacked(weights: Sequence[Weights]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _stacked(weights: Sequence[LayerWeights]) -> tuple[Tensor, Tensor, Tensor | None]:
     """W, R and B of all directions."""
     W, R, *biases = zip(*weights, strict=True)
     B = None if biases[0][0] is None else torch.cat((torch.stack(biases[0]), torch.stack(biases[1])), dim=1)

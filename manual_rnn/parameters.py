@@ -3,22 +3,36 @@ r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. N
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import validation
 from .kernels import aten
+from .kernels.interface import PLAIN_TYPES, LayerWeights, grouped
 from .kernels.nonlinearities import PHI
 
-__all__ = ["CACHES", "LEAF", "OWN_MODE", "RNNBase"]
+__all__ = [
+    "ASSIGNED",
+    "CUSTOM_MODE",
+    "FX_LEAF",
+    "NN_RNN_CACHES",
+    "RNNBase",
+    "assigned_weights",
+    "has_expanded_weights",
+    "own_weights",
+    "weights_of",
+]
 
-OWN_MODE = "RNN_OWN"
+EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
+
+CUSTOM_MODE = "RNN_OWN"
+ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the module's own at the time
 # By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
 # takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.
-LEAF = {"__module__": nn.RNN.__module__}
-CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
+FX_LEAF = {"__module__": nn.RNN.__module__}
+NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
 
 
 def _orthogonal_(weight: Tensor) -> None:
@@ -64,7 +78,6 @@ class RNNBase(nn.RNNBase):
     pickling are again those of an `nn.Module`.
     """
 
-    _assigned = cast(Any, None)  # by `_flat_weights = ...`: those, and the module's own at the time
     if not TYPE_CHECKING:  # mypy finds attributes set only where this is a method
         __setattr__ = nn.Module.__setattr__
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
@@ -86,9 +99,9 @@ class RNNBase(nn.RNNBase):
     ) -> None:
         validation.check_nonlinearity(nonlinearity, PHI)
         super(nn.RNNBase, self).__init__()
-        self.__dict__.update(LEAF)
+        self.__dict__.update(FX_LEAF)
         self.nonlinearity = nonlinearity
-        self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else OWN_MODE
+        self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else CUSTOM_MODE
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -100,17 +113,10 @@ class RNNBase(nn.RNNBase):
         validation.check_dropout(dropout, num_layers)
         validation.check_flags(bias=bias, batch_first=batch_first)
         validation.check_sizes(input_size, hidden_size, num_layers)
-        self._all_weights = names_of_weights(num_layers, self._directions, bias)
+        self._all_weights = names_of_weights(num_layers, 1 + bidirectional, bias)
         for index, names in enumerate(self._all_weights):
-            self._add_weights(names, index < self._directions, device, dtype)
+            _add_weights(self, names, index <= self.bidirectional, device, dtype)
         self.reset_parameters()
-
-    def _add_weights(self, names: list[str], first: bool, device: Any, dtype: Any) -> None:
-        """Register the uninitialised parameters of one direction of the first layer, or of a later one."""
-        H = self.hidden_size
-        width = self.input_size if first else H * self._directions
-        for name, shape in zip(names, ((H, width), (H, H), (H,), (H,)), strict=False):
-            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
         r"""Draw every weight from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, then change the recurrent ones.
@@ -138,10 +144,6 @@ class RNNBase(nn.RNNBase):
                 nn.init.zeros_(bias)
 
     @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
     def all_weights(self) -> list[list[Any]]:
         """Per layer and direction the list of its weights."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
@@ -158,31 +160,22 @@ class RNNBase(nn.RNNBase):
     @property
     def _flat_weights(self) -> list[Any]:
         """The weights in order, to which an item may be assigned."""
-        weights = self._assigned_weights() or self._own_weights()
+        weights = assigned_weights(self) or own_weights(self)
         return weights if torch.compiler.is_compiling() else FlatWeights(self, weights)
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Any]) -> None:
         """As in `nn.RNN`: these run, though `state_dict` has others, until one of the parameters is
         replaced or all are moved. Mostly they are those that are there already."""
-        own = self._own_weights()
+        own = own_weights(self)
         same = len(weights) == len(own) and all(map(operator.is_, weights, own))
         self._init_flat_weights()
         if not same:
-            self._assigned = list(weights), own
-
-    def _own_weights(self) -> list[Any]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    def _assigned_weights(self) -> list[Any] | None:
-        """What was assigned to `_flat_weights`, if it still holds."""
-        if self._assigned is not None and not all(map(operator.is_, self._assigned[1], self._own_weights())):
-            self._init_flat_weights()
-        return None if self._assigned is None else self._assigned[0]
+            self.__dict__[ASSIGNED] = list(weights), own
 
     def _init_flat_weights(self) -> None:
         """Forget what was assigned."""
-        self.__dict__.pop("_assigned", None)
+        self.__dict__.pop(ASSIGNED, None)
 
     def _update_flat_weights(self) -> None:
         """Do nothing: every call reads all weights."""
@@ -196,26 +189,26 @@ class RNNBase(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was assigned, which a copy of an `nn.RNN` loses too."""
-        return {name: value for name, value in self.__dict__.items() if name != "_assigned"}
+        return {name: value for name, value in self.__dict__.items() if name != ASSIGNED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
         super(nn.RNNBase, self).__setstate__(state)
         own = self.__dict__
-        own.update(LEAF)
+        own.update(FX_LEAF)
         own.setdefault("proj_size", 0)  # there since torch 1.8
         if "all_weights" in own:
             own["_all_weights"] = own.pop("all_weights")
         if not isinstance(self._all_weights[0][0], str):
-            self._all_weights = names_of_weights(self.num_layers, self._directions, self.bias)
-        for cache in CACHES:
+            self._all_weights = names_of_weights(self.num_layers, 1 + self.bidirectional, self.bias)
+        for cache in NN_RNN_CACHES:
             own.pop(cache, None)
 
     def flatten_parameters(self) -> None:
         """On CUDA, lay the weights one after the other in memory, which saves a copy of them at every call;
         elsewhere no kernel wants them so. Never needed."""
         if not torch.compiler.is_compiling():
-            aten.flatten(self._own_weights())
+            aten.flatten(own_weights(self))
 
     check_forward_args = validation.check_forward_args
     check_input = validation.check_input
@@ -237,6 +230,50 @@ class RNNBase(nn.RNNBase):
         """The sizes, and whatever differs from its default."""
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
-        if self.mode == OWN_MODE and not isinstance(self.nonlinearity, nn.Module):
+        if self.mode == CUSTOM_MODE and not isinstance(self.nonlinearity, nn.Module):
             shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+def _add_weights(rnn: RNNBase, names: list[str], first: bool, device: Any, dtype: Any) -> None:
+    """Register the uninitialised parameters of one direction of the first layer, or of a later one."""
+    H = rnn.hidden_size
+    width = rnn.input_size if first else H * (1 + rnn.bidirectional)
+    for name, shape in zip(names, ((H, width), (H, H), (H,), (H,)), strict=False):
+        setattr(rnn, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+
+def own_weights(rnn: RNNBase) -> list[Any]:
+    """The weights in order, without what was assigned to `_flat_weights`."""
+    return [getattr(rnn, name, None) for name in rnn._flat_weights_names]
+
+
+def assigned_weights(rnn: RNNBase) -> list[Any] | None:
+    """What was assigned to `_flat_weights`, if it still holds."""
+    found = rnn.__dict__.get(ASSIGNED)
+    if found is not None and not all(map(operator.is_, found[1], own_weights(rnn))):
+        rnn._init_flat_weights()
+        return None
+    return None if found is None else found[0]
+
+
+def weights_of(rnn: RNNBase) -> list[LayerWeights]:
+    """The weights of every layer and direction, read anew, so that no change goes unseen."""
+    validation.check_counts(rnn, rnn._all_weights)
+    flat = assigned_weights(rnn)
+    if flat is None:
+        known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
+        flat = [known[n] if n in known else getattr(rnn, n) for names in rnn._all_weights for n in names]
+        for name, weight in zip(rnn._flat_weights_names, flat, strict=True):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
+    expected = len(rnn._all_weights) * len(rnn._all_weights[0])
+    if len(flat) != expected:
+        raise RuntimeError(f"Expected {expected} _flat_weights, got {len(flat)}")
+    return grouped(flat, rnn.bias)
+
+
+def has_expanded_weights(weights: list[LayerWeights]) -> bool:
+    """Whether any weight is one of torch's ExpandedWeights; frozen ones beside it are ordinary."""
+    kinds = {type(w) for group in weights for w in group} - PLAIN_TYPES
+    return any(kind.__module__.startswith(EXPANDED) for kind in kinds)

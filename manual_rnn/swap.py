@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from .convert import check_target, convert, why_not
+from .convert import check_target, convert, unsupported_reason
 from .module import ManualRNN
 from .validation import check_kind, is_kind
 
@@ -44,7 +44,7 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     if to is not nn.RNN:
         check_target(to, ManualRNN)
     found = {name: module for name, module in model.named_modules() if is_kind(type(module), source)}
-    reasons = {name: why_not(rnn, source, to) for name, rnn in found.items()}
+    reasons = {name: unsupported_reason(rnn, source, to) for name, rnn in found.items()}
     refused = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items() if reason]
     if refused:
         raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")

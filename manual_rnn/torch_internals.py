@@ -31,34 +31,35 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "CUDNN_DERIVATIVE",
-    "LACKING",
+    "MISSING",
     "Function",
     "any_autocast",
     "below_autograd",
-    "below_this_level",
+    "below_autograd_keep_forward_ad",
     "copy_on_write",
+    "cow_data_ptr",
     "cudnn_rnn",
-    "data_address",
+    "cudnn_saved_tensors",
+    "dispatch_key_set",
     "event",
-    "exports_with_numbers",
-    "flattened",
-    "give_cudnn_a_batching_rule",
+    "flatten_dense",
+    "functorch_active",
     "has_storage",
+    "in_draft_export",
     "in_forward_mode",
-    "is_shared",
+    "is_cow",
     "is_wrapper",
-    "kept_by_cudnn",
-    "keys_of",
     "modes",
     "multiplies_in_tiles",
-    "nobody_looks_on",
-    "nobody_traces",
+    "no_interposition",
+    "no_tracing",
+    "offers_cudnn_node",
     "profiling",
+    "register_cudnn_backward_vmap",
     "scan",
     "scan_op",
     "single_level",
     "torchscript",
-    "transformed",
 ]
 
 
@@ -88,11 +89,11 @@ _function_mode_at = find("torch._C", "_get_function_stack_at")
 _can_tell = hasattr(forward_ad, "_current_level") and None not in (
     _transforms, _mode_count, _function_mode_count, _function_mode_at,
 )  # fmt: skip
-transformed: Callable[[], bool] = _transforms or (lambda: False)
+functorch_active: Callable[[], bool] = _transforms or (lambda: False)
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 
 
-def nobody_looks_on() -> bool:
+def no_interposition() -> bool:
     """Whether no transform, mode, tracer or forward-mode level is in force.
 
     Modes of `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only
@@ -110,7 +111,7 @@ def nobody_looks_on() -> bool:
     return not count or all(type(_function_mode_at(place)) is _DeviceContext for place in range(count))
 
 
-def nobody_traces() -> bool:
+def no_tracing() -> bool:
     """The same, but that modes may look on as long as none of them is a tracer."""
     if not _can_tell or _transforms() or torchscript() or forward_ad._current_level >= 0:
         return False
@@ -129,7 +130,7 @@ _dispatch_keys = find("torch._C", "_dispatch_keys")
 _readable = hasattr(find("torch._C", "DispatchKeySet"), "raw_repr")
 
 
-def keys_of(x: Tensor) -> Any:
+def dispatch_key_set(x: Tensor) -> Any:
     """What a tensor asks the dispatcher for, to be compared; without it, what equals nothing."""
     return _dispatch_keys(x).raw_repr() if _dispatch_keys and _readable else object()
 
@@ -147,7 +148,7 @@ single_level = find("torch._functorch.autograd_function", "enable_single_level_a
 _forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 _below_autograd = find("torch._C", "_AutoDispatchBelowAutograd")
 below_autograd: Any = _below_autograd or torch.no_grad  # a block of which autograd sees nothing
-LACKING = [  # of what a node of ours needs below a transform or a trace
+MISSING = [  # of what a node of ours needs below a transform or a trace
     name
     for name, found in {
         "torch.autograd.function._SingleLevelFunction": _single_level_function,
@@ -166,7 +167,7 @@ def in_forward_mode() -> Any:
 
 
 @contextmanager
-def below_this_level() -> Iterator[None]:
+def below_autograd_keep_forward_ad() -> Iterator[None]:
     """For the forward of a rule: `apply` turns off all differentiation, but a transform around the present
     one still wants its own."""
     with torch.enable_grad(), in_forward_mode(), _below_autograd():
@@ -177,12 +178,12 @@ def below_this_level() -> Iterator[None]:
 copy_on_write: Callable[[Tensor], Tensor] = find("torch", "_lazy_clone") or Tensor.clone
 
 # Where a tensor's storage is, without that copy; whether it may come to it; whether there is memory.
-data_address: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
-is_shared: Callable[[Tensor], bool] | None = find("torch._C", "_is_cow_tensor")
+cow_data_ptr: Callable[[Tensor], int] | None = find("torch._C", "_data_address")
+is_cow: Callable[[Tensor], bool] | None = find("torch._C", "_is_cow_tensor")
 has_storage: Callable[[Tensor], bool] | None = find("torch._C", "_has_storage")
 
 # The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative.
-flattened: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors") or (
+flatten_dense: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors") or (
     lambda tensors: torch.cat([x.reshape(-1) for x in tensors])
 )
 _current_node = find("torch._C", "_current_autograd_node")
@@ -194,19 +195,49 @@ CUDNN_KEEPS = (
 )  # fmt: skip
 
 
-def kept_by_cudnn() -> Any:
+def cudnn_saved_tensors() -> Any:
     """What cuDNN's node keeps, at which the backward pass is, under the names of the operator's arguments."""
     node = _current_node()
     return SimpleNamespace(**{name: getattr(node, f"_saved_{name}") for name in CUDNN_KEEPS})
 
 
-def give_cudnn_a_batching_rule(rule: Callable[..., Any]) -> Any:
+def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> Any:
     """For `is_grads_batched`, if torch has none; the registration lasts as long as what is returned."""
     if _has_kernel is None or _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
         return None
     library = torch.library.Library("aten", "IMPL")
     library.impl(CUDNN_DERIVATIVE, rule, "Batched")
     return library
+
+
+CUDNN_SCHEMAS = {
+    "_cudnn_rnn": (
+        "aten::_cudnn_rnn(Tensor input, Tensor[] weight, int weight_stride0, Tensor? weight_buf, Tensor hx, "
+        "Tensor? cx, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, "
+        "float dropout, bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "_cudnn_rnn_backward": (
+        "aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, "
+        "Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, "
+        "SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, "
+        "bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) "
+        "-> (Tensor, Tensor, Tensor, Tensor[])"
+    ),
+}
+
+
+def offers_cudnn_node() -> bool:
+    """Whether cuDNN's operators are those that the engine serves on a CPU, and nobody has a kernel for them there."""
+    if cudnn_rnn is None or _has_kernel is None:
+        return False
+    for name, schema in CUDNN_SCHEMAS.items():
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None or str(packet.default._schema) != schema:
+            return False
+        if any(_has_kernel(f"aten::{name}", key) for key in ("CPU", "CompositeExplicitAutograd")):
+            return False
+    return not _has_kernel("aten::_cudnn_rnn_backward", "AutogradCPU")
 
 
 # Whether a profiler is at work, and the one event that tells it of shapes.
@@ -232,7 +263,7 @@ scan, scan_op = (_scan, _scan_op) if torch.__version__ >= "2.13" else (None, Non
 _functorch_config = find("torch._functorch.config")
 
 
-def exports_with_numbers() -> bool:
+def in_draft_export() -> bool:
     """Whether `torch.export.draft_export` is at work, which calls operators with numbers too, and takes an
     absent `Tensor?` for one that was written to."""
     return torch.compiler.is_exporting() and getattr(

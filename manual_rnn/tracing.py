@@ -9,6 +9,7 @@ size, `L` layers, `D` directions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import validation
 from .kernels import reference
+from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
 from .kernels.time_order import Walk
-from .module import ManualRNN
-from .ops import OwnStep, Phi, Weights, project
+from .module import RUNNER, ManualRNN
+from .ops import CustomStep, Nonlinearity, Options, input_projection, run_layers
 
-__all__ = ["Pass", "Trace", "run_of", "runs_behind", "trace"]
+__all__ = ["Pass", "Trace", "trace"]
 
 
 @dataclass(frozen=True)
@@ -97,43 +99,45 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
     validation.check_kind("rnn", rnn, ManualRNN)
     validation.check_kind("input", input, Tensor, PackedSequence)
     passes: list[Pass] = []
-    watched = rnn.__new__(_watched_by(type(rnn), passes))  # the same parameters, modules and hooks
-    vars(watched).update(vars(rnn))
+    watched = rnn.__new__(type(rnn))  # the same parameters, modules and hooks
+    vars(watched).update(vars(rnn) | {RUNNER: partial(_record_layers, passes)})
     output, h_n = watched(input, hx)
-    _mark(passes)
     return Trace(output, h_n, tuple(passes))
 
 
-def _watched_by(kind: type[ManualRNN], passes: list[Pass]) -> type[ManualRNN]:
-    """`kind`, with layers that keep what they compute in `passes`."""
-
-    def run_layer(
-        input: Tensor, hx: Tensor, weights: Sequence[Weights], phi: Phi, batch_sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        layer = len(passes) // len(weights)
-        outputs, last = [], []
-        for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
-            walk = Walk(0, bool(reverse), batch_sizes)
-            name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
-            out, h = _watch(name, passes, input, h0, group, phi, walk)
-            outputs.append(out)
-            last.append(h)
-        return torch.cat(outputs, dim=-1), torch.stack(last)
-
-    class Watched(kind):  # type: ignore[misc, valid-type]
-        def _run(self, *args: Any) -> tuple[Tensor, Tensor]:
-            return super()._run(*args[:-1], run_layer)
-
-    Watched.__name__ = kind.__name__
-    return Watched
-
-
-def _watch(
-    name: str, passes: list[Pass], input: Tensor, h0: Tensor, weights: Weights, phi: Phi, walk: Walk
+def _record_layers(
+    passes: list[Pass], x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence.run_direction`, by the reference, which also adds a `Pass`."""
+    """`ops.rnn` by the reference, which adds to `passes` what it computes."""
+    run = partial(_record_layer, passes, options)
+    return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
+
+
+def _record_layer(
+    passes: list[Pass], options: Options, x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
+) -> tuple[Tensor, Tensor]:
+    layer = len(passes) // len(weights)
+    found = []
+    for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
+        walk = Walk(0, bool(reverse), options.batch_sizes)
+        name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
+        found.append(_record_direction(name, passes, x, h0, group, options.nonlinearity, walk))
+    outputs, last = zip(*found, strict=True)
+    return torch.cat(outputs, dim=-1), torch.stack(last)
+
+
+def _record_direction(
+    name: str,
+    passes: list[Pass],
+    input: Tensor,
+    h0: Tensor,
+    weights: LayerWeights,
+    phi: Nonlinearity,
+    walk: Walk,
+) -> tuple[Tensor, Tensor]:
+    """One direction of a layer, by the reference, which also adds a `Pass`."""
     start = h0 if h0.requires_grad else h0.detach().requires_grad_()
-    seen = _Watch(weights, phi if isinstance(phi, str) else phi(h0))
+    seen = StepRecorder(weights, phi if isinstance(phi, str) else phi(h0, weights.weight_hh))
     gates = seen.gates(input)
     states, last = reference.scan(seen.step, gates, start, walk) if input.size(0) else (gates, start)
     before, after = tuple(walk.in_time(seen.preactivations)), tuple(walk.in_time(seen.states))
@@ -141,10 +145,10 @@ def _watch(
     return states, last
 
 
-class _Watch:
+class StepRecorder:
     """The step of one pass, which keeps what it computes, in the order of its calls."""
 
-    def __init__(self, weights: Weights, phi: str | OwnStep) -> None:
+    def __init__(self, weights: LayerWeights, phi: str | CustomStep) -> None:
         self.w_ih, self.w_hh, self.bias_ih, self.bias_hh = weights
         self.phi = phi
         self.preactivations: list[Tensor] = []
@@ -153,7 +157,7 @@ class _Watch:
     def gates(self, input: Tensor) -> Tensor:
         if isinstance(self.phi, str):
             return F.linear(input, self.w_ih, self.bias_ih)
-        return project(input, self.w_ih, self.bias_ih, self.bias_hh)
+        return input_projection(input, self.w_ih, self.bias_ih, self.bias_hh)
 
     def step(self, gates: Tensor, hidden: Tensor) -> Tensor:
         builtin = isinstance(self.phi, str)
@@ -162,35 +166,3 @@ class _Watch:
         self.preactivations.append(a)
         self.states.append(h)
         return h
-
-
-RUN = "manual_rnn.run"  # where a node of the graph keeps which trace it comes from
-
-
-def _mark(passes: Sequence[Pass]) -> None:
-    """Tell the states of this run apart from those of any other, in the graph itself."""
-    run = object()
-    for each in passes:
-        for x in (*each.preactivations, *each.states):
-            if x.grad_fn is not None:
-                _metadata(x.grad_fn)[RUN] = run
-
-
-def run_of(x: Tensor) -> object:
-    """Which trace `x` is a state or pre-activation of, or None."""
-    return None if x.grad_fn is None else _metadata(x.grad_fn).get(RUN)
-
-
-def runs_behind(loss: Tensor) -> set[object]:
-    """Every trace of which a state or pre-activation is in the graph of `loss`."""
-    seen, ahead = set(), [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            ahead += [before for before, _ in node.next_functions]
-    return {_metadata(node)[RUN] for node in seen if RUN in _metadata(node)}
-
-
-def _metadata(node: Any) -> dict[str, object]:
-    return node.metadata  # which torch's types take for a method

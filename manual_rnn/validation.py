@@ -172,7 +172,7 @@ def check_forward_args(self: Any, input: Tensor, hidden: Tensor, batch_sizes: Te
 def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
     """Raise unless `input` has the weights' dtype (autocast aside) and the rank and features expected."""
     name = self._all_weights[0][0]
-    if self._assigned is not None:
+    if "_manual_rnn_assigned" in self.__dict__:
         dtype = self._flat_weights[0].dtype
     else:
         dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
@@ -242,23 +242,23 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: Sequence[Sequenc
     H, D = rnn.hidden_size, 1 + rnn.bidirectional
     dtype, place = input.dtype, input.is_cpu or input.device  # of a tensor on the CPU the first is cheaper
     if hx.dtype != dtype or (hx.is_cpu or hx.device) != place:
-        _say_difference("hidden", "hx", input, hx)
+        raise_difference("hidden", "hx", input, hx)
     for index, group in enumerate(weights):
         shapes = ((H, rnn.input_size if index < D else H * D), (H, H), (H,), (H,))
         for x, shape in zip(group, shapes, strict=True):
             if x is not None and (x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place):
-                _say_mismatch(rnn._all_weights[index], group, shapes, input)
+                raise_mismatch(rnn._all_weights[index], group, shapes, input)
 
 
-def _say_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
+def raise_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
     for name, weight, shape in zip(names, group, shapes, strict=False):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
         if weight.device != input.device or weight.dtype != input.dtype:
-            _say_difference("parameter", name, input, weight)
+            raise_difference("parameter", name, input, weight)
 
 
-def _say_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:
+def raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:
     if other.device != input.device:
         raise RuntimeError(
             f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} "

@@ -31,7 +31,7 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
         library.impl(name, _noted(name, run, calls), "CPU")
     try:
         with (
-            patch.object(aten, "why_not", _why_not),
+            patch.object(aten, "unsupported_reason", _why_not),
             patch.object(fast_path, "_run_of", lambda _: fast_path.run_on_cuda),
             patch.object(module, "chosen", _chosen),
             patch.object(aten, "by_cudnn", lambda _: True),

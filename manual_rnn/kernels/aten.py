@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..torch_internals import below_autograd, cudnn_rnn, flattened
-from .interface import check_memory, why_foreign
+from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense
+from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
 from .torch_loop import elman, linear_recurrence
 
 __all__ = [
+    "autocasts_to_half",
     "by_cudnn",
-    "casts_to_half",
     "cudnn",
     "elman",
     "flatten",
     "layer",
     "linear_recurrence",
-    "network",
-    "why_not",
+    "nn_rnn",
+    "runs_cudnn",
+    "unsupported_reason",
 ]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
@@ -44,21 +45,26 @@ def by_cudnn(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
+def runs_cudnn(x: Tensor) -> bool:
+    """Whether cuDNN takes it here and now."""
+    return by_cudnn(x) and _unsupported_on_cuda(x) is None
+
+
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
     """The reason why this kernel can't take these tensors, or None."""
     for x in tensors:
         if x is None:
             continue
-        if reason := why_foreign(x):
+        if reason := non_plain_reason(x):
             return reason
-        if by_cudnn(x) and (reason := _why_not_on_cuda(x)):
+        if by_cudnn(x) and (reason := _unsupported_on_cuda(x)):
             return reason
         if not (by_cudnn(x) or x.is_cpu):
             return f"expected tensors on a CPU or on CUDA, got {x.device}"
     return None
 
 
-def _why_not_on_cuda(x: Tensor) -> str | None:
+def _unsupported_on_cuda(x: Tensor) -> str | None:
     if not HAS_CUDNN:
         return "expected cuDNN, this torch has none"
     if cudnn_rnn is None:
@@ -66,54 +72,43 @@ def _why_not_on_cuda(x: Tensor) -> str | None:
     return None if torch.cudnn_is_acceptable(x) else f"expected cuDNN to take {x.dtype} on {x.device}"
 
 
-def casts_to_half(x: Tensor) -> bool:
+def autocasts_to_half(x: Tensor) -> bool:
     """Whether this input makes PyTorch's autocast run `nn.RNN` in float16, whatever type it's set to."""
     return by_cudnn(x) and HAS_CUDNN and x.dtype is not torch.bfloat16 and torch.backends.cudnn.enabled
 
 
-def network(
-    x: Tensor,
-    hx: Tensor,
-    weights: Sequence[Sequence[Tensor | None]],
-    batch_sizes: Tensor | None,
-    phi: str,
-    bidirectional: bool,
+def nn_rnn(
+    x: Tensor, hx: Tensor, weights: Sequence[Tensor], options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
-    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`, weights for each layer and direction, on a CPU.
+    r"""`torch.rnn_tanh` or `rnn_relu`, what `nn.RNN` runs, with PyTorch's own derivative.
 
-    Returns the states of the last layer and `h_n (L * D, B, H)`.
+    `x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`. Returns the states of the last layer and `h_n`.
     """
-    flat = [w for group in weights for w in group if w is not None]
-    bias, layers = weights[0][2] is not None, len(weights) // (1 + bidirectional)
-    how = (flat, bias, layers, 0.0, False, bidirectional)
-    if batch_sizes is None:
-        return RUN[phi](x, hx, *how, False)
-    return RUN[phi](x, batch_sizes, hx, *how)
+    layers = len(weights) // (options.D * (4 if options.has_biases else 2))
+    how = list(weights), options.has_biases, layers, 0.0, False, options.bidirectional
+    if options.batch_sizes is None:
+        return RUN[options.nonlinearity](x, hx, *how, False)
+    return RUN[options.nonlinearity](x, options.batch_sizes, hx, *how)
 
 
 def layer(
-    x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor] | None:
-    r"""`x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`, `w_ih (H, I)`, `w_hh (H, H)`, biases `(H,)` or None.
+    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
+) -> tuple[Tensor, Tensor]:
+    r"""A layer in one direction on CUDA: `x (T, B, I)` or packed `(N, I)`, `h0 (B, H)`.
 
-    Returns the states and the last of each sequence; None on a CPU, and where a packed batch is reversed, for
-    cuDNN knows a second direction only beside a first.
+    Returns the states and the last of each sequence. cuDNN knows a second direction only beside a first, so a
+    packed batch that is reversed runs as both, of which the first is dropped.
     """
-    if not by_cudnn(x) or (reverse and batch_sizes is not None):
-        return None
-    flat = [w for w in (w_ih, w_hh, bias_ih, bias_hh) if w is not None]
-    sizes = [] if batch_sizes is None else batch_sizes.tolist()
-    rows = x.flip(0) if reverse else x
+    sizes = [] if options.batch_sizes is None else options.batch_sizes.tolist()
+    flat = [w for w in weights if w is not None]
+    both = reverse and bool(sizes)
+    rows = x.flip(0) if reverse and not both else x
+    hx = torch.stack([h0] * (1 + both))
     with torch.autocast("cuda", enabled=False):  # the tensors have the type that was asked for
-        states, last = cudnn(rows, h0[None], flat, bias_ih is not None, sizes, phi, False, False, False)
+        how = options.has_biases, sizes, options.nonlinearity, both, False, False
+        states, last = cudnn(rows, hx, flat * (1 + both), *how)
+    if both:
+        return states.chunk(2, -1)[1].contiguous(), last[1]
     return states.flip(0) if reverse else states, last.squeeze_(0)
 
 
@@ -146,10 +141,10 @@ def _one_buffer(flat: Sequence[Tensor], step: int) -> Tensor:
     """cuDNN's own order: the matrices of each layer and direction, then all biases, or zeros for them."""
     with below_autograd():
         if step == 2:
-            return flattened([*flat, flat[0].new_zeros(len(flat) * flat[1].size(0))])
+            return flatten_dense([*flat, flat[0].new_zeros(len(flat) * flat[1].size(0))])
         ordered = _matrices_first(len(flat))(flat)
         block = _block(ordered)
-        return flattened(ordered) if block is None else block
+        return flatten_dense(ordered) if block is None else block
 
 
 def _block(ordered: Sequence[Tensor]) -> Tensor | None:
@@ -176,7 +171,7 @@ def flatten(flat: Sequence[Tensor | None]) -> None:
     ordered = _matrices_first(len(given))(given)
     if _block(ordered) is None:
         with torch.no_grad():
-            parts = flattened(ordered).split([w.numel() for w in ordered])
+            parts = flatten_dense(ordered).split([w.numel() for w in ordered])
         for w, part in zip(ordered, parts, strict=True):
             w.data = part.view(w.shape)
 

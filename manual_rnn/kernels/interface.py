@@ -2,35 +2,73 @@ r"""What a kernel offers: a ladder of jobs, of which the lowest rung is required
 
     elman                h_t = phi(z_t + h_{t-1} w^T)              h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
-    layer                elman of z_t = x_t w_ih^T + bias_ih + bias_hh
+    network              elman of z_t = x_t W_ih^T + b_ih + b_hh, layer after layer, in each direction
+    network_vjp          its gradients, from the states of every layer
 
-What a kernel doesn't offer is composed from the rung below, once, in `manual_rnn.ops`. A
-kernel computes; it knows nothing of autograd, of traces or of transforms.
+A kernel without the upper two is composed from the lower two, once, in `ops/composed.py`. A kernel computes;
+it knows nothing of autograd, of traces or of transforms.
 
-Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `N` rows of a packed batch, `G` independent
-weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y` `(T, B, H)`, or `(N, I)`, `(N, H)`
-with `batch_sizes (T,)`, which never grow; `h0 (B, H)`; `w`, `a` `(H, H)`; for `elman` and `linear_recurrence`
-one more axis `G` in front of all or of none. `phi` is a key of `phi.PHI`; `reverse` runs time from its end.
-What comes back is new, contiguous memory.
+Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` directions, `N` rows of a
+    packed batch, `G` independent weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y`
+    `(T, B, H)`, or `(N, I)`, `(N, H)` with `batch_sizes (T,)`, which never grow; `h0 (B, H)`, `hx (L * D, B,
+    H)`; `w`, `a` `(H, H)`; one more axis `G` in front of all or of none. `phi` is a key of
+    `nonlinearities.PHI`; `reverse` runs time from its end. What comes back is new, contiguous memory.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["PLAIN_TYPES", "Kernel", "check_memory", "why_foreign"]
+__all__ = [
+    "PLAIN_TYPES",
+    "Kernel",
+    "LayerWeights",
+    "NetworkOptions",
+    "check_memory",
+    "grouped",
+    "non_plain_reason",
+]
 
 PLAIN_TYPES = frozenset({Tensor, Parameter})
 TRACERS = "torch._subclasses"  # where torch keeps the tensors without numbers with which it traces
 
 
-class Kernel(Protocol):
-    """The required rung. The optional ones are looked for by name: `layer`."""
+class LayerWeights(NamedTuple):
+    """The weights of a layer in one direction: `(H, I)`, `(H, H)` and `(H,)`, biases perhaps None."""
 
-    def why_not(self, *tensors: Tensor | None) -> str | None:
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any = None
+    bias_hh: Any = None
+
+
+class NetworkOptions(NamedTuple):
+    """What a network's call is beside its tensors."""
+
+    batch_sizes: Tensor | None
+    nonlinearity: str
+    bidirectional: bool
+    has_biases: bool
+    kernel: str
+
+    @property
+    def D(self) -> int:  # noqa: N802
+        return 1 + self.bidirectional
+
+
+def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:
+    """A flat list of weights, for each layer and direction."""
+    size = 4 if has_biases else 2
+    return [LayerWeights(*weights[at : at + size]) for at in range(0, len(weights), size)]
+
+
+class Kernel(Protocol):
+    """The required rungs. The upper two are looked for by name: `network`, `network_vjp`."""
+
+    def unsupported_reason(self, *tensors: Tensor | None) -> str | None:
         """The reason why this kernel can't take these tensors, or None. The second, if there is one, is a
         state or states."""
 
@@ -45,7 +83,7 @@ class Kernel(Protocol):
         """`y`, by the slopes at the states `h`."""
 
 
-def why_foreign(x: Tensor) -> str | None:
+def non_plain_reason(x: Tensor) -> str | None:
     """The reason why `x` has to be computed with PyTorch's own operations, or None.
 
     Every fused kernel asks this first: its rules hold for dense real numbers, and an operator of ours means

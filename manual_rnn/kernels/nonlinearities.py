@@ -23,7 +23,7 @@ class Phi(NamedTuple):
         apply_: the same in place.
         times_slope_: $m \\leftarrow \\phi'(h) m$ of `(m, h)`, in place; an off unit stops even an infinity.
         times_slope: the same into a new tensor.
-        bend: the derivative of the slope by $h$, or None where it is 0 everywhere.
+        slope_derivative: the derivative of the slope by $h$, or None where it is 0 everywhere.
         code: its number in C.
         onnx: its name as an activation of an ONNX node.
     """
@@ -33,7 +33,7 @@ class Phi(NamedTuple):
     apply_: Callable[[Tensor], Tensor]
     times_slope_: Callable[[Tensor, Tensor], Tensor]
     times_slope: Callable[[Tensor, Tensor], Tensor]
-    bend: Callable[[Tensor], Tensor] | None
+    slope_derivative: Callable[[Tensor], Tensor] | None
     code: int
     onnx: str
 
@@ -49,7 +49,7 @@ PHI: dict[str, Phi] = {
         apply_=Tensor.tanh_,
         times_slope_=lambda m, h: m.mul_(_tanh_slope(h)),
         times_slope=lambda m, h: m * (1 - h * h),
-        bend=lambda h: -2 * h,
+        slope_derivative=lambda h: -2 * h,
         code=0,
         onnx="Tanh",
     ),
@@ -59,7 +59,7 @@ PHI: dict[str, Phi] = {
         apply_=Tensor.relu_,
         times_slope_=lambda m, h: m.masked_fill_(h <= 0, 0.0),
         times_slope=lambda m, h: m.masked_fill(h <= 0, 0.0),
-        bend=None,
+        slope_derivative=None,
         code=1,
         onnx="Relu",
     ),

@@ -12,34 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .interface import LayerWeights, NetworkOptions
 from .nonlinearities import PHI
 from .time_order import Walk, carry
 
-__all__ = ["Step", "elman", "layer", "linear_recurrence", "scan", "why_not"]
+__all__ = ["Step", "elman", "layer", "linear_recurrence", "scan", "unsupported_reason"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
     """None: it takes any tensor."""
     return None
 
 
 def layer(
-    x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
+    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
     r"""$h_t = \phi(g_t + (h_{t-1} W_{hh}^T + b_{hh}))$, where $g_t = x_t W_{ih}^T + b_{ih}$, and the last."""
-    apply = PHI[phi].apply
+    w_ih, w_hh, bias_ih, bias_hh = weights
+    apply = PHI[options.nonlinearity].apply
     step: Step = lambda gates, hidden: apply(gates + F.linear(hidden, w_hh, bias_hh))  # noqa: E731
-    return scan(step, F.linear(x, w_ih, bias_ih), h0, Walk(0, reverse, batch_sizes))
+    return scan(step, F.linear(x, w_ih, bias_ih), h0, Walk(0, reverse, options.batch_sizes))
 
 
 def scan(step: Step, gates: Tensor, h0: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-__all__ = ["DEFAULT", "KernelName", "Request", "asked", "use_kernel"]
+__all__ = ["DEFAULT", "KernelName", "Request", "requested_kernel", "use_kernel"]
 
-KernelName = Literal["default", "native", "triton", "torch", "vendor", "reference"]
+KernelName = Literal["default", "native", "triton", "torch", "aten", "reference", "vendor"]
+ALIASES: dict[str, KernelName] = {"vendor": "aten"}  # its older name
 DEFAULT: KernelName = "default"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,7 +42,7 @@ if "_live" not in globals():  # a module that is loaded again has blocks already
     _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
 
 
-def asked() -> str:
+def requested_kernel() -> str:
     """The kernel that was asked for, or "default"."""
     if torch.compiler.is_compiling() or not _live:
         return _newest
@@ -141,7 +142,7 @@ def use_kernel(name: KernelName) -> Request:
     last, in any thread. A block that ends takes back its own request and no other, in whatever order.
 
     Args:
-        name: "reference", "torch", "native", "triton", "vendor", or "default", which chooses the fastest.
+        name: "reference", "torch", "native", "triton", "aten", or "default", which chooses the fastest.
 
     Raises:
         ValueError: for any other name, at once.
@@ -154,4 +155,4 @@ def use_kernel(name: KernelName) -> Request:
     names = get_args(KernelName)
     if name not in names:
         raise ValueError(f"expected a kernel among {', '.join(names)}, got {name!r}")
-    return Request(name)
+    return Request(ALIASES.get(name, name))

@@ -10,19 +10,19 @@ Results are contiguous whatever comes in. No autograd here: `manual_rnn.ops` has
 import torch
 from torch import Tensor
 
-from .interface import why_foreign
+from .interface import non_plain_reason
 from .nonlinearities import PHI
 from .time_order import Walk, carry, check_sizes
 
-__all__ = ["elman", "linear_recurrence", "why_not"]
+__all__ = ["elman", "linear_recurrence", "unsupported_reason"]
 
 ACCUMULATE = {2: Tensor.addmm_, 3: Tensor.baddbmm_}
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
     """The reason why this kernel can't take these tensors, or None."""
     for x in tensors:
-        if x is not None and (reason := why_foreign(x)):
+        if x is not None and (reason := non_plain_reason(x)):
             return reason
     return None
 

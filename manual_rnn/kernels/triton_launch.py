@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from . import torch_loop
-from .interface import PLAIN_TYPES, why_foreign
+from .interface import PLAIN_TYPES, non_plain_reason
 from .time_order import check_sizes
 
-__all__ = ["CONFIGURATIONS", "Configuration", "elman", "linear_recurrence", "why_not"]
+__all__ = ["CONFIGURATIONS", "Configuration", "elman", "linear_recurrence", "unsupported_reason"]
 
 DEVICE = "cuda"
 CAPABILITY = (8, 0)  # of the first cards that multiply tf32 and bfloat16
@@ -67,11 +67,11 @@ CONFIGURATIONS: dict[tuple[str, int], Configuration] = {
 WIDEST = {kind: max(width for each, width in CONFIGURATIONS if each == kind) for kind, _ in CONFIGURATIONS}
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
+def unsupported_reason(*tensors: Tensor | None) -> str | None:
     """The reason why this kernel can't take these tensors, of which the second is a state, or None."""
     given = [x for x in tensors if x is not None]
     for x in given:
-        if reason := why_foreign(x):
+        if reason := non_plain_reason(x):
             return reason
         if x.device.type != DEVICE:
             return f"expected tensors on CUDA, got {x.device}"

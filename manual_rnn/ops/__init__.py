@@ -1,49 +1,42 @@
-r"""From a layer's input to a kernel, closed under differentiation.
+r"""From rows to a kernel, closed under differentiation.
 
-layer.py         one layer, in each of its directions: a step of your own, or the rule
-per_sample.py    the same with torch's ExpandedWeights
-network.py       a whole network as one job
-    whole.py         in one call to C
-    cudnn.py         on CUDA, by cuDNN
-        higher_order.py  derivatives that this hasn't
-layer_rule.py    the layer: its formula, and beside it the code of its value and of its derivatives
-    recurrences.py         the same of the two recurrences
-    keeping.py       what a node keeps for its backward pass
-registration.py     each rule as an operator of torch
-    decomposition.py    the same in operations of torch's own
-dispatch.py      operator, autograd node or kernel?
-sight.py         who looks on, and what they see
+rnn.py               a step of one's own, or the network; dropout between layers
+network.py           the network as one operation: forward, backward
+composed.py          the same, composed of the two recurrences
+recurrences.py       the two recurrences: formula, vjp, jvp
+registration.py      the four operators: schema, autograd, vmap, fake
+dispatch.py          the one question: may the dispatcher be bypassed?
+saved_tensors.py     what a node saves
+custom_step.py       a step of one's own
+cudnn.py             cuDNN's network on CUDA;  higher_order.py: derivatives that it hasn't
+decomposition.py     the operators in operations of torch's own
+flop_formulas.py     what each operator multiplies
 """
 
-from .cudnn import VENDOR, run_on_cuda
+from . import aten_node, registration
+from .composed import input_projection
+from .cudnn import run_cudnn
+from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
-from .layer import OWN_RECURRENCE, OwnStep, Phi, RunLayer, Weights, run_layer, run_layers
-from .layer_rule import project
-from .network import NATIVE, chosen, run_network
-from .per_sample import is_expanded, run_layer_per_sample
-from .sight import looked_at, plain, untraced
-from .whole import run_module, run_whole
+from .dispatch import can_bypass_dispatcher
+from .network import as_separate_output
+from .rnn import Nonlinearity, Options, choose_network_kernel, rnn, run_layers
+from .saved_tensors import as_nn_rnn
 
 __all__ = [
-    "NATIVE",
-    "OWN_RECURRENCE",
-    "VENDOR",
-    "OwnStep",
-    "Phi",
-    "RunLayer",
-    "Weights",
-    "chosen",
+    "CUSTOM_STEP",
+    "CustomStep",
+    "Nonlinearity",
+    "Options",
+    "as_nn_rnn",
+    "as_separate_output",
+    "aten_node",
+    "can_bypass_dispatcher",
+    "choose_network_kernel",
     "decompositions",
-    "is_expanded",
-    "looked_at",
-    "plain",
-    "project",
-    "run_layer",
-    "run_layer_per_sample",
+    "input_projection",
+    "registration",
+    "rnn",
+    "run_cudnn",
     "run_layers",
-    "run_module",
-    "run_network",
-    "run_on_cuda",
-    "run_whole",
-    "untraced",
 ]

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import reference
+from ..kernels import DEFAULT, reference
+from ..kernels.interface import LayerWeights, NetworkOptions
 from ..kernels.nonlinearities import PHI
 from ..kernels.time_order import Walk, time_of_rows
 from ..torch_internals import scan_op
-from .dispatch import op
-from .layer_rule import project
+from . import composed
+from .dispatch import packet_of
 
 __all__ = ["decompositions"]
 
@@ -35,11 +36,21 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     Returns:
         A function for each operator.
     """
-    return {op(name): decomposed for name, decomposed in DECOMPOSED.items()}
+    return {
+        getattr(packet_of(name), overload): decomposed
+        for name, decomposed in DECOMPOSED.items()
+        for overload in ("default", "kernel")
+    }
 
 
 def _elman(
-    z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    z: Tensor,
+    h0: Tensor,
+    w: Tensor,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+    kernel: str = DEFAULT,
 ) -> Tensor:
     walk = Walk(w.dim() - 2, reverse, batch_sizes)
     if _length_is_fixed(z, walk):
@@ -53,7 +64,13 @@ def _elman_step(phi: str) -> Step:
 
 
 def _linear_recurrence(
-    v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
+    v: Tensor,
+    h: Tensor,
+    a: Tensor,
+    batch_sizes: Tensor | None,
+    phi: str,
+    reverse: bool,
+    kernel: str = DEFAULT,
 ) -> Tensor:
     walk, times_slope = Walk(a.dim() - 2, reverse, batch_sizes), PHI[phi].times_slope
     if _length_is_fixed(v, walk):
@@ -62,28 +79,36 @@ def _linear_recurrence(
     return _scan(step, walk.zero_start(v), [v, h], a, walk)[0]
 
 
-def _layer(
+def _network(
     x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     phi: str,
-    reverse: bool,
-    kernel: str,
+    bidirectional: bool,
+    has_biases: bool,
+    save_states: bool,
+    kernel: str = DEFAULT,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    options = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, kernel)
+    output, h_n, states = composed.network(x, hx, weights, options, _direction)
+    return output, h_n, states if save_states else []
+
+
+def _direction(
+    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
-    walk = Walk(0, reverse, batch_sizes)
+    walk = Walk(0, reverse, options.batch_sizes)
     if _length_is_fixed(x, walk):
-        return reference.layer(x, h0, w_ih, w_hh, bias_ih, bias_hh, batch_sizes, phi, reverse)
-    return _scan(_elman_step(phi), h0, [project(x, w_ih, bias_ih, bias_hh)], w_hh, walk)
+        return reference.layer(x, h0, weights, reverse, options)
+    z = composed.input_projection(x, *weights)
+    return _scan(_elman_step(options.nonlinearity), h0, [z], weights.weight_hh, walk)
 
 
 DECOMPOSED: dict[str, Callable[..., Any]] = {
     "elman": _elman,
     "linear_recurrence": _linear_recurrence,
-    "layer": _layer,
+    "network": _network,
 }
 
 

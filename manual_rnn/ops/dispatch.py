@@ -1,147 +1,159 @@
-r"""The one question: operator, autograd node or kernel?
+r"""The one question: may the dispatcher be bypassed?
 
-    by_reference    asked for, or the tensors are of a kind for which only PyTorch's own operations hold
-    op              something looks on that has to see an operator: a trace, a transform, a mode, a subclass
-    node            plain numbers, and gradients are wanted: one autograd node
-    compute         plain numbers: the kernel itself
+    bypassed    the kernel is called, with an autograd node of ours around it if a gradient is wanted
+    otherwise   the operator is called, and the dispatcher finds its rule for what is active: a transform, a
+                mode, a trace, a profiler, forward mode (`registration.py`)
 
-Every rule has these four, and each of its calls asks `way`. On the machine of the README an op costs 20 us,
-the question 1 to 2.
+A call through the dispatcher costs 20 us more than one that bypasses it.
 """
 
-import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.profiler import record_function
 
-from ..kernels import DEFAULT, REFERENCE
-from ..kernels.interface import PLAIN_TYPES, why_foreign
+from ..kernels import DEFAULT, NATIVE, REFERENCE
+from ..kernels.interface import PLAIN_TYPES, non_plain_reason
 from ..torch_internals import (
-    LACKING,
-    Function,
-    below_this_level,
-    copy_on_write,
-    event,
-    exports_with_numbers,
-    in_forward_mode,
-    is_wrapper,
+    MISSING,
+    below_autograd_keep_forward_ad,
+    dispatch_key_set,
+    functorch_active,
+    in_draft_export,
     modes,
+    no_interposition,
     profiling,
     scan,
     single_level,
 )
 from . import flop_formulas
-from .sight import plain, untraced, wants_gradient
 
 __all__ = [
-    "NAMESPACE",
-    "RULES",
-    "Rule",
-    "copy_on_write",
-    "multiplied",
-    "nestable",
-    "node_at_this_level",
+    "apply_at_functorch_level",
+    "below_autograd",
+    "can_bypass_dispatcher",
+    "dispatch",
+    "forward_mode_is_active",
+    "is_dynamic",
+    "needs_reference",
     "op",
-    "sibling",
-    "stays_open",
-    "surely_zero",
-    "unhooked",
-    "way",
-    "without_derivative",
+    "packet_of",
+    "requires_grad",
+    "statically_zero",
 ]
 
-Way = Callable[..., Any]
+Operator = Callable[..., Any]
+NAMESPACE = "manual_rnn"
 
 
-class Rule(Function):
-    """One operation and its derivative: an autograd node with three more ways to be called."""
-
-    by_reference: Way
-    compute: Way
-    seen_node: Way  # `node` with the operator in place of `compute`, for modes to see; where it differs
-    run: Way  # what the operator does: `compute`, with what it is given checked
-
-    @classmethod
-    def node(cls, *args: Any) -> Any:
-        return cls.apply(*args)
+def packet_of(name: str) -> Any:
+    """`torch.ops.manual_rnn.<name>`, all its overloads, once the flop counters at work know its cost."""
+    if not torch.compiler.is_compiling() and (active := modes()):
+        flop_formulas.register(active)
+    return getattr(getattr(torch.ops, NAMESPACE), name)
 
 
-if "RULES" not in globals():  # a module that is loaded again has them already
-    RULES: dict[str, type[Rule]] = {}  # `operators.define` adds each
+def op(name: str, kernel: str = DEFAULT) -> Operator:
+    """The operator of this name; its overload `kernel`, whose last argument names one, if another than the
+    default was asked for."""
+    packet = packet_of(name)
+    if kernel in (DEFAULT, NATIVE):
+        return packet.default
 
-# Where the operators stand, in `torch.ops`. A copy of this package by another name, in a torch.package
-# say, has its own.
-NAMESPACE = re.sub(r"\W+", "_", __name__.removesuffix(".recurrence.dispatch")).strip("_")
+    def named(*args: Any) -> Any:
+        return packet.kernel(*args, kernel)
 
-
-def op(name: str) -> Way:
-    """The operator of a rule. Dynamo follows the name; it would refuse an attribute of a Function."""
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
-
-
-def seen(name: str) -> Way:
-    """The operator of a rule, once the modes that will see it know its cost."""
-    if not torch.compiler.is_compiling() and (looking := modes()):
-        flop_formulas.tell(looking)
-    return op(name)
+    return named
 
 
-def way(name: str, kernel: str, *tensors: Tensor | None) -> Way:
-    """How a rule is to be called on these tensors."""
-    if torch.compiler.is_compiling() or not plain(*tensors):
-        return RULES[name].by_reference if _needs_reference(kernel, *tensors) else seen(name)
-    if kernel == REFERENCE or (kernel == DEFAULT and tensors[0] is not None and tensors[0].is_complex()):
-        return RULES[name].by_reference
-    run = RULES[name].node if wants_gradient(*tensors) else RULES[name].compute
-    return profiled(name, run) if profiling() else run
+def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
+    """Whether no mode, transform, trace or profiler is active, and every tensor is an ordinary strided one
+    (gradients may be wanted all the same)."""
+    if torch.compiler.is_compiling() or not no_interposition() or profiling():
+        return False
+    return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
 
 
-def profiled(name: str, run: Way) -> Way:
-    """`run` as an event of the profiler that is at work."""
-
-    def recorded(*args: Any) -> Any:
-        with record_function(f"manual_rnn::{name}"):
-            return run(*args)
-
-    return recorded
+_plain_keys: dict[str, frozenset[Any]] = {}
 
 
-def multiplied(x: Tensor, w: Tensor, batch_sizes: Tensor | None = None, from_zero: bool = False) -> None:
-    """Tell the profiler at work of a product of the rows of `x` with `w` that a kernel makes out of its
-    sight: as an event of no length, from whose shapes `with_flops` counts.
-
-    A recurrence `from_zero` has nothing to multiply at the first rows.
-    """
-    unread = 0
-    if from_zero and x.numel():
-        unread = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
-    rows = x.detach().reshape(*w.shape[:-2], -1, x.size(-1))
-    with event("aten::mm" if w.dim() == 2 else "aten::bmm", [rows[..., unread:, :], w.mT]):
-        pass
+def has_plain_dispatch_keys(x: Tensor) -> bool:
+    """Whether the dispatcher would find nothing but autograd and the device's own kernels for `x`: it is no
+    wrapper of a transform, not sparse, has memory and no pending conjugation or negation."""
+    device = "cpu" if x.is_cpu else x.device.type
+    known = _plain_keys.get(device) or _learn_keys(device)
+    return type(x) in PLAIN_TYPES and dispatch_key_set(x) in known
 
 
-def _needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
-    """Whether only PyTorch's own operations will do.
+def _learn_keys(device: str) -> frozenset[Any]:
+    keys = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            keys.append(dispatch_key_set(torch.empty(0, device=device)))
+    _plain_keys[device] = frozenset(keys)
+    return _plain_keys[device]
+
+
+def requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def forward_mode_is_active() -> bool:
+    """Whether tensors may carry tangents."""
+    return forward_ad._current_level >= 0
+
+
+def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
+    """Whether only PyTorch's own operations will do: they were asked for, or a tensor is of a kind for which
+    the rules of ours don't hold.
 
     Raises:
         RuntimeError: if another kernel was asked for, with its reason.
     """
-    if kernel == REFERENCE or (kernel == DEFAULT and exports_with_numbers()):
+    if kernel == REFERENCE or (kernel == DEFAULT and in_draft_export()):
         return True
-    for x in tensors:
-        if x is not None and (reason := why_foreign(x)):
-            if kernel != DEFAULT:
-                raise RuntimeError(f"kernel {kernel!r} can't run here: {reason}")
-            return True
-    return False
+    reason = next((r for x in tensors if x is not None and (r := non_plain_reason(x))), None)
+    if MISSING and reason is None:
+        reason = f"its derivatives need {', '.join(MISSING)}, which torch {torch.__version__} lacks"
+    if reason is not None and kernel != DEFAULT:
+        raise RuntimeError(f"kernel {kernel!r} can't run here: {reason}")
+    return reason is not None
 
 
-def surely_zero(size: int) -> bool:
+def dispatch(
+    name: str, compute: Operator, node: Operator, kernel: str, tensors: tuple[Tensor | None, ...], *args: Any
+) -> Any:
+    """Run an operation on `tensors`: by the kernel, by the autograd node around it, or by its operator."""
+    if not can_bypass_dispatcher(*tensors):
+        return op(name, kernel)(*tensors, *args)
+    return (node if requires_grad(*tensors) else compute)(*tensors, *args, kernel)
+
+
+def below_autograd(operator: Operator, *args: Any) -> Any:
+    """Call an operator from the forward of its autograd node: past the level of autograd that the node stands
+    for, while those of transforms around it go on."""
+    with below_autograd_keep_forward_ad():
+        return operator(*args)
+
+
+def apply_at_functorch_level(function: Any, *args: Any) -> Any:
+    """A node at the transform's level that the dispatcher is at.
+
+    Raises:
+        RuntimeError: where this torch lacks what carries it.
+    """
+    if MISSING:
+        raise RuntimeError(f"expected torch to have {', '.join(MISSING)}, torch {torch.__version__} has not")
+    if not functorch_active():
+        return function.apply(*args)
+    with single_level():
+        return function.apply(*args)
+
+
+def statically_zero(size: int) -> bool:
     """Whether a size is 0, where one that comes from data, which a trace can't know, is taken for another."""
     if not torch.compiler.is_compiling() and not isinstance(size, torch.SymInt):
         return size == 0
@@ -150,77 +162,7 @@ def surely_zero(size: int) -> bool:
     return guard_or_false(size == 0)
 
 
-def stays_open(size: int) -> bool:
+def is_dynamic(size: int) -> bool:
     """Whether a program is being exported that holds for any such size, and may have a loop over it."""
-    exporting = torch.compiler.is_exporting() and not exports_with_numbers()
+    exporting = torch.compiler.is_exporting() and not in_draft_export()
     return exporting and isinstance(size, torch.SymInt) and scan is not None
-
-
-def node_at_this_level(rule: type[Rule], *args: Any) -> Any:
-    """A node for the one transform or trace that the dispatcher is at; by the reference, of PyTorch's own
-    operations, where this torch can't carry ours.
-
-    Raises:
-        RuntimeError: if another kernel was asked for there.
-    """
-    if not LACKING:
-        if hasattr(rule, "seen_node") and untraced(*[x for x in args if isinstance(x, Tensor)]):
-            return rule.seen_node(*args)
-        with single_level():
-            return rule.apply(*args)
-    kernel = args[-1]
-    if kernel not in (DEFAULT, REFERENCE):
-        raise RuntimeError(
-            f"kernel {kernel!r} can't run here: below a transform or a trace its derivatives need "
-            f"{', '.join(LACKING)}, which torch {torch.__version__} lacks"
-        )
-    return rule.by_reference(*args)
-
-
-def without_derivative(name: str, *tensors: Tensor | None) -> Way:
-    """How the forward of a rule is to call it."""
-    if plain(*tensors):
-        return RULES[name].run
-
-    def below_autograd(*args: Any) -> Any:
-        with below_this_level():
-            return seen(name)(*args)
-
-    return below_autograd
-
-
-def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule's `jvp` that another jvp around it can differentiate.
-
-    PyTorch turns forward mode off in there, and the saved inputs still carry the tangents at work: a
-    jvp of a jvp would silently take it all for constant. So forward mode goes on, without those tangents.
-    """
-
-    def differentiable(ctx: Any, *tangents: Any) -> Any:
-        with in_forward_mode():
-            saved = [x if x is None else forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
-            return jvp(SimpleNamespace(**vars(ctx), saved_tensors=saved), *tangents)
-
-    return differentiable
-
-
-def unhooked(x: Tensor, first: int = 0) -> Tensor:
-    """`x` as the result of a node of its own, no view of another; its first dimension becomes number `first`.
-
-    A hook on one of two results of a node is called, with None, where only the other has a gradient; those
-    on results of `nn.RNN` aren't.
-    """
-    return x.transpose_(0, first)
-
-
-def sibling(x: Tensor) -> Tensor | None:
-    """The same under a transform, which knows no such copy and makes it at once.
-
-    None in a trace, which turns edits into operations.
-    """
-    if type(x) not in PLAIN_TYPES or modes():
-        return None
-    if not is_wrapper(x):
-        return copy_on_write(x)
-    with below_this_level():
-        return x.clone()

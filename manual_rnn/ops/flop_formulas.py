@@ -2,23 +2,21 @@ r"""What each operator multiplies, for `torch.utils.flop_counter`, which counts 
 
     elman                2 N H H            each of the N rows of a batch times W_hh
     linear_recurrence    2 (N - B) H H      the same, but for the B rows at which it starts, from zero
-    layer                2 N I H + 2 N H H
+    network              2 N (I + H) H      of each layer and direction
+    network_vjp          2 (N - B) H H, and for each gradient wanted as much as its product takes
 
 That is what it finds in `nn.RNN`, product by product. Importing the counter may load triton, for a fifth of a
 second, so nothing here does: a counter at work is handed the formulas when the first operator comes its way.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["FORMULAS", "tell"]
+__all__ = ["FORMULAS", "network_products", "network_vjp_products", "register"]
 
-
-def rows_of(x: Any) -> int:
-    """`N`, with the members of an ensemble."""
-    return x.numel() // x.size(-1)
+Product = tuple[int, int, int]  # rows, inner size, columns
 
 
 def elman(z: Any, h0: Any, w: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
@@ -35,14 +33,66 @@ def linear_recurrence(
     return 2 * (v.numel() - started) * a.size(-1)
 
 
-def layer(x: Any, h0: Any, w_ih: Any, w_hh: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-    return 2 * rows_of(x) * (w_ih.numel() + w_hh.numel())
+def network_products(x: Any, matrices: Sequence[Any]) -> Iterator[Product]:
+    """Of a network: x_t W_ih^T and h_{t-1} W_hh^T, of each layer and direction."""
+    rows = x.numel() // x.size(-1)
+    for w in matrices:
+        yield rows, w.size(-1), w.size(-2)
 
 
-FORMULAS = {"elman": elman, "linear_recurrence": linear_recurrence, "layer": layer}
+def network_vjp_products(
+    need: Sequence[bool], x: Any, matrices: Sequence[Any], directions: int, batch_sizes: Any
+) -> Iterator[Product]:
+    """Of its gradients: the recurrence, and a product for each gradient wanted."""
+    need_x, need_hx, *need_w = need
+    N, G, size = (
+        x.numel() // x.size(-1),
+        matrices[0].size(0) if matrices[0].dim() == 3 else 1,
+        2 * len(need_w) // len(matrices),
+    )
+    B = G * (x.size(-2) if batch_sizes is None else int(batch_sizes[0])) if N else 0
+    for at, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):
+        I, H, first = w_ih.size(-1), w_hh.size(-1), at - at % directions  # noqa: E741
+        of_ih, of_hh = need_w[at * size : at * size + 2]
+        if not (need_x or need_hx or any(need_w[: (first + directions) * size])):
+            continue
+        yield N - B, H, H
+        if need_hx:
+            yield B, H, H
+        if need_x or (first and (need_hx or any(need_w[: first * size]))):
+            yield N, H, I
+        if of_ih:
+            yield H, N, I
+        if of_hh:
+            yield H, N, H
 
 
-def tell(modes: Iterable[Any]) -> None:
+def _flops(products: Iterable[Product]) -> int:
+    return sum(2 * rows * inner * columns for rows, inner, columns in products)
+
+
+def network(x: Any, hx: Any, weights: Sequence[Any], *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Of each member of an ensemble `x` has its rows."""
+    G = weights[0].dim() - 2
+    return _flops(
+        network_products(x, [w for w in weights if w.dim() == 2 + G and w.size(-2) == weights[0].size(-2)])
+    )
+
+
+def network_vjp(
+    need: Sequence[bool], x: Any, hx: Any, matrices: Sequence[Any], states: Sequence[Any], c: Any, c_last:
+        Any, batch_sizes: Any, *_: Any, out_val: Any = None, **__: Any,
+) -> int:  # fmt: skip
+    directions = len(matrices) // 2 // len(states)
+    return _flops(network_vjp_products(need, x, matrices, directions, batch_sizes))
+
+
+FORMULAS = {
+    "elman": elman, "linear_recurrence": linear_recurrence, "network": network, "network_vjp": network_vjp,
+}  # fmt: skip
+
+
+def register(modes: Iterable[Any]) -> None:
     """Hand the formulas to the counters among these modes, and to those to come."""
     module = getattr(torch.utils, "flop_counter", None)  # an attribute once it is imported
     if module is None:

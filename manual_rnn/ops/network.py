@@ -1,109 +1,243 @@
-r"""The whole network as one job, where a kernel offers it and that pays; else layer after layer.
+r"""The whole network as one operation with a derivative: one autograd node for all layers and directions.
 
-In C, `whole.py`; on CUDA cuDNN's, `cudnn.py`; on a CPU ATen's, which is `nn.RNN` itself.
+    forward     output, h_n  <-  x, hx, weights                      `network`
+    backward    dx, dhx, dweights  <-  c, c_last and all states      `network_vjp`
+
+The node saves the states of every layer, which are outputs of it too: a second derivative reaches it as their
+cotangents. `network_vjp` has a node of its own, whose derivative is that of the same gradients composed of
+the two recurrences (`composed.py`). In forward mode all is composed.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import aten, native
-from ..kernels.time_order import Places
-from . import sight
-from .cudnn import VENDOR, run_cudnn
-from .layer import Phi, Weights, run_layers
-from .whole import run_whole
+from ..kernels.interface import NetworkOptions
+from ..torch_internals import Function
+from . import composed, dispatch
+from .operator_checks import check_network, check_network_vjp
+from .saved_tensors import alias, as_nn_rnn
 
-__all__ = ["NATIVE", "VENDOR", "chosen", "run_network"]
+__all__ = ["Network", "NetworkVjp", "compute", "compute_vjp", "network", "network_vjp"]
 
-NATIVE = "native"
-
-
-def chosen(x: Tensor, hx: Tensor, weights: Sequence[Weights], batch_sizes: Tensor | None) -> str | None:
-    """The kernel that runs the whole network as one job, if one does.
-
-    Raises:
-        RuntimeError: if the vendor was asked for and can't, with the reason.
-    """
-    asked, compiling = kernels.asked(), torch.compiler.is_compiling()
-    tensors = [x, hx, *(w for group in weights for w in group)]
-    if asked == VENDOR:
-        return _vendor(tensors, compiling)
-    if asked not in (kernels.DEFAULT, NATIVE) or compiling or x.size(0) == 0 or not _numbers(tensors):
-        return None
-    gradients = torch.is_grad_enabled()
-    wide = x.dtype is torch.bfloat16 and kernels.vendor_pays_in_bfloat16(hx.size(1), hx.size(2), gradients)
-    if native.exchanges() and native.why_not(*tensors) is None and (asked == NATIVE or not wide):
-        return NATIVE
-    if asked == NATIVE or aten.why_not(x) is not None:  # the others are like it
-        return None
-    return VENDOR if wide or kernels.vendor_pays(x, hx, batch_sizes, gradients) else None
+Results = tuple[Tensor, Tensor, list[Tensor]]
 
 
-def _numbers(tensors: list[Tensor]) -> bool:
-    """Whether all are eager numbers, though a mode may look on: it sees the operators of a call, for which
-    autograd keeps what it keeps without one."""
-    return sight.plain(*tensors) or sight.untraced(*tensors)
+def network(
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: NetworkOptions
+) -> tuple[Tensor, Tensor]:
+    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros, weights layer after layer and
+    direction after direction; returns `output (T, B, D * H)` and `h_n`."""
+    if not dispatch.can_bypass_dispatcher(x, hx, *weights):
+        return dispatch.op("network", options.kernel)(x, hx, list(weights), *options[:-1], False)[:2]
+    if not dispatch.requires_grad(x, hx, *weights):
+        return compute(x, hx, weights, *options[:-1], False, options.kernel)[:2]
+    output, h_n, *_ = Network.apply(compute, options, as_nn_rnn(alias(x)), alias(hx), *map(alias, weights))
+    return as_separate_output(output), as_separate_output(h_n)
 
 
-def _vendor(tensors: list[Tensor], compiling: bool) -> str | None:
-    x = tensors[0]
-    if not compiling and x.size(0) == 0:
-        return None
-    reason = aten.why_not(*tensors)
-    if reason is None and aten.by_cudnn(x) and (compiling or not sight.plain(*tensors)):
-        reason = "on CUDA it is one sealed call, and a transform, a trace or a mode looks on"
-    if reason is not None:
-        raise RuntimeError(f"kernel {VENDOR!r} can't run here: {reason}")
-    return VENDOR
+def as_separate_output(x: Tensor) -> Tensor:
+    """`x` as the result of a node of its own: a hook on one of two results of a node is called, with None,
+    where only the other has a gradient, and those on results of `nn.RNN` aren't."""
+    return x.transpose_(0, 0)
 
 
-def run_network(
-    kernel: str,
+def compute(
     x: Tensor,
-    hx: Tensor,
-    weights: Sequence[Weights],
-    phi: Any,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    nonlinearity: str,
     bidirectional: bool,
-    from_zero: bool = False,
-) -> tuple[Tensor, Tensor]:
-    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)`, which `from_zero` is zeros that nobody else has;
-    returns the last layer's states and `h_n`.
-    """
-    if kernel == VENDOR and batch_sizes is not None and kernels.padding_pays(x, hx, batch_sizes, phi):
-        ways = (False, True)[: 1 + bidirectional]
-        places = [Places.of(batch_sizes, x.size(0), reverse, x.device) for reverse in ways]
-        run = partial(_padded_layer, places)
-        return run_layers(x, hx, weights, phi, batch_sizes, len(weights) // len(places), run)
-    if kernel == VENDOR and not aten.by_cudnn(x):
-        return aten.network(x, hx, weights, batch_sizes, phi, bidirectional)
-    flat, bias = tuple(w for group in weights for w in group if w is not None), weights[0][2] is not None
-    if kernel == NATIVE:
-        how = batch_sizes, phi, bidirectional, bias, hx.size(2), 0, sight.looked_at()
-        found = run_whole(x, None if from_zero else hx, flat, *how)
-        return found or run_layers(x, hx, weights, phi, batch_sizes, len(weights) // (1 + bidirectional))
-    sizes = [] if batch_sizes is None else batch_sizes.tolist()
-    return run_cudnn(x, hx, flat, bias, sizes, phi, bidirectional)
+    has_biases: bool,
+    save_states: bool,
+    kernel: str = kernels.DEFAULT,
+) -> Results:
+    """By a kernel, below autograd: `output`, `h_n` and, with `save_states`, the states of every layer."""
+    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
+    check_network(x, hx, weights, options)
+    able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes)
+    if hasattr(able, "network"):
+        return able.network(x, hx, weights, *options[:4], save_states)
+    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x))
+    return (output.clone() if save_states else output), h_n, states if save_states else []
 
 
-def _padded_layer(
-    places: list[Places],
-    input: Tensor,
-    hx: Tensor,
-    weights: Sequence[Weights],
-    phi: Phi,
+class Network(Function):
+    """The autograd node of a network."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[..., Results],
+        options: NetworkOptions,
+        x: Tensor,
+        hx: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        arguments = (*options[:-1], True)
+        output, h_n, states = run(x, hx, list(weights), *arguments, *_kernel_of(run, options))
+        ctx.options, ctx.layers = options, len(states)
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [w.shape for w in weights if w.dim() > h_n.dim() - 2]
+        ctx.input_shape = x.shape
+        needed = _needed(ctx.needs_input_grad[2:], x, hx, weights, options)
+        ctx.saved = [t is not None for t in needed]
+        ctx.save_for_backward(*states, *(t for t in needed if t is not None))
+        return output, h_n, *states
+
+    @staticmethod
+    def backward(
+        ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_states: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        saved, L = ctx.saved_tensors, ctx.layers
+        states, kept = saved[:L], iter(saved[L:])
+        x, hx, *matrices = (next(kept) if there else None for there in ctx.saved)
+        x = _unread(states[0], ctx.input_shape) if x is None else x
+        matrices = [
+            _unread(states[0], shape) if m is None else m
+            for m, shape in zip(matrices, ctx.shapes, strict=True)
+        ]
+        need = ctx.needs_input_grad[2:]
+        inner = c_states if c_states.count(None) < L else ()
+        if inner and L == 1:
+            c, inner = (inner[0] if c is None else c + inner[0]), ()
+        if inner:
+            grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), ctx.options)
+        else:
+            grads = network_vjp(need, x, hx, matrices, states, c, c_last, ctx.options)
+        return None, None, *grads
+
+
+def _kernel_of(run: Callable[..., Any], options: NetworkOptions) -> tuple[str, ...]:
+    return (options.kernel,) if run in (compute, compute_vjp) else ()
+
+
+def _unread(like: Tensor, shape: torch.Size) -> Tensor:
+    """In place of a tensor that no gradient reads, and that isn't kept alive."""
+    return like.new_zeros(()).expand(shape)
+
+
+def _needed(
+    need: Sequence[bool], x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: NetworkOptions
+) -> list[Tensor | None]:
+    """`x`, `hx` and the matrices, or None for each that backward doesn't read for the gradients wanted."""
+    need_x, need_hx, *need_w = need
+    size = 4 if options.has_biases else 2
+    layer = options.D * size
+    sizes = options.batch_sizes
+    carried = need_hx or x.size(-3) > 1 if sizes is None else need_hx or sizes.size(0) > 1
+    needed: list[Tensor | None] = []
+    for at in range(0, len(weights), size):
+        before = at - at % layer  # weights of the layers below
+        reads_dx = need_x or (before and (need_hx or any(need_w[:before])))
+        needed += [weights[at] if reads_dx else None, weights[at + 1] if carried else None]
+    need_ih, need_hh = any(need_w[:layer:size]), any(need_w[1::size])
+    return [x if need_ih else None, hx if need_hh else None, *needed]
+
+
+def network_vjp(
+    need: Sequence[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    c: Tensor | None,
+    c_last: Tensor | None,
+    options: NetworkOptions,
+) -> list[Tensor | None]:
+    """Gradients of `x`, `hx` and each weight where `need` has True, from the cotangents of the output and
+    `h_n`."""
+    if c is None and c_last is None:
+        return [None] * len(need)
+    tensors = x, hx, *matrices, *states, c, c_last
+    if dispatch.forward_mode_is_active():
+        return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+    how = options[:3]
+    if not dispatch.can_bypass_dispatcher(*tensors):
+        run = dispatch.op("network_vjp", options.kernel)
+        return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *how))
+    if dispatch.requires_grad(*tensors):
+        found = NetworkVjp.apply(
+            compute_vjp, list(need), options, len(matrices), x, hx, c, c_last, *matrices, *states
+        )
+        return _spread(need, found)
+    return _spread(need, compute_vjp(need, x, hx, matrices, states, c, c_last, *how, options.kernel))
+
+
+def _spread(need: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients that were asked for, at their places."""
+    gradients = iter(found)
+    return [next(gradients) if needed else None for needed in need]
+
+
+def compute_vjp(
+    need: Sequence[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    c: Tensor | None,
+    c_last: Tensor | None,
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """A layer of a packed batch by the vendor, each direction as a padded batch that runs forward in time."""
-    states, last = [], []
-    for at, h0, group in zip(places, hx.split(1), weights, strict=True):
-        padded = input.index_select(0, at.padded).unflatten(0, (-1, hx.size(1)))
-        found = run_network(VENDOR, padded, h0, [group], phi, None, False)[0].flatten(0, 1)
-        states.append(found.index_select(0, at.packed))
-        last.append(found.index_select(0, at.last))
-    return torch.cat(states, -1), torch.stack(last)
+    nonlinearity: str,
+    bidirectional: bool,
+    kernel: str = kernels.DEFAULT,
+) -> list[Tensor]:
+    """By a kernel, below autograd: the gradients that `need` asks for."""
+    has_biases = len(need) - 2 == 2 * len(matrices)
+    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
+    check_network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+    able = kernels.choose(kernel, x, hx, *matrices, *states, c, c_last, batch_sizes=batch_sizes)
+    if hasattr(able, "network_vjp"):
+        return able.network_vjp(need, x, hx, matrices, states, c, c_last, *options[:3])
+    found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+    return [g for g in found if g is not None]
+
+
+class NetworkVjp(Function):
+    """The autograd node of a network's gradients: its derivative is that of the composed ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[..., list[Tensor]],
+        need: list[bool],
+        options: NetworkOptions,
+        count: int,
+        x: Tensor,
+        hx: Tensor | None,
+        c: Tensor | None,
+        c_last: Tensor | None,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.need, ctx.options, ctx.count = need, options, count
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, hx, c, c_last, *rest)
+        matrices, states = list(rest[:count]), list(rest[count:])
+        return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3], *_kernel_of(run, options)))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        further = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [t if t is None else t.view_as(t) for t in ctx.saved_tensors]
+            x, hx, c, c_last, *rest = inputs
+            parts = rest[: ctx.count], rest[ctx.count :]
+            found = composed.network_vjp(ctx.need, x, hx, *parts, (c, c_last), ctx.options)
+        outputs = [g for g in found if g is not None]
+        pairs = [
+            (out, c)
+            for out, c in zip(outputs, cotangents, strict=True)
+            if c is not None and out.requires_grad
+        ]
+        asked = ctx.needs_input_grad[4:]
+        wanted = [t for t, needed in zip(inputs, asked, strict=True) if needed]
+        if not pairs:
+            return (None,) * (4 + len(inputs))
+        outs, given = zip(*pairs, strict=True)
+        grads = iter(torch.autograd.grad(outs, wanted, given, create_graph=further, allow_unused=True))
+        return None, None, None, None, *(next(grads) if needed else None for needed in asked)

@@ -1,190 +1,327 @@
-r"""How a rule becomes one operator of torch, whatever transforms and traces it.
+r"""The operators `torch.ops.manual_rnn.*`, and the rule that the dispatcher finds for each dispatch key.
 
-A `torch.library` op runs a kernel. Around it stand four rules, each found by the dispatcher where due:
+    network              network_vjp            elman            linear_recurrence
 
-    Autograd    an autograd node: `backward` and `jvp`, in eager code and in traces alike
-    vmap        a new axis joins the batch; where members differ in weights it joins the ensemble
-    fake        the shape of the result, for tracing
-    run         what is left: check the shapes, choose a kernel, call it
+    Autograd    an autograd node, in eager code and in traces alike; in forward mode the composed form
+    vmap        a new axis joins the batch; where members differ in weights, or want gradients of them, it
+                becomes the axis of an ensemble
+    fake        the shapes of the results, for tracing
+    CPU         C, which `kernels/native.py` loads
+    otherwise   the kernel that `kernels.choose` finds, in Python
 
-`register_autograd` would take no `jvp`: a tangent that reached the op would be dropped without a word.
-And Dynamo can't enter a node with a `jvp`, but it needn't: it stops at the op.
+Each has an overload `kernel`, whose last argument names the kernel that was asked for.
+
+`register_autograd` would take no `jvp`: a tangent that reached the operator would be dropped without a word.
+And Dynamo can't enter a node with a `jvp`, but it needn't: it stops at the operator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels.time_order import Walk
-from .dispatch import NAMESPACE, RULES, Rule, node_at_this_level, op
+from ..kernels.interface import NetworkOptions
+from ..kernels.native import SCHEMAS
+from . import composed, dispatch, network
+from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
+from .network import Network, NetworkVjp
+from .recurrences import Elman, LinearRecurrence
 
-__all__ = [
-    "check_layer",
-    "check_recurrence",
-    "define",
-    "fake_layer",
-    "fake_recurrence",
-    "fold_layer",
-    "fold_recurrence",
-]
+__all__: list[str] = []
 
-OPTIONS = "Tensor? batch_sizes, str phi, bool reverse, str kernel"
+DEFAULT = "default"
 
 
-def define(
-    rule: type[Rule], name: str, tensors: str, result: str, fake: Callable[..., Any], fold: Callable[..., Any]
-) -> None:
-    """Define `torch.ops.manual_rnn.<name>(<tensors>, <options>) -> <result>` with its four rules.
+class Rules(NamedTuple):
+    """What an operator does for each dispatch key; the last argument of all but `compute` is the operator."""
 
-    Torch keeps an operator for the life of the process. So each of its rules looks up what the package that
-    was imported last, or loaded again, has put there; an import that broke off is taken up where it ended.
-    """
-    qualified = f"{NAMESPACE}::{name}"
-    outputs = result.count("Tensor")
-
-    def autograd(*args: Any) -> Any:
-        found = node_at_this_level(rule, *args)
-        return found if outputs == 1 else found[:outputs]
-
-    register: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-        "schema": (None, lambda _: torch.library.define(qualified, f"({tensors}, {OPTIONS}) -> {result}")),
-        "autograd": (autograd, partial(torch.library.impl, qualified, "Autograd")),
-        "run": (rule.run, partial(torch.library.impl, qualified, "CompositeExplicitAutograd")),
-        "fake": (fake, partial(torch.library.register_fake, qualified)),
-        "vmap": (fold, partial(torch.library.register_vmap, qualified)),
-    }
-    newest: dict[tuple[str, str], Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("newest", {})
-    for step, (function, add) in register.items():
-        if (name, step) not in newest:
-            add(partial(_by_newest, newest, (name, step)))
-        newest[name, step] = function
-    RULES[name] = rule
+    compute: Callable[..., Any]
+    autograd: Callable[..., Any]
+    fake: Callable[..., Any]
+    vmap: Callable[..., Any]
 
 
-def _by_newest(newest: dict[tuple[str, str], Any], key: tuple[str, str], *args: Any, **kwargs: Any) -> Any:
-    return newest[key](*args, **kwargs)
+def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
+    run = partial(below_autograd, operator)
+    if not dispatch.requires_grad(x, y, w) and not dispatch.forward_mode_is_active():
+        return run(x, y, w, *options)
+    batch_sizes, phi, reverse, *kernel = options
+    how = batch_sizes, phi, reverse, *(kernel or [DEFAULT])
+    return apply_at_functorch_level(node, lambda *args: run(*args[:3], *options), x, y, w, *how)
 
 
-def fake_recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
+def _network_autograd(
+    operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
+) -> Any:
+    *how, save_states = options[:5]
+    kernel = options[5:]
+    named = NetworkOptions(*how, *(kernel or (DEFAULT,)))
+    if dispatch.forward_mode_is_active():
+        output, h_n, states = composed.network(x, hx, weights, named)
+        return output, h_n, states if save_states else []
+    run = partial(below_autograd, operator)
+    if not dispatch.requires_grad(x, hx, *weights):
+        return run(x, hx, weights, *options)
+    output, h_n, *states = apply_at_functorch_level(
+        Network, lambda *args: run(*args, *kernel), named, x, hx, *weights
+    )
+    return output, h_n, states if save_states else []
+
+
+def _network_vjp_autograd(
+    operator: Any,
+    need: list[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    c: Tensor | None,
+    c_last: Tensor | None,
+    *options: Any,
+) -> list[Tensor]:
+    how, kernel = options[:3], options[3:]
+    named = NetworkOptions(*how, len(need) - 2 == 2 * len(matrices), *(kernel or (DEFAULT,)))
+    if dispatch.forward_mode_is_active():
+        found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
+        return [g for g in found if g is not None]
+    run = partial(below_autograd, operator)
+    if not dispatch.requires_grad(x, hx, *matrices, *states, c, c_last):
+        return run(need, x, hx, matrices, states, c, c_last, *options)
+    rest = len(matrices), x, hx, c, c_last, *matrices, *states
+    found = apply_at_functorch_level(NetworkVjp, lambda *args: run(*args, *kernel), need, named, *rest)
+    return list(found)
+
+
+def _fake_recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
     """Shaped as the first tensor."""
-    _check_numbers(x, batch_sizes)
+    _check_values(x, batch_sizes)
     return x.new_empty(x.shape)
 
 
-def fake_layer(x: Tensor, h0: Tensor, w_ih: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    """States, and the last of each sequence."""
-    _check_numbers(x, others[3])
-    return x.new_empty((*x.shape[:-1], w_ih.size(0))), h0.new_empty(h0.shape)
+def _fake_network(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    _: str,
+    bidirectional: bool,
+    has_biases: bool,
+    save_states: bool,
+    *__: Any,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    _check_values(x, batch_sizes)
+    groups = len(weights) // (4 if has_biases else 2)
+    (*G, H, _), D = weights[0].shape, 1 + bidirectional
+    B = x.size(-2) if batch_sizes is None else _packed_batch(batch_sizes, hx)
+    output = x.new_empty((*x.shape[:-1], D * H))
+    states = [output.new_empty(output.shape) for _ in range(groups // D)] if save_states else []
+    return output, x.new_empty((*G, groups, B, H)), states
 
 
-def _check_numbers(x: Tensor, batch_sizes: Tensor | None) -> None:
-    """Numbers packed by sizes that have none would come out as memory that nobody wrote."""
+def _packed_batch(batch_sizes: Tensor, hx: Tensor | None) -> Any:
+    """`B` of a packed batch, which a trace that has no `hx` can't know."""
+    return hx.size(-2) if hx is not None else int(batch_sizes[0])
+
+
+def _fake_network_vjp(
+    need: list[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    c: Tensor | None,
+    c_last: Tensor | None,
+    *_: Any,
+) -> list[Tensor]:
+    return [
+        x.new_empty(shape)
+        for shape, needed in zip(_gradient_shapes(need, x, hx, matrices), need, strict=True)
+        if needed
+    ]
+
+
+def _gradient_shapes(
+    need: list[bool], x: Tensor, hx: Tensor | None, matrices: Sequence[Tensor]
+) -> list[Sequence[int]]:
+    """Of `x`, `hx` and each weight."""
+    shapes: list[Any] = [x.shape, () if hx is None else hx.shape]
+    has_biases = len(need) - 2 == 2 * len(matrices)
+    for w_ih, w_hh in zip(matrices[::2], matrices[1::2], strict=True):
+        shapes += [w_ih.shape, w_hh.shape, *([w_hh.shape[:-1]] * 2 if has_biases else [])]
+    return shapes
+
+
+def _check_values(x: Tensor, batch_sizes: Tensor | None) -> None:
+    """Rows packed by sizes without values would come out as memory that nobody wrote."""
     if batch_sizes is not None and batch_sizes.is_meta and not x.is_meta:
         raise RuntimeError(f"expected batch_sizes with values for data on {x.device}, got some on meta")
 
 
-def fold_recurrence(name: str, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-    """The vmap rule of a recurrence: fold a new axis into the batch, or into the ensemble where members
-    differ in weights."""
+def _vmap_recurrence(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+    """A new axis joins the batch, or the ensemble where members differ in weights."""
     x, y, w, batch_sizes, *options = args
-    _one_packing(in_dims[3])
+    _reject_batched_sizes(in_dims[3])
     size = info.batch_size
     if in_dims[2] is None:
-        x, y = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, y), in_dims, strict=False))
+        x, y = (_into_batch(a, d, size) for a, d in zip((x, y), in_dims, strict=False))
         rows = None if batch_sizes is None else batch_sizes * size
-        out = op(name)(x, y, w, rows, *options).unflatten(-2, (-1, size))
+        out = operator(x, y, w, rows, *options).unflatten(-2, (-1, size))
         return out, out.dim() - 2
-    x, y, w = (axis_at(0, a, d, size) for a, d in zip((x, y, w), in_dims, strict=False))
-    members = w.shape[:-2]
-    x, y, w = (a.flatten(0, len(members) - 1) for a in (x, y, w))
-    return op(name)(x, y, w, batch_sizes, *options).unflatten(0, members), 0
+    members, (x, y, w) = _into_ensemble(
+        [x, y, w], in_dims[:3], [w.dim() - (in_dims[2] is not None) - 2] * 3, size
+    )
+    return operator(x, y, w, batch_sizes, *options).unflatten(0, members), 0
 
 
-def fold_layer(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """The vmap rule of a layer: fold a new axis into the batch; where members differ in weights project the
-    input of each, and leave the rest to the rule of `elman`."""
-    x, h0, *weights, batch_sizes, phi, reverse, kernel = args
-    _one_packing(in_dims[6])
+def _vmap_network(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+    x, hx, weights, batch_sizes, *options = args
+    x_dim, hx_dim, w_dims, sizes_dim = in_dims[:4]
+    _reject_batched_sizes(sizes_dim)
     size = info.batch_size
-    if in_dims[2:6] != (None,) * 4:
-        z = _project_members(size, in_dims, x, *weights)
-        dims = (0, in_dims[1], in_dims[3], None)
-        states, at = fold_recurrence(
-            "elman", info, dims, z, h0, weights[1], batch_sizes, phi, reverse, kernel
+    if _none_batched(w_dims):
+        folded = _into_batch(x, x_dim, size), hx if hx is None else _into_batch(hx, hx_dim, size)
+        rows = None if batch_sizes is None else batch_sizes * size
+        output, h_n, states = operator(*folded, weights, rows, *options)
+        output, h_n, *states = (t.unflatten(-2, (-1, size)) for t in (output, h_n, *states))
+        at = output.dim() - 2, h_n.dim() - 2
+        return (output, h_n, states), (*at, [at[0]] * len(states))
+    tensors, dims = (
+        [x, *([] if hx is None else [hx]), *weights],
+        [x_dim, *([] if hx is None else [hx_dim]), *w_dims],
+    )
+    grouped = [weights[0].dim() - (w_dims[0] is not None) - 2] * len(tensors)
+    members, found = _into_ensemble(tensors, dims, grouped, size)
+    x, hx, weights = found[0], None if hx is None else found[1], found[len(tensors) - len(weights) :]
+    output, h_n, states = operator(x, hx, weights, batch_sizes, *options)
+    output, h_n, *states = (t.unflatten(0, members) for t in (output, h_n, *states))
+    return (output, h_n, states), (0, 0, [0] * len(states))
+
+
+def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+    need, x, hx, matrices, states, c, c_last, batch_sizes, *options = args
+    _, x_dim, hx_dim, m_dims, s_dims, c_dim, last_dim, sizes_dim = in_dims[:8]
+    _reject_batched_sizes(sizes_dim)
+    size = info.batch_size
+    if _none_batched(m_dims) and not any(need[2:]):
+        x, hx, c, c_last, *states = (
+            t if t is None else _into_batch(t, d, size)
+            for t, d in zip(
+                (x, hx, c, c_last, *states), (x_dim, hx_dim, c_dim, last_dim, *s_dims), strict=True
+            )
         )
-        states, B = states.movedim(at, 0), axis_at(0, h0, in_dims[1], size).size(1)
-        return (states, Walk(1, reverse, batch_sizes).last(states, B).clone()), (0, 0)
-    x, h0 = (axis_at(-2, a, d, size).flatten(-3, -2) for a, d in zip((x, h0), in_dims, strict=False))
-    rows = None if batch_sizes is None else batch_sizes * size
-    found = op("layer")(x, h0, *weights, rows, phi, reverse, kernel)
-    states, last = (each.unflatten(-2, (-1, size)) for each in found)
-    return (states, last), (states.dim() - 2, last.dim() - 2)
+        rows = None if batch_sizes is None else batch_sizes * size
+        found = operator(need, x, hx, matrices, states, c, c_last, rows, *options)
+        found = [t.unflatten(-2, (-1, size)) for t in found]
+        return found, [t.dim() - 2 for t in found]
+    optional = [t for t in (hx, c, c_last) if t is not None]
+    tensors = [x, *matrices, *states, *optional]
+    dims = [
+        x_dim, *m_dims, *s_dims,
+        *(d for t, d in zip((hx, c, c_last), (hx_dim, c_dim, last_dim), strict=True) if t is not None),
+    ]  # fmt: skip
+    grouped = [matrices[0].dim() - (m_dims[0] is not None) - 2] * len(tensors)
+    members, found = _into_ensemble(tensors, dims, grouped, size)
+    M, S = len(matrices), len(states)
+    x, matrices, states, given = (
+        found[0],
+        found[1 : 1 + M],
+        found[1 + M : 1 + M + S],
+        iter(found[1 + M + S :]),
+    )
+    hx, c, c_last = (t if t is None else next(given) for t in (hx, c, c_last))
+    found = operator(need, x, hx, matrices, states, c, c_last, batch_sizes, *options)
+    return [t.unflatten(0, members) for t in found], [0] * len(found)
 
 
-def _project_members(
-    size: int, in_dims: tuple, x: Tensor, w_ih: Tensor, _: Tensor, *biases: Tensor | None
-) -> Tensor:
-    """`z (size, T, B, H)` or `(size, N, H)`, of each member with its own weights and biases."""
-    x, w_ih = axis_at(0, x, in_dims[0], size), axis_at(0, w_ih, in_dims[2], size)
-    between = (1,) * (x.dim() - 3)
-    w_t = w_ih.mT  # (size, I, H)
-    z = x @ w_t.reshape(size, *between, *w_t.shape[1:])
-    for bias, dim in zip(biases, in_dims[4:6], strict=True):
-        if bias is not None:
-            z = z + axis_at(0, bias, dim, size).reshape(size, *between, 1, -1)
-    return z
+def _none_batched(dims: Any) -> bool:
+    return dims is None or all(d is None for d in dims)
 
 
-def _one_packing(dim: int | None) -> None:
-    if dim is not None:
-        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
+def _into_batch(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """The mapped axis behind that of the batch; an unmapped `x` is repeated."""
+    return _axis_at(-2, x, dim, size).flatten(-3, -2)
 
 
-def axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
+def _into_ensemble(
+    tensors: Sequence[Tensor], dims: Sequence[int | None], grouped: Sequence[int], size: int
+) -> tuple[tuple[int, ...], list[Tensor]]:
+    """The mapped axis in front of all, with an axis of members that is there already as one; and their
+    sizes."""
+    moved = [_axis_at(0, x, d, size) for x, d in zip(tensors, dims, strict=True)]
+    count = 1 + grouped[0]
+    return tuple(moved[0].shape[:count]), [x.flatten(0, count - 1) if count > 1 else x for x in moved]
+
+
+def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
     """Move the mapped axis of `x` to `place`, or repeat an unmapped `x` along a new one there."""
     if dim is None:
         x, dim = x.expand(size, *x.shape), 0
     return x.movedim(dim, place)
 
 
-def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
-    """Nothing broadcasts: raise unless the shapes fit to the last axis."""
-    _check_real(name, x)
-    second = x.shape[1:] if name == "elman" else x.shape
-    if batch_sizes is None and x.dim() == 3 and w.shape == (x.size(2),) * 2 and y.shape == second:
-        return  # the common case, found soon: a call may take a few microseconds in all
-    G, H = w.shape[:-2], x.size(-1)
-    if x.dim() != w.dim() + (batch_sizes is None):
-        rank = w.dim() + (batch_sizes is None)
-        raise ValueError(f"{name}: expected its first tensor to have {rank} axes, got {x.dim()}")
-    B = x.size(-2) if batch_sizes is None else int(batch_sizes[0]) if len(batch_sizes) else y.size(-2)
-    state = (*G, B, H) if name == "elman" else x.shape
-    _compare(name, (x, y, w), ((*G, *x.shape[len(G) :]), state, (*G, H, H)))
+def _reject_batched_sizes(dim: int | None) -> None:
+    if dim is not None:
+        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
 
 
-def check_layer(
-    x: Tensor, h0: Tensor, weights: tuple[Tensor | None, ...], batch_sizes: Tensor | None
-) -> None:
-    """The same of a layer."""
-    _check_real("layer", x)
-    rank = 3 if batch_sizes is None else 2
-    if x.dim() != rank or h0.dim() != 2:
-        raise ValueError(f"layer: expected x of {rank} axes and h0 of 2, got {x.dim()} and {h0.dim()}")
-    B = x.size(1) if batch_sizes is None else int(batch_sizes[0]) if len(batch_sizes) else h0.size(0)
-    H = h0.size(1)
-    tensors = [t for t in (h0, *weights) if t is not None]
-    _compare("layer", tensors, [(B, H), (H, x.size(-1)), (H, H), (H,), (H,)][: len(tensors)])
+RULES: dict[str, Rules] = {
+    "elman": Rules(Elman.compute, partial(_recurrence_autograd, Elman), _fake_recurrence, _vmap_recurrence),
+    "linear_recurrence": Rules(
+        LinearRecurrence.compute,
+        partial(_recurrence_autograd, LinearRecurrence),
+        _fake_recurrence,
+        _vmap_recurrence,
+    ),
+    "network": Rules(network.compute, _network_autograd, _fake_network, _vmap_network),
+    "network_vjp": Rules(network.compute_vjp, _network_vjp_autograd, _fake_network_vjp, _vmap_network_vjp),
+}
 
 
-def _check_real(name: str, x: Tensor) -> None:
-    if x.is_complex():  # a layer of complex numbers runs by the reference, without an operator
-        raise TypeError(f"{name}: expected real numbers, for which its derivatives hold, got {x.dtype}")
+def define() -> None:
+    """Define every operator with its rules, once in a process, however often this package is imported; an
+    import that broke off is taken up where it ended."""
+    done: set[Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("registered", set())
+    for name, rules in RULES.items():
+        arguments, result = SCHEMAS[name]
+        for overload, more in (("", ""), (".kernel", ", str kernel")):
+            qualified = f"{NAMESPACE}::{name}{overload}"
+            operator = partial(_call, name, overload[1:] or DEFAULT)
+            compute = rules.compute if overload else partial(_default, rules.compute)
+            steps: dict[str, Callable[[], Any]] = {
+                "schema": partial(_define_schema, qualified, f"({arguments}{more}) -> {result}"),
+                "autograd": partial(
+                    torch.library.impl, qualified, "Autograd", partial(rules.autograd, operator)
+                ),
+                "compute": partial(torch.library.impl, qualified, "CompositeExplicitAutograd", compute),
+                "fake": partial(torch.library.register_fake, qualified, rules.fake),
+                "vmap": partial(torch.library.register_vmap, qualified, partial(rules.vmap, operator)),
+            }
+            for step, register in steps.items():
+                if (qualified, step) not in done:
+                    register()
+                    done.add((qualified, step))
 
 
-def _compare(name: str, tensors: Any, expected: Any) -> None:
-    shapes = [tuple(map(tuple, each)) for each in (expected, [x.shape for x in tensors])]
-    if shapes[0] != shapes[1]:
-        raise ValueError("{}: expected tensors of shapes {}, got {}".format(name, *shapes))
+def _call(name: str, overload: str, *args: Any) -> Any:
+    return getattr(dispatch.packet_of(name), overload)(*args)
+
+
+def _default(compute: Callable[..., Any], *args: Any) -> Any:
+    return compute(*args, DEFAULT)
+
+
+def _define_schema(qualified: str, schema: str) -> None:
+    """Where the library of C was loaded, it has defined the first overload."""
+    if not _is_defined(qualified):
+        torch.library.define(qualified, schema)
+
+
+def _is_defined(qualified: str) -> bool:
+    name, _, overload = qualified.partition("::")[2].partition(".")
+    packet = getattr(getattr(torch.ops, NAMESPACE), name, None)
+    return packet is not None and (overload or DEFAULT) in packet.overloads()
+
+
+define()

@@ -61,8 +61,8 @@ before = own(x)[0]
 for name in {order}(ours()):
     with manual_rnn.use_kernel("torch"):
         importlib.reload(sys.modules[name])
-        assert manual_rnn.kernels.asked() == "torch"
-    assert manual_rnn.kernels.asked() == "default", name
+        assert manual_rnn.kernels.requested_kernel() == "torch"
+    assert manual_rnn.kernels.requested_kernel() == "default", name
     check(manual_rnn, old)
     check(manual_rnn, manual_rnn.ManualRNN(3, 4))
     assert torch.equal(own(x)[0], before), name
@@ -173,7 +173,7 @@ assert Path(other_rnn.__file__).is_relative_to(folder)
 for package in (manual_rnn, other_rnn):
     check(package, package.ManualRNN(3, 4))
 with manual_rnn.use_kernel("reference"):
-    assert (manual_rnn.kernels.asked(), other_rnn.kernels.asked()) == ("reference", "default")
+    assert (manual_rnn.kernels.requested_kernel(), other_rnn.kernels.requested_kernel()) == ("reference", "default")
 """
 
 

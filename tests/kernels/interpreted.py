@@ -148,7 +148,7 @@ def test_a_compiled_and_an_exported_module() -> None:
 def test_the_default_takes_it_before_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
     assert kernels.choose("default", z, h0, w) is native
-    monkeypatch.setattr(native, "why_not", lambda *_: "not here")
+    monkeypatch.setattr(native, "unsupported_reason", lambda *_: "not here")
     assert kernels.choose("default", z, h0, w) is triton_launch  # after its self-test
     how = None, "tanh", False
     assert error(OPS.elman(z, h0, w, *how, "default"), elman(z, h0, w, *how, "torch")) < 1e-6

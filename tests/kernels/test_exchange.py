@@ -140,7 +140,7 @@ def test_takes_numbers(kind: str, addresses: Callable[[], None]) -> None:
     addresses()
     assert native.numbers(x) is False
     assert sight.plain(x)  # as the keys of the tensor say
-    assert native.why_not(x) is None
+    assert native.unsupported_reason(x) is None
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -54,7 +54,7 @@ def values_and_gradients(
 
 @pytest.mark.parametrize("kernel", ["native", "torch"])
 def test_go_where_they_go_in_nn_rnn(kernel: KernelName) -> None:
-    if reason := kernels.KERNELS[kernel].why_not(torch.empty(0)):
+    if reason := kernels.KERNELS[kernel].unsupported_reason(torch.empty(0)):
         pytest.skip(reason)
     for seed in range(300):
         rnn, *given = problem(seed)

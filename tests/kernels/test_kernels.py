@@ -17,9 +17,9 @@ def line(text: str, name: str) -> str:
 def test_what_was_asked_for_ends_with_the_block() -> None:
     with use_kernel("reference"):
         with use_kernel("torch"):
-            assert kernels.asked() == "torch"
-        assert kernels.asked() == "reference"
-    assert kernels.asked() == "default"
+            assert kernels.requested_kernel() == "torch"
+        assert kernels.requested_kernel() == "reference"
+    assert kernels.requested_kernel() == "default"
 
 
 def test_a_kernel_that_cannot_run_raises_with_the_reason() -> None:

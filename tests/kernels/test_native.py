@@ -19,7 +19,7 @@ from loop import recurrence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-REASON = native.why_not(torch.empty(0))
+REASON = native.unsupported_reason(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 ROOT = Path(__file__).parents[2]
 VARIANTS = dict(native._scan.variants) if native._scan else {}
@@ -301,7 +301,7 @@ def test_a_layer_is_its_projection_and_its_recurrence(variant: str, use_variant:
 @both_ways
 def test_says_of_every_tensor_whether_it_can_take_it() -> None:
     tensors = [torch.randn(s) for s in ((4, 3, 2), (3, 5), (5, 2), (5, 5), (5,), (5,))]
-    assert native.why_not(*tensors) is None
+    assert native.unsupported_reason(*tensors) is None
     for place, x in enumerate(tensors):
         loose = misaligned(x.numel()).view(x.shape)
         for wrong in (
@@ -312,7 +312,7 @@ def test_says_of_every_tensor_whether_it_can_take_it() -> None:
             x.to_sparse(),
             loose,
         ):
-            assert native.why_not(*tensors[:place], wrong, *tensors[place + 1 :]) is not None
+            assert native.unsupported_reason(*tensors[:place], wrong, *tensors[place + 1 :]) is not None
 
 
 def test_a_layer_leaves_to_others_what_does_not_fit() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from manual_rnn.kernels import native
 
-REASON = native.why_not(torch.empty(0))
+REASON = native.unsupported_reason(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 REACH = 2**53  # numbers: as in types.h
 PADDED = 16  # numbers between rows

@@ -80,7 +80,7 @@ def without_numbers(*shape: int, dtype: torch.dtype = torch.float32, device: str
 )
 def test_tensors_that_it_takes(x: torch.Tensor, reason: str | None) -> None:
     with a_card():
-        assert triton_launch.why_not(x) == reason
+        assert triton_launch.unsupported_reason(x) == reason
 
 
 def test_mixed_and_negated_tensors() -> None:
@@ -88,26 +88,26 @@ def test_mixed_and_negated_tensors() -> None:
     with FakeTensorMode():
         negated = torch.empty(5, 2, 4, dtype=torch.complex64, device="cuda").conj().imag
     with a_card():
-        assert "one dtype" in str(triton_launch.why_not(x, without_numbers(4, dtype=torch.half)))
-        assert triton_launch.why_not(negated) == "expected a tensor without a pending negation"
+        assert "one dtype" in str(triton_launch.unsupported_reason(x, without_numbers(4, dtype=torch.half)))
+        assert triton_launch.unsupported_reason(negated) == "expected a tensor without a pending negation"
 
 
 def test_cards_that_it_takes() -> None:
     x, wide = without_numbers(64), without_numbers(128)
     with a_card(major=7, minor=5):
-        assert triton_launch.why_not(x) == "expected compute capability 8.0 or more, card has 7.5"
+        assert triton_launch.unsupported_reason(x) == "expected compute capability 8.0 or more, card has 7.5"
     with a_card(minor=9, major=8, shared_memory_per_block_optin=99 * 1024):
-        assert triton_launch.why_not(wide) is None
+        assert triton_launch.unsupported_reason(wide) is None
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            assert triton_launch.why_not(x) is None
+            assert triton_launch.unsupported_reason(x) is None
             room = "expected 147456 bytes of shared memory to a block, card has 101376"
-            assert triton_launch.why_not(wide) == room
+            assert triton_launch.unsupported_reason(wide) == room
     with a_card(hip="6.0"):
-        assert triton_launch.why_not(x) == "expected a card of NVIDIA's, this torch is for ROCm"
+        assert triton_launch.unsupported_reason(x) == "expected a card of NVIDIA's, this torch is for ROCm"
     with a_card(seen=False):
-        assert triton_launch.why_not(x) == "torch sees no CUDA device here"
+        assert triton_launch.unsupported_reason(x) == "torch sees no CUDA device here"
     with a_card(installed=False):
-        assert triton_launch.why_not(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
+        assert triton_launch.unsupported_reason(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
 
 
 class Wrong:
@@ -132,11 +132,11 @@ def test_a_self_test_that_fails_warns_once(kernel: Any, says: str, monkeypatch: 
     """The default goes on by the loop; whoever asked for the kernel gets its reason."""
     monkeypatch.setattr(triton_launch, "DEVICE", "cpu")
     monkeypatch.setattr(triton_launch, "_kernel", lambda: kernel)
-    monkeypatch.setattr(kernels.KERNELS["native"], "why_not", lambda *_: "not here")
+    monkeypatch.setattr(kernels.KERNELS["native"], "unsupported_reason", lambda *_: "not here")
     z, h0, w = torch.randn(2, 3, 4), torch.randn(3, 4), torch.randn(4, 4)
     with a_card():
         with pytest.warns(UserWarning, match=f"'triton' won't run on cpu: its self-test .*{says}") as seen:
-            assert says in str(triton_launch.why_not(z, h0, w))
+            assert says in str(triton_launch.unsupported_reason(z, h0, w))
         assert len(seen) == 1
         assert kernels.choose("default", z, h0, w) is kernels.KERNELS["torch"]
         with use_kernel("triton"), pytest.raises(RuntimeError, match=f"can't run here: its self-.*{says}"):

@@ -63,7 +63,7 @@ def _derivative_on_meta() -> Iterator[None]:
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=str)
 def test_by_cudnn(options: dict[str, Any], sizes: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what cuDNN does itself."""
-    monkeypatch.setattr(aten, "why_not", lambda *_: None)
+    monkeypatch.setattr(aten, "unsupported_reason", lambda *_: None)
     rnn, (rows, _) = ManualRNN(3, 4, **options, **META), batch(sizes)
     leaves, given = [rows, *rnn.parameters()], None if sizes is None else torch.tensor(sizes)
     found = cudnn.run_on_cuda(vars(rnn), rows, None, given)
@@ -81,7 +81,7 @@ def test_by_triton(sizes: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> 
             return lambda *args, **how: launched.append(how["LINEAR"])
 
     monkeypatch.setattr(triton_launch, "_kernel", Kernel)
-    monkeypatch.setattr(triton_launch, "why_not", lambda *_: None)
+    monkeypatch.setattr(triton_launch, "unsupported_reason", lambda *_: None)
     rows, h0, w = batch(sizes)[0], torch.empty(3, 3, **META), torch.empty(3, 3, **META)
     how = None if sizes is None else torch.tensor(sizes), "tanh", True, "triton"
     h = elman(rows, h0, w, *how)

@@ -24,9 +24,9 @@ def _nothing_stays() -> Iterator[None]:
     """Whatever a test does, no request outlives it, and a fresh thread finds none."""
     yield
     gc.collect()
-    assert kernels.asked() == "default"
+    assert kernels.requested_kernel() == "default"
     with ThreadPoolExecutor(1) as fresh:
-        assert fresh.submit(kernels.asked).result() == "default"
+        assert fresh.submit(kernels.requested_kernel).result() == "default"
 
 
 def test_the_names_are_the_kernels() -> None:
@@ -49,8 +49,8 @@ def test_three_threads_that_enter_and_leave_in_any_order(order: tuple[str, ...])
             live.append(thread)
         for other, pool in pools.items():
             heeded = names[other if other in live else live[-1]] if live else "default"
-            assert pool.submit(kernels.asked).result() == heeded
-        assert kernels.asked() == (names[live[-1]] if live else "default")
+            assert pool.submit(kernels.requested_kernel).result() == heeded
+        assert kernels.requested_kernel() == (names[live[-1]] if live else "default")
     for pool in pools.values():
         pool.shutdown()
 
@@ -65,7 +65,7 @@ def test_one_thread_leaves_in_any_order(order: tuple[int, ...]) -> None:
     for place in order:
         blocks[place].__exit__(None, None, None)
         live.remove(names[place])
-        assert kernels.asked() == (live[-1] if live else "default")
+        assert kernels.requested_kernel() == (live[-1] if live else "default")
 
 
 def test_many_threads_at_once_leave_nothing_behind() -> None:
@@ -76,7 +76,7 @@ def test_many_threads_at_once_leave_nothing_behind() -> None:
         name: Any = ("reference", "torch", "native")[number % 3]
         for _ in range(300):
             with use_kernel(name):
-                assert kernels.asked() == name
+                assert kernels.requested_kernel() == name
 
     try:
         with ThreadPoolExecutor(6) as pool:
@@ -100,8 +100,8 @@ def test_what_runs_is_what_this_thread_asked_for() -> None:
 def test_a_thread_that_asked_for_nothing_runs_what_was_asked_around_it() -> None:
     with ThreadPoolExecutor(1) as pool:
         with use_kernel("reference"):
-            assert pool.submit(kernels.asked).result() == "reference"
-        assert pool.submit(kernels.asked).result() == "default"
+            assert pool.submit(kernels.requested_kernel).result() == "reference"
+        assert pool.submit(kernels.requested_kernel).result() == "default"
 
 
 def test_tasks_of_one_thread_heed_their_own_blocks() -> None:
@@ -109,12 +109,12 @@ def test_tasks_of_one_thread_heed_their_own_blocks() -> None:
         with use_kernel(name):
             for _ in range(waits):
                 await asyncio.sleep(0)
-                assert kernels.asked() == name
+                assert kernels.requested_kernel() == name
 
     async def outlive() -> str:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return kernels.asked()
+        return kernels.requested_kernel()
 
     async def main() -> None:
         await asyncio.gather(ask("reference", 1), ask("torch", 4), ask("native", 2))
@@ -129,29 +129,29 @@ def test_an_exception_ends_the_block_and_passes() -> None:
     with use_kernel("torch"):
         with pytest.raises(KeyError), use_kernel("reference"):
             raise KeyError
-        assert kernels.asked() == "torch"
+        assert kernels.requested_kernel() == "torch"
 
 
 def steps(name: Any) -> Iterator[str]:
     with use_kernel(name):
-        yield kernels.asked()
-        yield kernels.asked()
+        yield kernels.requested_kernel()
+        yield kernels.requested_kernel()
 
 
 def test_generators_closed_late_and_out_of_order() -> None:
     first, second = steps("reference"), steps("torch")
     assert (next(first), next(second)) == ("reference", "torch")
     first.close()  # type: ignore[attr-defined]
-    assert kernels.asked() == "torch"
+    assert kernels.requested_kernel() == "torch"
     assert next(second) == "torch"
     with ThreadPoolExecutor(1) as other:  # which never entered the block
         other.submit(second.close).result()  # type: ignore[attr-defined]
-    assert kernels.asked() == "default"
+    assert kernels.requested_kernel() == "default"
     third = steps("reference")
     next(third)
     del third
     gc.collect()
-    assert kernels.asked() == "default"
+    assert kernels.requested_kernel() == "default"
 
 
 def test_one_object_enters_again() -> None:
@@ -160,30 +160,30 @@ def test_one_object_enters_again() -> None:
     with request:
         with request, use_kernel("torch"):
             with request:
-                assert kernels.asked() == "reference"
-            assert kernels.asked() == "torch"
-        assert kernels.asked() == "reference"
-    assert kernels.asked() == "default"
+                assert kernels.requested_kernel() == "reference"
+            assert kernels.requested_kernel() == "torch"
+        assert kernels.requested_kernel() == "reference"
+    assert kernels.requested_kernel() == "default"
     with ThreadPoolExecutor(1) as other, use_kernel("torch"):
         request.__enter__()
         other.submit(request.__enter__).result()
         request.__exit__(None, None, None)
-        assert kernels.asked() == "torch"
-        assert other.submit(kernels.asked).result() == "reference"
+        assert kernels.requested_kernel() == "torch"
+        assert other.submit(kernels.requested_kernel).result() == "reference"
         other.submit(request.__exit__, None, None, None).result()
 
 
 def test_an_exit_stack_may_hold_it() -> None:
     with ExitStack() as stack:
         stack.enter_context(use_kernel("reference"))
-        assert kernels.asked() == "reference"
+        assert kernels.requested_kernel() == "reference"
 
 
 def test_it_decorates_a_function() -> None:
     @use_kernel("reference")
     def count(n: int) -> list[str]:
         """Recurse."""
-        return [kernels.asked(), *(count(n - 1) if n else [])]
+        return [kernels.requested_kernel(), *(count(n - 1) if n else [])]
 
     assert (count.__name__, count.__doc__) == ("count", "Recurse.")
     assert count(2) == ["reference"] * 3
@@ -259,7 +259,7 @@ def test_a_forked_process_is_rid_of_other_threads() -> None:
         child = os.fork()
         if child == 0:
             with use_kernel("reference"):
-                inside = kernels.asked()
-            os._exit(0 if (inside, kernels.asked()) == ("reference", "default") else 1)
+                inside = kernels.requested_kernel()
+            os._exit(0 if (inside, kernels.requested_kernel()) == ("reference", "default") else 1)
         assert os.waitpid(child, 0)[1] == 0
         other.submit(block.__exit__, None, None, None).result()

@@ -54,7 +54,7 @@ def test_equals_builtin_on_the_cpu(
     kernel: KernelName, lengths: list[int] | None, dtype: torch.dtype, nonlinearity: str
 ) -> None:
     able = kernels.KERNELS.get(kernel)
-    if able and (reason := able.why_not(torch.empty(1, 1, 5, dtype=dtype, device=CARD))):
+    if able and (reason := able.unsupported_reason(torch.empty(1, 1, 5, dtype=dtype, device=CARD))):
         pytest.skip(reason)
     with use_kernel(kernel):
         compare(dtype, lengths, nonlinearity)

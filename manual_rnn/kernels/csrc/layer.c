@@ -11,6 +11,7 @@
  */
 #include "run.h"
 #include <string.h>
+#include "numbers.h"
 #include "plan.h"
 
 enum { ROWS_TO_SHARE = 12 }; /* per thread; of fewer, columns are shared */
@@ -129,6 +130,22 @@ static View block_view(const Run *run, const Block *block)
     return (View){run->memory + run->plan->zs - first * step, type, 0, step, row, run->variant->width};
 }
 
+/* A second copy of a block of y, whose rows and the copy's are equally far apart. */
+static void copy_states(const Run *run, const Block *block)
+{
+    const Job *job = run->job;
+    const Member *member = run->member;
+    const long bytes = job->H * WIDTH[job->type], first = job->packed ? block->first : block->from * job->B;
+    const long row = job->packed || job->B > 1 ? job->y.row : job->y.step;
+    const long r0 = first + share(block->rows, member->me, member->size);
+    const long r1 = first + share(block->rows, member->me + 1, member->size);
+    if (row == bytes)
+        memcpy(job->copy.data + r0 * row, job->y.data + r0 * row, (r1 - r0) * bytes);
+    else
+        for (long r = r0; r < r1; r++)
+            memcpy(job->copy.data + r * row, job->y.data + r * row, bytes);
+}
+
 static void run_block(Run *run, const Block *block, int first, Meeting *crew)
 {
     const Job *job = run->job;
@@ -142,6 +159,8 @@ static void run_block(Run *run, const Block *block, int first, Meeting *crew)
     if (!layer)
         return;
     meet(&run->member->meeting); /* before the block's memory is written again */
+    if (job->copy.data)
+        copy_states(run, block);
     if (!backward)
         return;
     if (job->dx.data)

@@ -1,45 +1,101 @@
-/* From a network's tensors to the jobs of its layers, and back. L layers, D directions; what layer l reads is
- * what layer l - 1 wrote, directions side by side.
- */
-#include "parts.h"
+#include "network_internal.h"
 #include <stdlib.h>
+#include <string.h>
+#include "half.h"
 
-void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
-
-/* Room for the parts, in one piece; 0 with an exception set. */
-int begin(Network *net, const How *how, long weights)
+int states_shape(const Network *net, int64_t *shape)
 {
-    const long each = how->bias ? 4 : 2, L = weights / (how->D * each);
-    const long bytes = L * how->D * sizeof(Job) + (weights + L) * sizeof(Tensor) + how->H * sizeof(double);
-    *net = (Network){how, L, each, {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H}};
-    net->jobs = calloc(1, bytes);
-    net->weights = (Tensor *)(net->jobs + L * how->D), net->states = net->weights + weights;
-    net->nothing = net->states + L;
-    return net->jobs || RAISE(MemoryError, "%ld bytes", bytes);
+    const int64_t padded[] = {net->T, net->B, net->D * net->H}, packed[] = {net->rows, net->D * net->H};
+    memcpy(shape, net->sizes ? packed : padded, (net->sizes ? 2 : 3) * sizeof *shape);
+    return net->sizes ? 2 : 3;
 }
 
-static int is_shape(const Tensor *x, long dims, long a, long b, long c)
+int hx_shape(const Network *net, int64_t *shape)
 {
-    const long want[] = {a, b, c};
-    int fits = x->dims == dims;
-    for (long i = 0; fits && i < dims; i++)
-        fits = x->size[i] == want[i];
-    return fits;
+    shape[0] = net->L * net->D, shape[1] = net->B, shape[2] = net->H;
+    return 3;
 }
 
-/* A tensor of the network's type, or none where None is allowed. */
-int see_alike(const Network *net, Tensor *x, PyObject *from, int optional)
+int weight_shape(const Network *net, long index, int64_t *shape)
 {
-    *x = (Tensor){0};
-    return from == Py_None ? optional : see(x, from) && x->type == net->like.type;
+    const long part = index % net->each, layer = index / (net->each * net->D);
+    shape[0] = net->H, shape[1] = part == 1 ? net->H : layer_inputs(net, layer);
+    return part < 2 ? 2 : 1;
 }
 
-/* Of a step, a row and a column; of packed rows each may be a step's first. */
-View rows_view(const Network *net, const Tensor *x, int swapped)
+int input_shape(const Network *net, int64_t *shape)
+{
+    const int dims = states_shape(net, shape);
+    shape[dims - 1] = net->I;
+    return dims;
+}
+
+/* Stops where the sum passes the rows, and so never overflows. */
+bool sizes_fit(const int64_t *sizes, long T, long B, long rows)
+{
+    long sum = 0, last = B;
+    for (long t = 0; t < T && sum <= rows; last = sizes[t++], sum += last)
+        if (sizes[t] > last || sizes[t] < 0 || (t == 0 && sizes[t] != B))
+            return false;
+    return sum == rows;
+}
+
+bool measure_network(Network *net)
+{
+    const Tensor *x = &net->x, *w = &net->weights[0];
+    const long g = net->G > 0, dims = g + (net->sizes ? 2 : 3);
+    if (w->dims != g + 2)
+        return fail("network: expected weight_ih of %ld axes, got %ld", g + 2, w->dims);
+    net->H = w->size[g], net->type = x->type;
+    if (x->dims != dims)
+        return fail("network: expected an input of %ld axes, got %ld", dims, x->dims);
+    net->I = x->size[dims - 1];
+    if (net->sizes) {
+        net->rows = x->size[g];
+        net->B = net->T ? net->sizes[0] : net->hx.data || net->hx.dims ? net->hx.size[g + 1] : 0;
+        return sizes_fit(net->sizes, net->T, net->B, net->rows)
+            || fail("network: expected batch_sizes that never grow and add up to %ld rows", net->rows);
+    }
+    net->T = x->size[g + net->batch_first], net->B = x->size[g + !net->batch_first];
+    net->rows = net->T && net->B > MAX_EXTENT / net->T ? MAX_EXTENT : net->T * net->B;
+    return net->H > 0 || fail("network: expected a hidden size of at least 1");
+}
+
+static bool fits(const Network *net, const Tensor *x, int dims, const int64_t *shape)
+{
+    long want[DIMS] = {net->G};
+    const int g = net->G > 0;
+    for (int i = 0; i < dims; i++)
+        want[g + i] = shape[i];
+    if (!x->dims && !x->data)
+        return true;
+    return check_shape(x, g + dims, want)
+        && (x->type == net->type || fail("expected %s of the input's dtype", x->name));
+}
+
+bool check_network(const Network *net)
+{
+    int64_t shape[DIMS];
+    bool fine = true;
+    for (long i = 0; fine && i < net->L * net->D * net->each; i++) {
+        const int dims = weight_shape(net, i, shape);
+        fine = fits(net, &net->weights[i], dims, shape);
+    }
+    fine = fine && fits(net, &net->hx, hx_shape(net, shape), shape)
+        && fits(net, &net->c_last, hx_shape(net, shape), shape);
+    const int dims = states_shape(net, shape);
+    for (long i = 0; fine && i < net->L; i++)
+        fine = fits(net, &net->states[i], dims, shape);
+    if (net->batch_first && !net->sizes)
+        shape[0] = net->B, shape[1] = net->T;
+    return fine && fits(net, &net->c, dims, shape);
+}
+
+View rows_view(const Network *net, const Tensor *x, bool batch_first)
 {
     if (!x->data)
         return (View){0};
-    return net->like.packed ? view_of(x, -1, 0, 0, 1) : view_of(x, -1, swapped, !swapped, 2);
+    return net->sizes ? view_of(x, -1, 0, 0, 1) : view_of(x, -1, batch_first, !batch_first, 2);
 }
 
 View columns_from(View x, long column)
@@ -48,7 +104,7 @@ View columns_from(View x, long column)
     return x;
 }
 
-View state_view(const Network *net, const Tensor *x, long index)
+View state_view(const Tensor *x, long index)
 {
     if (!x->data)
         return (View){0};
@@ -64,187 +120,154 @@ View weight_view(const Tensor *w)
     return w->dims == 1 ? view_of(w, -1, -1, -1, 0) : view_of(w, -1, -1, 0, 1);
 }
 
-/* T, B and the rows, from the shape of an input or of states; 0 where it isn't one. */
-int measure(Network *net, const Tensor *x, int swapped, PyObject *batch_sizes)
+View scratch_view(const Network *net, char *memory)
 {
-    Job *job = &net->like;
-    job->type = x->type;
-    if (!take_sizes(job, batch_sizes)) {
-        PyErr_Clear();
-        return 0;
-    }
-    if (job->packed) {
-        job->steps = x->size[0], job->B = job->T ? job->sizes[0] : 0;
-        return x->dims == 2 && job->B > 0 && sizes_fit(job);
-    }
-    job->T = job->steps = x->size[swapped], job->B = x->size[!swapped];
-    return x->dims == 3;
+    const long width = WIDTH[net->type], row = net->D * net->H * width;
+    return (View){memory, net->type, 0, net->sizes ? row : net->B * row, row, width};
 }
 
-long inputs_of(const Network *net, long layer, long I) { return layer ? net->how->D * net->how->H : I; }
+long layer_inputs(const Network *net, long layer) { return layer ? net->D * net->H : net->I; }
 
-int see_weights(Network *net, PyObject *weights, long I, int optional)
-{
-    const long H = net->how->H, count = PyTuple_Size(weights);
-    for (long i = 0; i < count; i++) {
-        Tensor *w = &net->weights[i];
-        const long part = i % net->each, layer = i / (net->each * net->how->D);
-        if (!see_alike(net, w, PyTuple_GetItem(weights, i), optional))
-            return 0;
-        if (w->data && (part < 2 ? !is_shape(w, 2, H, part ? H : inputs_of(net, layer, I), 0) : !is_shape(w, 1, H, 0, 0)))
-            return 0;
-    }
-    return 1;
-}
+bool is_empty(const Network *net) { return !net->rows || !net->B; }
 
-int see_hx(Network *net, Tensor *hx, PyObject *from)
-{
-    const long LD = net->L * net->how->D;
-    if (!see_alike(net, hx, from, 1))
-        return 0;
-    return !hx->data || is_shape(hx, 3, LD, net->like.B, net->how->H);
-}
-
-static int lie(const View *w, const View *u)
+static bool is_contiguous(const View *w, const View *u)
 {
     const long width = WIDTH[w->data ? w->type : u->type];
-    return (!w->data || (w->type <= DOUBLE && w->column == width)) && (!u->data || (u->type <= DOUBLE && u->column == width));
+    return (!w->data || (w->type <= DOUBLE && w->column == width))
+        && (!u->data || (u->type <= DOUBLE && u->column == width));
 }
 
-/* What forward and backward jobs of a layer and direction share: all but the results. */
-void share_job(const Network *net, Job *job, long layer, long d, long I)
+Job shared_job(const Network *net, View below, long layer, long d)
 {
-    const Tensor *weights = net->weights + (layer * net->how->D + d) * net->each;
-    *job = net->like;
-    job->I = inputs_of(net, layer, I), job->reverse = d ^ net->how->reverse;
-    job->u = weight_view(&weights[0]), job->w = weight_view(&weights[1]);
-    job->lies = lie(&job->w, &job->u);
-    job->x = layer ? rows_view(net, &net->states[layer - 1], 0) : rows_view(net, &net->x, net->how->batch_first);
+    const Tensor *weights = net->weights + (layer * net->D + d) * net->each;
+    Job job = {.kind = net->kind, .reverse = d, .packed = net->sizes != NULL, .type = net->type,
+               .threads = net->threads, .G = 1, .T = net->T, .B = net->B, .H = net->H,
+               .I = layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T, .sizes = net->sizes};
+    job.u = weight_view(&weights[0]), job.w = weight_view(&weights[1]);
+    job.lies = is_contiguous(&job.w, &job.u);
+    job.x = below;
+    return job;
 }
 
-static void forward_job(Network *net, long layer, long d, long I, const Tensor *h_n)
+bool run_network_jobs(const Network *net, Job *jobs, long layers)
 {
-    const long index = layer * net->how->D + d;
-    Job *job = &net->jobs[index];
+    const long missing = run_jobs(net->variant, jobs, layers, net->D, net->most);
+    return !missing || fail("network: no memory, %ld bytes", missing);
+}
+
+static Job forward_job(const Network *net, View below, View above, View copy, long layer, long d)
+{
+    const long index = layer * net->D + d;
     const Tensor *weights = net->weights + index * net->each;
-    share_job(net, job, layer, d, I);
-    job->u = transposed(job->u), job->w = transposed(job->w);
+    Job job = shared_job(net, below, layer, d);
+    job.u = transposed(job.u), job.w = transposed(job.w);
     for (int i = 0; i < net->each - 2; i++)
-        job->bias[i] = weight_view(&weights[2 + i]);
-    job->y = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
-    job->start = state_view(net, &net->hx, index), job->end = state_view(net, h_n, index);
+        job.bias[i] = weight_view(&weights[2 + i]);
+    job.y = columns_from(above, d * net->H), job.copy = columns_from(copy, d * net->H);
+    job.start = state_view(&net->hx, index), job.end = state_view(&net->h_n, index);
+    return job;
 }
 
-/* New tensors shaped like an input, time first: the states of each layer that's kept and of the last. Without
- * `keep`, layers before the last write to two in turn. */
-static PyObject *new_states(const Network *net, PyObject *input, int keep)
+/* Where no step was taken, the last states are the first. */
+static void copy_state(const Network *net)
 {
-    const long DH = net->how->D * net->how->H, dims = net->x.dims;
-    const long shape[3] = {net->like.steps, dims == 2 ? DH : net->like.B, DH};
-    PyObject *states = PyTuple_New(net->L);
-    for (long i = 0; states && i < net->L; i++) {
-        PyObject *made = !keep && i > 1 && i < net->L - 1 ? Py_NewRef(PyTuple_GetItem(states, i - 2))
-                                                          : new_floats(input, shape, dims);
-        if (!made || PyTuple_SetItem(states, i, made))
-            Py_CLEAR(states);
+    const long width = WIDTH[net->type];
+    for (long i = 0; i < net->L * net->D; i++) {
+        const View to = state_view(&net->h_n, i), from = state_view(&net->hx, i);
+        for (long b = 0; b < net->B; b++)
+            for (long j = 0; j < net->H; j++) {
+                char *at = to.data + b * to.row + j * to.column;
+                if (from.data)
+                    memcpy(at, from.data + b * from.row + j * from.column, width);
+                else
+                    memset(at, 0, width);
+            }
     }
-    return states;
 }
 
-/* Whether x is (T, B, columns), or (N, columns) if packed. */
-int is_rows(const Network *net, const Tensor *x, long columns)
+/* Jobs of all layers. Where states aren't saved, layers before the last write to two memories in turn. */
+static bool run_forward(const Network *net)
 {
-    const Job *job = &net->like;
-    return job->packed ? is_shape(x, 2, job->steps, columns, 0) : is_shape(x, 3, job->T, job->B, columns);
-}
-
-int see_states(Network *net, PyObject *states, int (*seen)(Tensor *x, PyObject *from))
-{
-    for (long i = 0; i < net->L; i++) {
-        Tensor *h = &net->states[i];
-        if (!seen(h, PyTuple_GetItem(states, i)) || h->type != net->like.type
-            || !is_rows(net, h, net->how->D * net->how->H))
-            return 0;
+    char *memory[2] = {NULL, NULL};
+    const bool saved = net->states[net->L - 1].data != NULL;
+    Job *jobs = calloc(net->L * net->D, sizeof(Job));
+    bool fine = jobs != NULL;
+    for (long i = 0; fine && !saved && i < 2 && i < net->L - 1; i++)
+        fine = (memory[i] = malloc(net->rows * net->D * net->H * WIDTH[net->type])) != NULL;
+    View below = rows_view(net, &net->x, net->batch_first);
+    for (long layer = 0; fine && layer < net->L; layer++) {
+        const bool last = layer == net->L - 1;
+        const View output = rows_view(net, &net->output, net->batch_first);
+        const View above = saved ? rows_view(net, &net->states[layer], false)
+            : last ? output : scratch_view(net, memory[layer % 2]);
+        for (long d = 0; d < net->D; d++)
+            jobs[layer * net->D + d] = forward_job(net, below, above, saved && last ? output : (View){0}, layer, d);
+        below = above;
     }
-    return 1;
-}
-
-/* (output, h_n, the states of the layers before or None). */
-static PyObject *results(PyObject *states, PyObject *h_n, int keep)
-{
-    const long last = PyTuple_Size(states) - 1;
-    PyObject *before = keep ? PyTuple_GetSlice(states, 0, last) : Py_NewRef(Py_None);
-    PyObject *found = before ? PyTuple_Pack(3, PyTuple_GetItem(states, last), h_n, before) : NULL;
-    Py_XDECREF(before);
-    return found;
-}
-
-static int any_wants_gradient(PyObject *input, PyObject *hx, PyObject *weights)
-{
-    int wanted = wants_gradient(input) || wants_gradient(hx);
-    for (long i = 0; !wanted && i < PyTuple_Size(weights); i++)
-        wanted = wants_gradient(PyTuple_GetItem(weights, i));
-    return wanted;
-}
-
-/* The input once more, if it has kept its shape. */
-static int see_same(Network *net, PyObject *input, int shared)
-{
-    const Tensor before = net->x;
-    const int fine = shared ? see_shared(&net->x, input) : see_owned(&net->x, input);
-    return fine && net->x.type == before.type
-        && is_shape(&net->x, before.dims, before.size[0], before.size[1], before.size[2]);
-}
-
-/* A tensor that was just made: under a mode it may be anything. */
-int see_made(const Network *net, Tensor *x, PyObject *from, long dims, const long *shape)
-{
-    long stride = 1;
-    int fine = see_fresh(x, from) && x->type == net->like.type && x->dims == dims;
-    for (long i = dims; fine && i-- > 0; stride *= shape[i])
-        fine = x->size[i] == shape[i] && (shape[i] == 1 || x->stride[i] == stride);
+    fine = fine ? run_network_jobs(net, jobs, net->L) : fail("network: no memory for its layers");
+    free(jobs), free(memory[0]), free(memory[1]);
     return fine;
 }
 
-/* Everything is read after the last Python code has run that could change it: that which made the results. */
-static PyObject *run_forward(Network *net, long most, int keep, PyObject *batch_sizes, PyObject *input,
-                             PyObject *hx, PyObject *weights)
+static bool forward_of_one(const Network *net)
 {
-    PyObject *states = NULL, *h_n = NULL, *found = NULL;
-    Tensor last;
-    long ends[3] = {net->L * net->how->D, 0, net->how->H};
-    const int shared = is_shared(input);
-    int fine = (shared ? see_shape : see_fresh)(&net->x, input)
-        && measure(net, &net->x, net->how->batch_first, batch_sizes);
-    ends[1] = net->like.B;
-    if (fine && (!(states = new_states(net, input, keep)) || !(h_n = new_floats(input, ends, 3))))
-        goto end;
-    fine = fine && see_same(net, input, shared);
-    const long I = fine ? net->x.size[net->x.dims - 1] : 0;
-    fine = fine && (!net->how->I || net->how->I == I) && see_weights(net, weights, I, 0)
-        && see_hx(net, &net->hx, hx) && see_states(net, states, see_fresh) && see_made(net, &last, h_n, 3, ends);
-    if (!fine) {
-        found = Py_NewRef(Py_NotImplemented);
-        goto end;
+    if (is_empty(net)) {
+        copy_state(net);
+        return true;
     }
-    for (long i = 0; i < net->L * net->how->D; i++)
-        forward_job(net, i / net->how->D, i % net->how->D, I, &last);
-    if (run_without_python(net->how->variant, net->jobs, net->L, net->how->D, most))
-        found = results(states, h_n, keep);
-end:
-    Py_XDECREF(states);
-    Py_XDECREF(h_n);
-    return found;
+    return run_forward(net);
 }
 
-PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, PyObject *input, PyObject *hx,
-                  PyObject *weights)
+bool network_forward(const Network *net) { return for_each_member(net, forward_of_one); }
+
+static Tensor slice(const Tensor *x, long g)
 {
-    Network net;
-    PyObject *found = NULL;
-    keep = keep && any_wants_gradient(input, hx, weights);
-    if (begin(&net, how, PyTuple_Size(weights)))
-        found = run_forward(&net, most, keep, batch_sizes, input, hx, weights);
-    forget(&net);
-    return found;
+    Tensor part = {.name = x->name, .type = x->type, .dims = x->dims - 1};
+    if (!x->data)
+        return (Tensor){0};
+    part.data = x->data + g * x->stride[0] * WIDTH[x->type];
+    for (long i = 0; i < part.dims; i++)
+        part.size[i] = x->size[i + 1], part.stride[i] = x->stride[i + 1];
+    return part;
+}
+
+Network member_of(const Network *net, long g, Tensor *tensors)
+{
+    const long weights = net->L * net->D * net->each;
+    Network member = *net;
+    member.G = 0, member.threads = 1;
+    member.x = slice(&net->x, g), member.hx = slice(&net->hx, g), member.output = slice(&net->output, g);
+    member.h_n = slice(&net->h_n, g), member.c = slice(&net->c, g), member.c_last = slice(&net->c_last, g);
+    member.weights = tensors, member.states = tensors + weights;
+    for (long i = 0; i < weights; i++)
+        member.weights[i] = slice(&net->weights[i], g);
+    for (long i = 0; i < net->L; i++)
+        member.states[i] = slice(&net->states[i], g);
+    if (net->gradients) {
+        member.gradients = member.states + net->L;
+        for (long i = 0; i < weights + 2; i++)
+            member.gradients[i] = slice(&net->gradients[i], g);
+    }
+    return member;
+}
+
+/* Members run side by side, each on one thread. */
+bool for_each_member(const Network *net, bool (*run)(const Network *net))
+{
+    if (!net->G)
+        return run(net);
+    const long each = 2 * net->L * net->D * net->each + net->L + 2;
+    const long threads = net->threads < net->most ? net->threads : net->most;
+    Tensor *tensors = calloc(net->G * each, sizeof(Tensor));
+    long failed = tensors == NULL;
+#pragma omp parallel for schedule(dynamic) num_threads(threads < net->G ? threads : net->G) reduction(+ : failed) \
+    if (tensors && threads > 1)
+    for (long g = 0; g < net->G; g++) {
+        if (!tensors)
+            continue;
+        const Network member = member_of(net, g, tensors + g * each);
+        failed += !run(&member);
+    }
+    free(tensors);
+    return !failed || fail("network: no memory for %ld of %ld members", failed, net->G);
 }

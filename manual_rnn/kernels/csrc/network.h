@@ -1,21 +1,47 @@
-/* The whole network in one call, of torch's tensors. */
+/* A network and its gradients, of tensors that have been read: from them to the jobs of its layers.
+ *
+ * L layers, D directions; what layer l reads is what layer l - 1 wrote, directions side by side. An ensemble is as many
+ * networks as it has members.
+ */
 #ifndef MANUAL_RNN_NETWORK_H
 #define MANUAL_RNN_NETWORK_H
-#include "exchange.h"
+#include "tensor.h"
 
-/* The numbers before all else. */
-typedef struct { long variant, kind, threads, batch_first, D, reverse, H, I, bias; } How; /* I: 0 for any */
+typedef struct {
+    int variant;
+    long kind, threads, most; /* TANH or RELU; threads that may be used, and the most that OpenMP is asked for */
+    long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
+    long G;                   /* members of an ensemble; 0 where tensors have no such axis */
+    bool batch_first;         /* of x, output and their gradients */
+    long T;                   /* steps, and */
+    int64_t *sizes;           /* rows at each of packed input, else NULL */
+    long B, rows;             /* batch; rows of all steps */
+    long type;
+    Tensor x, hx;             /* data NULL where there is none, here and below */
+    Tensor *weights;          /* L * D * each */
+    Tensor *states;           /* of each layer; forward, data NULL where they aren't saved */
+    Tensor output, h_n;       /* forward */
+    Tensor c, c_last;         /* backward: cotangents of output and h_n */
+    Tensor *gradients;        /* backward: of x, hx and the weights, data NULL where they aren't wanted */
+} Network;
 
-/* (output, h_n, states): with `keep`, and where some tensor wants a gradient, of every layer but the last, else
- * None. NotImplemented where
- * something isn't as it should be, which the caller then finds a name for; NULL with an exception set. */
-PyObject *network(const How *how, long most, int keep, PyObject *batch_sizes, PyObject *input, PyObject *hx,
-                  PyObject *weights);
+/* Sizes of what a network reads and makes, without the axis of an ensemble; returns how many there are. */
+int states_shape(const Network *net, int64_t *shape);
+int hx_shape(const Network *net, int64_t *shape);
+int weight_shape(const Network *net, long index, int64_t *shape);
+int input_shape(const Network *net, int64_t *shape);
 
-/* The gradients of the input, of hx and of the weights, each None where `need` doesn't ask for it: from those
- * of the output and of h_n, either of which may be None, and the states of every layer. Of the tensors of the
- * forward pass those may be None that no gradient wants. */
-PyObject *network_vjp(const How *how, long most, PyObject *batch_sizes, PyObject *input, PyObject *hx,
-                      PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last, PyObject *need);
+/* T, B and rows from x and the sizes; whether all that was read fits. */
+bool measure_network(Network *net);
+bool check_network(const Network *net);
+
+bool network_forward(const Network *net);
+bool network_backward(const Network *net);
+
+/* The lowest layer that a wanted gradient needs, L where there is none. */
+long lowest_needed_layer(const Network *net);
+
+/* Whether sizes begin with B, never grow, are never negative and add up to `rows`. */
+bool sizes_fit(const int64_t *sizes, long T, long B, long rows);
 
 #endif

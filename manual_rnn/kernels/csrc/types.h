@@ -6,7 +6,8 @@
 
 /* The most that a size may be, a tensor may span, and a part of a plan's memory may hold, in numbers: 2^56
  * bytes, all that a processor of today can address. Sums of a few of them don't overflow. */
-#define REACH (1L << 53)
+#define MAX_EXTENT (1L << 53)
+#define REACH MAX_EXTENT
 
 enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE, KINDS };
 enum { FLOAT, DOUBLE, BFLOAT, HALF, TYPES }; /* of the numbers in memory; halves are reckoned with as floats */
@@ -25,6 +26,7 @@ typedef struct {
     View z, h, y, w;           /* the recurrence's; w: what the carry is multiplied by, on its right */
     View start, end;           /* rows (B, H) that a carry begins with or, backward, has added to it; and where
                                   that of each sequence goes: its last state, or the gradient of h_0 */
+    View copy;                 /* forward: where y is written to a second time */
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
     View h0;                   /* backward: the first states, and the gradients */
     View dx, du, dw, db[2];

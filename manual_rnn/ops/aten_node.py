@@ -1,0 +1,74 @@
+r"""What the autograd node of ATen's operator hasn't: gradients that are themselves to be differentiated.
+
+The node (`kernels/csrc/aten_operators.c`) saves the states of every layer as its first result. Under
+`create_graph` its backward comes here, and so does the cotangent of those states, which a second derivative brings.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels import DEFAULT
+from ..kernels.aten import CUDNN_MODE
+from ..kernels.interface import NetworkOptions
+from ..torch_internals import CUDNN_SCHEMAS
+from . import composed
+from .network import network_vjp
+
+__all__ = ["define"]
+
+NAME = "manual_rnn::aten_network_backward"
+PHI_OF_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
+
+
+def aten_network_backward(
+    input: Tensor,
+    weight: Sequence[Tensor],
+    weight_stride0: int,
+    weight_buf: Tensor,
+    hx: Tensor,
+    cx: Tensor | None,
+    states: Tensor,
+    c_states: Tensor | None,
+    c_last: Tensor | None,
+    c: Tensor | None,
+    mode: int,
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    batch_first: bool,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_sizes: Sequence[int],
+    dropout_state: Tensor | None,
+    reserve: Tensor,
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    """The arguments of `aten::_cudnn_rnn_backward`; of its results those that the mask asks for, as one list."""
+    first, sizes = int(batch_first and not batch_sizes), None
+    if batch_sizes:
+        sizes = torch.tensor(batch_sizes, device="cpu")
+    options = NetworkOptions(sizes, PHI_OF_MODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
+    h0 = None if hx.dim() == 1 else hx
+    need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
+    x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
+    given = need, x, h0, [w for w in weight if w.dim() == 2], states.unbind(0)
+    if c_states is None:
+        dx, dhx, *dweights = network_vjp(*given, c, c_last, options)
+    else:
+        dx, dhx, *dweights = composed.network_vjp(*given, (c, c_last, *c_states.unbind(0)), options)
+    found = None if dx is None else dx.transpose(0, first), dhx, *dweights
+    return [gradient for gradient in found if gradient is not None]
+
+
+def define() -> None:
+    """Define the operator, once in a process."""
+    if not hasattr(torch.ops.manual_rnn, "aten_network_backward"):
+        arguments = CUDNN_SCHEMAS["_cudnn_rnn_backward"].partition("(")[2].partition(")")[0]
+        torch.library.define(NAME, f"({arguments}) -> Tensor[]")
+        torch.library.impl(NAME, "CompositeImplicitAutograd", aten_network_backward)
+
+
+define()

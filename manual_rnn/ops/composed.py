@@ -1,0 +1,184 @@
+r"""The network and its gradients, composed of the two recurrences: what has derivatives of any order, forward
+and reverse, and what runs where a kernel offers no whole network.
+
+    network        z = x W_ih^T + b_ih + b_hh;  h = elman(z, h_0, W_hh)      in each layer and direction
+    network_vjp    dz = linear(c, h, W_hh), back in time;  dx = dz W_ih;  dW_ih = sum_t dz_t^T x_t;
+                   dW_hh = sum_t dz_t^T h_{t-1};  db = sum_t dz_t;  dh_0 = dz_first W_hh
+
+Every tensor may have a leading axis `G`, one network for each of its members; all have it, or none.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.interface import LayerWeights, NetworkOptions, grouped
+from ..kernels.time_order import Walk
+from .dispatch import statically_zero
+from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
+
+__all__ = ["input_projection", "network", "network_vjp", "run_layer"]
+
+
+Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
+
+
+def network(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    options: NetworkOptions,
+    run: Direction | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros.
+
+    Returns the last layer's states `(T, B, D * H)`, `h_n (L * D, B, H)`, and the states of every layer.
+    """
+    groups, states, last = grouped(weights, options.has_biases), [], []
+    if hx is None:
+        hx = _zero_state(x, groups, options)
+    h0 = hx.unbind(-3)
+    for at in range(0, len(groups), options.D):
+        layer = slice(at, at + options.D)
+        x, ends = run_layer(x, h0[layer], groups[layer], options, run or _direction)
+        states.append(x)
+        last += ends
+    return x, torch.stack(last, dim=-3), states
+
+
+def run_layer(
+    x: Tensor, h0: Sequence[Tensor], weights: Sequence[LayerWeights], options: NetworkOptions, run: Direction
+) -> tuple[Tensor, list[Tensor]]:
+    """One layer: the states of its directions side by side, and the last of each."""
+    found = [run(x, h, group, bool(d), options) for d, (h, group) in enumerate(zip(h0, weights, strict=True))]
+    states, last = zip(*found, strict=True)
+    return states[0] if len(states) == 1 else torch.cat(states, dim=-1), list(last)
+
+
+def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptions) -> Tensor:
+    sizes, weight = options.batch_sizes, groups[0].weight_hh
+    B = x.size(-2) if sizes is None else int(sizes[0]) if sizes.numel() else 0
+    return x.new_zeros(*weight.shape[:-2], len(groups), B, weight.size(-1))
+
+
+def _direction(
+    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
+) -> tuple[Tensor, Tensor]:
+    z, w_hh = input_projection(x, *weights), weights.weight_hh
+    walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
+    if statically_zero(x.size(walk.dim)):
+        return z, h0.clone()
+    states = elman(z, h0, w_hh, options.batch_sizes, options.nonlinearity, reverse, options.kernel)
+    return states, walk.last(states, h0.size(-2)).clone()
+
+
+def input_projection(
+    x: Tensor, w_ih: Tensor, _: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> Tensor:
+    r"""$x_t W_{ih}^T + b_{ih} + b_{hh}$, read in the order in which `x` lies in memory."""
+    bias = bias_ih + bias_hh if bias_ih is not None and bias_hh is not None else None
+    if w_ih.dim() == 3:
+        return _members_projection(x, w_ih, bias)
+    if x.dim() == 3 and x.stride(0) < x.stride(1):
+        return F.linear(x.transpose(0, 1), w_ih, bias).transpose(0, 1)
+    return F.linear(x, w_ih, bias)
+
+
+def _members_projection(x: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """Of each member of an ensemble, as one batched product of matrices."""
+    rows, w_t = x.reshape(x.size(0), -1, x.size(-1)), w_ih.mT
+    z = torch.bmm(rows, w_t) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, w_t)
+    return z.reshape(*x.shape[:-1], z.size(-1))
+
+
+def network_vjp(
+    need: Sequence[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    options: NetworkOptions,
+) -> list[Tensor | None]:
+    """Gradients of `x`, `hx` and each weight where `need` has True.
+
+    Args:
+        matrices: $W_{ih}$ and $W_{hh}$ of each layer and direction. Where no gradient reads one, or `x` or
+            `hx`,
+            anything of its shape will do.
+        states: of every layer.
+        cotangents: of the output, of `h_n`, and of the states of every layer, or None for each.
+    """
+    need_x, need_hx, *need_w = need
+    c, c_last, *c_states = cotangents
+    D, size = options.D, 4 if options.has_biases else 2
+    dhx: list[Any] = []
+    dweights: list[Tensor | None] = []
+    for layer in reversed(range(len(states))):
+        first = layer * D
+        below = need_x or (layer > 0 and (need_hx or any(need_w[: first * size])))
+        c = _sum(c, c_states[layer]) if c_states else c
+        source, c_source = states[layer - 1] if layer else x, None
+        for d in reversed(range(D)):
+            at = first + d
+            h = states[layer].chunk(D, -1)[d]
+            found = _direction_vjp(
+                (below, need_hx, *need_w[at * size : (at + 1) * size]),
+                (source, None if hx is None else hx.select(-3, at), *matrices[2 * at : 2 * at + 2]),
+                h,
+                (None if c is None else c.chunk(D, -1)[d], None if c_last is None else c_last.select(-3, at)),
+                bool(d),
+                options,
+            )
+            c_source = _sum(found[0], c_source)
+            dhx.insert(0, found[1])
+            dweights = found[2:] + dweights
+        c = c_source
+    return [c, torch.stack(dhx, dim=-3) if need_hx else None, *dweights]
+
+
+def _direction_vjp(
+    need: Sequence[bool],
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    h: Tensor,
+    cotangents: tuple[Tensor | None, Tensor | None],
+    reverse: bool,
+    options: NetworkOptions,
+) -> list[Tensor | None]:
+    """Gradients of a layer's input, first state and weights in one direction, where `need` has True."""
+    (x, h0, w_ih, w_hh), (c, c_last) = inputs, cotangents
+    need_x, need_h0, need_ih, need_hh, *need_biases = need
+    walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
+    h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3) if h0 is None else h0
+    c = torch.zeros_like(h) if c is None else c
+    if statically_zero(h.size(walk.dim)):
+        dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
+    else:
+        c = c if c_last is None else walk.add_to_last(c, c_last)
+        dz = linear_recurrence(
+            c, h, w_hh, options.batch_sizes, options.nonlinearity, not reverse, options.kernel
+        )
+        dh0 = rows_matmul(walk.first(dz, h0.size(-2)), w_hh) if need_h0 else None
+    rows = dz.reshape(*w_hh.shape[:-2], -1, dz.size(-1))
+    dbiases = [rows.sum(-2) if needed else None for needed in need_biases]
+    return [
+        rows_matmul(dz, w_ih) if need_x else None,
+        dh0 if need_h0 else None,
+        rows.mT @ x.reshape(*w_hh.shape[:-2], -1, x.size(-1)) if need_ih else None,
+        _recurrent_gradient(dz, h, h0, walk) if need_hh else None,
+        *dbiases,
+    ]
+
+
+def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor:
+    if statically_zero(dz.size(walk.dim)):
+        return dz.new_zeros(*h0.shape[:-2], h.size(-1), h.size(-1))
+    return weight_gradient(dz, h, h0, walk)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Of those that are there."""
+    return b if a is None else a if b is None else a + b

@@ -1,0 +1,90 @@
+r"""What an operator checks of its tensors before a kernel reads them: nothing broadcasts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..kernels.interface import NetworkOptions
+
+__all__ = ["check_network", "check_network_vjp", "check_recurrence"]
+
+
+def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
+    """Nothing broadcasts: raise unless the shapes fit to the last axis."""
+    _check_real(name, x)
+    second = x.shape[1:] if name == "elman" else x.shape
+    if batch_sizes is None and x.dim() == 3 and w.shape == (x.size(2),) * 2 and y.shape == second:
+        return  # the common case, found soon: a call may take a few microseconds in all
+    G, H = w.shape[:-2], x.size(-1)
+    if x.dim() != w.dim() + (batch_sizes is None):
+        rank = w.dim() + (batch_sizes is None)
+        raise ValueError(f"{name}: expected its first tensor to have {rank} axes, got {x.dim()}")
+    B = x.size(-2) if batch_sizes is None else _first_size(batch_sizes, y)
+    state = (*G, B, H) if name == "elman" else x.shape
+    _compare(name, (x, y, w), ((*G, *x.shape[len(G) :]), state, (*G, H, H)))
+
+
+def check_network(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: NetworkOptions) -> None:
+    """The same of a network."""
+    _check_real("network", x)
+    size = options.D * (4 if options.has_biases else 2)
+    if not weights or len(weights) % size:
+        raise ValueError(f"network: expected {size} weights for each layer, got {len(weights)}")
+    G, H = weights[0].shape[:-2], weights[0].size(-2)
+    rank = len(G) + (3 if options.batch_sizes is None else 2)
+    if x.dim() != rank:
+        raise ValueError(f"network: expected an input of {rank} axes, got {x.dim()}")
+    groups = len(weights) * options.D // size
+    tensors, expected = [x, *weights], [(*G, *x.shape[len(G) :])]
+    for at in range(groups):
+        width = x.size(-1) if at < options.D else options.D * H
+        expected += [(*G, H, width), (*G, H, H), (*G, H), (*G, H)][: size // options.D]
+    if hx is not None:
+        B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, hx)
+        tensors, expected = [*tensors, hx], [*expected, (*G, groups, B, H)]
+    _compare("network", tensors, expected)
+
+
+def check_network_vjp(
+    need: Sequence[bool],
+    x: Tensor,
+    hx: Tensor | None,
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cotangents: tuple[Tensor | None, Tensor | None],
+    options: NetworkOptions,
+) -> None:
+    """The same of a network's gradients."""
+    weights = len(matrices) * (2 if options.has_biases else 1)
+    if len(need) != 2 + weights or len(states) * options.D * 2 != len(matrices):
+        raise ValueError(
+            f"network_vjp: expected {2 + weights} flags, states of {len(matrices) // (2 * options.D)} layers, "
+            f"got {len(need)} and {len(states)}"
+        )
+    check_network(x, hx, matrices, options._replace(has_biases=False))
+    c, c_last = cotangents
+    H, h = matrices[0].size(-2), states[0]
+    shape = (*x.shape[:-1], options.D * H)
+    B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, c_last)
+    last = (*h.shape[: matrices[0].dim() - 2], len(matrices) // 2, B, H)
+    tensors = [*states, *(t for t in (c, c_last) if t is not None)]
+    expected = [shape] * (len(states) + (c is not None)) + [last] * (c_last is not None)
+    _compare("network_vjp", tensors, expected)
+
+
+def _first_size(batch_sizes: Tensor, state: Tensor | None) -> int:
+    if len(batch_sizes):
+        return int(batch_sizes[0])
+    return 0 if state is None else state.size(-2)
+
+
+def _check_real(name: str, x: Tensor) -> None:
+    if x.is_complex():  # a layer of complex numbers runs by the reference, without an operator
+        raise TypeError(f"{name}: expected real numbers, for which its derivatives hold, got {x.dtype}")
+
+
+def _compare(name: str, tensors: Any, expected: Any) -> None:
+    shapes = [tuple(map(tuple, each)) for each in (expected, [x.shape for x in tensors])]
+    if shapes[0] != shapes[1]:
+        raise ValueError("{}: expected tensors of shapes {}, got {}".format(name, *shapes))

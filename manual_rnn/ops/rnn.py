@@ -1,0 +1,150 @@
+r"""From rows to results: the user's own step, or the network, with dropout between its layers.
+
+a step of one's own              `custom_step.py`
+the reference, ATen's network    PyTorch's own operations, with its derivatives
+any other kernel                 `network.py`; on CUDA, where nothing intervenes, cuDNN by `cudnn.py`
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..kernels import aten, native, reference
+from ..kernels.interface import LayerWeights, NetworkOptions
+from ..kernels.time_order import Walk
+from ..torch_internals import functorch_active, in_draft_export
+from . import composed, cudnn, custom_step, dispatch
+from .custom_step import CustomStep
+from .network import network
+
+__all__ = ["LayerRunner", "Nonlinearity", "choose_network_kernel", "rnn", "run_layers"]
+
+Nonlinearity = str | Callable[[Tensor, Tensor], CustomStep]  # a name, or what gives a step of one's own
+LayerRunner = Callable[[Tensor, Tensor, Sequence[LayerWeights], Any], tuple[Tensor, Tensor]]
+Dropout = Callable[[Tensor], Tensor]
+
+
+class Options(NamedTuple):
+    """What a call is beside its tensors."""
+
+    nonlinearity: Nonlinearity
+    batch_sizes: Tensor | None
+    bidirectional: bool
+    dropout: Dropout | None = None
+
+
+def rnn(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options) -> tuple[Tensor, Tensor]:
+    r"""Run `x (T, B, I)` or packed `(N, I)` from `hx (L * D, B, H)`, with weights layer after layer and
+    direction after direction.
+
+    Returns:
+        The last layer's states, `(T, B, D * H)` or `(N, D * H)`, and the last of each sequence, `(L * D, B,
+        H)`.
+
+    Raises:
+        RuntimeError: if a kernel was asked for that can't run this.
+    """
+    phi, sizes, bidirectional, dropout = options
+    if not isinstance(phi, str):
+        return run_layers(partial(_custom_layer, phi, sizes), x, hx, weights, 1 + bidirectional, dropout)
+    kernel = choose_network_kernel(x, hx, weights)
+    how = NetworkOptions(sizes, phi, bidirectional, weights[0].bias_ih is not None, kernel)
+    if kernel == kernels.REFERENCE:
+        return run_layers(partial(_reference_layer, how), x, hx, weights, how.D, dropout)
+    run = _run_aten if kernel == kernels.ATEN and x.size(0) else network
+    if dropout is None:
+        return run(x, hx, _flat(weights), how)
+    return run_layers(lambda x, h, group: run(x, h, _flat(group), how), x, hx, weights, how.D, dropout)
+
+
+def _run_aten(x: Tensor, hx: Tensor, weights: list[Tensor], options: NetworkOptions) -> tuple[Tensor, Tensor]:
+    """PyTorch's own network: what `nn.RNN` runs."""
+    if aten.runs_cudnn(x):
+        return cudnn.run_cudnn(x, hx, weights, options)
+    return aten.nn_rnn(x, hx, weights, options)
+
+
+def _flat(weights: Sequence[LayerWeights]) -> list[Tensor]:
+    return [w for group in weights for w in group if w is not None]
+
+
+def run_layers(
+    run: Callable[[Tensor, Tensor, Sequence[LayerWeights]], tuple[Tensor, Tensor]],
+    x: Tensor,
+    hx: Tensor,
+    weights: Sequence[LayerWeights],
+    D: int,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Layer after layer by `run`, each on what `dropout` leaves of the one before."""
+    last = []
+    for at, h0 in zip(range(0, len(weights), D), hx.split(D), strict=True):
+        x = x if dropout is None or not at else dropout(x)
+        x, h_n = run(x, h0, weights[at : at + D])
+        last.append(h_n)
+    return x, last[0] if len(last) == 1 else torch.cat(last)
+
+
+def _custom_layer(
+    begin: Any, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, weights: Sequence[LayerWeights]
+) -> tuple[Tensor, Tensor]:
+    found = [
+        custom_step.run_direction(begin, x, h, group, Walk(0, bool(d), batch_sizes))
+        for d, (h, group) in enumerate(zip(h0.unbind(0), weights, strict=True))
+    ]
+    states, last = zip(*found, strict=True)
+    return torch.cat(states, dim=-1), torch.stack(last)
+
+
+def _reference_layer(
+    options: NetworkOptions, x: Tensor, h0: Tensor, weights: Sequence[LayerWeights]
+) -> tuple[Tensor, Tensor]:
+    if x.size(0) == 0:
+        x, last = composed.run_layer(x, h0.unbind(0), weights, options, _no_steps)
+        return x, torch.stack(last)
+    x, last = composed.run_layer(x, h0.unbind(0), weights, options, reference.layer)
+    return x, torch.stack(last)
+
+
+def _no_steps(
+    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
+) -> tuple[Tensor, Tensor]:
+    return composed.input_projection(x, *weights), h0
+
+
+def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> str:
+    """The kernel that runs the network: the one asked for; or "default" where the operator's own choice runs,
+    "aten" where no kernel of ours is faster, "reference" where a trace or transform wants PyTorch's
+    operations.
+
+    Raises:
+        RuntimeError: if the one asked for can't, with the reason.
+    """
+    asked = kernels.requested_kernel()
+    tensors = [x, hx, *_flat(weights)]
+    if dispatch.needs_reference(asked, *tensors):
+        traced = functorch_active() or in_draft_export() or not x.size(0)
+        return kernels.REFERENCE if traced or asked == kernels.REFERENCE else kernels.ATEN
+    if asked == kernels.ATEN:
+        _check_aten(tensors)
+    if asked != kernels.DEFAULT or torch.compiler.is_compiling() or not x.size(0):
+        return asked
+    if not dispatch.can_bypass_dispatcher(*tensors):
+        return asked
+    return asked if native.unsupported_reason(*tensors) is None else kernels.ATEN
+
+
+def _check_aten(tensors: list[Any]) -> None:
+    """Raise where PyTorch's own network was asked for and can't run."""
+    x, compiling = tensors[0], torch.compiler.is_compiling()
+    if not compiling and not x.size(0):
+        return
+    reason = aten.unsupported_reason(*tensors)
+    if reason is None and aten.by_cudnn(x) and (compiling or not dispatch.can_bypass_dispatcher(*tensors)):
+        reason = "on CUDA it is one sealed call, and a transform, a trace or a mode is active"
+    if reason is not None:
+        raise RuntimeError(f"kernel {kernels.ATEN!r} can't run here: {reason}")

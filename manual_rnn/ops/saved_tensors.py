@@ -1,0 +1,28 @@
+r"""What an autograd node saves: the values that were used, whatever a user does with the tensors meanwhile.
+
+alias           a tensor of its own over the same memory, connected to the graph: `x.data = ...` leaves it as
+                it is, and an edit in place is noticed
+as_nn_rnn       the input, copied where `nn.RNN` copies it, so that a buffer may be filled anew before backward
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..torch_internals import is_wrapper
+
+__all__ = ["alias", "as_nn_rnn"]
+
+
+def alias(x: Any) -> Any:
+    """`x` over the same memory, with the same gradient; `x` itself if it is None or belongs to a
+    transform."""
+    if x is None or is_wrapper(x):
+        return x
+    return x.view_as(x) if x.requires_grad else x.detach()
+
+
+def as_nn_rnn(x: Tensor) -> Tensor:
+    """`x (T, B, I)` or `(N, I)`, as a copy where its rows aren't evenly spaced, which `nn.RNN` copies to
+    multiply them."""
+    return x.reshape(-1, x.size(-1)).view(x.shape)

@@ -1,0 +1,94 @@
+r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a step of its user's own.
+
+`step` and `begin` are common words. What takes `(gates, hidden, weight_hh)`, or `(h0)` and perhaps
+`weight_hh`, is a recurrence; anything else under these names is the user's, and none of ours.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import validation
+from .kernels.nonlinearities import PHI_OF_MODE
+from .parameters import CUSTOM_MODE
+
+__all__ = ["BUILTIN", "builtin", "nonlinearity_of", "step_of"]
+
+VARARGS = 4  # a flag of a code object
+BUILTIN = "_manual_rnn_builtin"
+
+
+def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""
+    setattr(method, BUILTIN, True)
+    return method
+
+
+def nonlinearity_of(rnn: Any) -> Any:
+    """The name of a nonlinearity that the kernels know; or, for a recurrence of one's own, what gives its
+    step from `(h0, weight_hh)`.
+
+    Raises:
+        AssertionError: for an unknown `mode`.
+    """
+    begin = _override(rnn, "begin", _is_begin)
+    if begin is None and _override(rnn, "step", _is_step) is None and rnn.mode != CUSTOM_MODE:
+        validation.check_mode(rnn.mode, PHI_OF_MODE)
+        return PHI_OF_MODE[rnn.mode]
+    if begin is None:
+        return lambda h0, weight_hh: step_of(rnn)
+    if _accepts(begin, 2):
+        return begin
+    return lambda h0, weight_hh: begin(h0)
+
+
+def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The user's step, or that of the nonlinearity."""
+    own = _override(rnn, "step", _is_step)
+    if own is not None:
+        return own
+    kind = next(cls for cls in type(rnn).__mro__ if hasattr(vars(cls).get("step"), BUILTIN))
+    return kind.step.__get__(rnn)
+
+
+def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
+    """What stands under this name on the object or its class, if it is a recurrence and not the builtin
+    one."""
+    own, modules = rnn.__dict__, rnn.__dict__["_modules"]
+    if name in own:
+        found = own[name]
+    elif hasattr(getattr(type(rnn), name), BUILTIN):
+        found = modules.get(name) if modules else None
+    else:
+        found = getattr(rnn, name)
+    return found if found is not None and is_recurrence(found) else None
+
+
+def _is_step(found: Any) -> bool:
+    return callable(found) and _accepts(found, 3)
+
+
+def _is_begin(found: Any) -> bool:
+    """A function whose first argument is `h0`; a layer that happens to be called so is none."""
+    code = getattr(found, "__code__", None)
+    if isinstance(found, nn.Module) or code is None:
+        return False
+    names = code.co_varnames[_bound(found) : code.co_argcount]
+    return (bool(names) and names[0] == "h0") or (_accepts(found, 2) and not _accepts(found, 1))
+
+
+def _accepts(function: Any, count: int) -> bool:
+    """Whether it can be called with so many positional arguments. What doesn't tell is believed to."""
+    if isinstance(function, nn.Module):
+        function = function.forward
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    most = code.co_argcount - _bound(function)
+    least = most - len(function.__defaults__ or ())
+    return least <= count and (count <= most or bool(code.co_flags & VARARGS))
+
+
+def _bound(function: Any) -> int:
+    return int(getattr(function, "__self__", None) is not None)
