@@ -19,10 +19,10 @@ from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
 from .kernels.nonlinearities import PHI_OF_MODE
-from .ops import as_nn_rnn, as_separate_output, run_cudnn
+from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn
 from .override import BUILTIN
 from .parameters import ASSIGNED, RNNBase
-from .torch_internals import any_autocast, cudnn_rnn, no_interposition
+from .torch_internals import any_autocast, cudnn_rnn, no_interposition, profiling
 
 __all__ = ["try_fast_path"]
 
@@ -83,7 +83,7 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
-    run = _run_on_cuda if x.is_cuda else _run_on_cpu
+    run = _run_on_cuda if aten.by_cudnn(x) else _run_on_cpu
     if x.dim() == 2 and not sizes:
         axis = 0 if own["batch_first"] else 1
         found = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1), weights, options, sizes)
@@ -112,6 +112,7 @@ def _run_on_cpu(
     if recorded is None:
         return None
     if recorded:
+        batching_rule()
         x, hx, weights = _aliases(x, hx, weights, batch_first and not sizes)
     if hx is None:
         hx = _NO_STATE[x.dtype]
@@ -121,6 +122,8 @@ def _run_on_cpu(
         _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
     except RuntimeError:  # something doesn't fit, for which the checks have the words
         return None
+    if profiling():
+        record_call(x.transpose(0, 1) if batch_first and not sizes else x, hx, weights, layers, sizes, h_n)
     if not recorded:
         return output, h_n
     return as_separate_output(output), as_separate_output(h_n)
@@ -176,14 +179,14 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
     """Whether the input is as `nn.RNN` expects it, and the weights are tensors as the constructor makes them, as many
     as it makes. Their shapes are the kernel's to check."""
     _, bias, _, bidirectional, layers, I, _ = options  # noqa: E741
-    if x.size(-1) != I or len(weights) != layers * (1 + bidirectional) * (4 if bias else 2):
-        return False
     rank = x.dim()
-    if rank != 2 if packed else rank not in (2, 3):
+    if (rank != 2 if packed else rank not in (2, 3)) or x.size(-1) != I:
+        return False
+    if len(weights) != layers * (1 + bidirectional) * (4 if bias else 2):
         return False
     if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != (3 if packed else rank)):
         return False
     for w in weights:
         if type(w) not in PLAIN_TYPES:
             return False
-    return x.is_cuda or (x.is_cpu and x.dtype in native.TYPES and not any_autocast())
+    return aten.by_cudnn(x) or (x.is_cpu and x.dtype in native.TYPES and not any_autocast())

@@ -28,7 +28,7 @@ from .layout import Layout, layout_of
 from .ops import CustomStep, Options
 from .ops import rnn as ops_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RNNBase, has_expanded_weights, weights_of
+from .parameters import RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
 __all__ = ["RUNNER", "ManualRNN"]
@@ -95,7 +95,7 @@ class ManualRNN(RNNBase):
             return found
         layout = layout_of(self, input, hx)
         weights = weights_of(self)
-        if not torch.compiler.is_compiling() and has_expanded_weights(weights):
+        if not torch.compiler.is_compiling() and is_expanded(w for group in weights for w in group):
             return _run_expanded(self, input, hx)
         return layout.restore(*_run(self, layout, weights))
 

@@ -5,6 +5,7 @@ r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a s
 """
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,4 +92,4 @@ def _accepts(function: Any, count: int) -> bool:
 
 
 def _bound(function: Any) -> int:
-    return int(getattr(function, "__self__", None) is not None)
+    return int(isinstance(function, MethodType))

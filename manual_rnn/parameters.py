@@ -2,7 +2,7 @@ r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. N
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ __all__ = [
     "NN_RNN_CACHES",
     "RNNBase",
     "assigned_weights",
-    "has_expanded_weights",
+    "is_expanded",
     "own_weights",
     "weights_of",
 ]
@@ -113,9 +113,9 @@ class RNNBase(nn.RNNBase):
         validation.check_dropout(dropout, num_layers)
         validation.check_flags(bias=bias, batch_first=batch_first)
         validation.check_sizes(input_size, hidden_size, num_layers)
-        self._all_weights = names_of_weights(num_layers, 1 + bidirectional, bias)
+        self._all_weights = names_of_weights(num_layers, 2 if bidirectional else 1, bias)
         for index, names in enumerate(self._all_weights):
-            _add_weights(self, names, index <= self.bidirectional, device, dtype)
+            _add_weights(self, names, index < (2 if bidirectional else 1), device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
@@ -161,7 +161,8 @@ class RNNBase(nn.RNNBase):
     def _flat_weights(self) -> list[Any]:
         """The weights in order, to which an item may be assigned."""
         weights = assigned_weights(self) or own_weights(self)
-        return weights if torch.compiler.is_compiling() else FlatWeights(self, weights)
+        plain = torch.compiler.is_compiling() or is_expanded(weights)  # which know only a list itself
+        return weights if plain else FlatWeights(self, weights)
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Any]) -> None:
@@ -238,7 +239,7 @@ class RNNBase(nn.RNNBase):
 def _add_weights(rnn: RNNBase, names: list[str], first: bool, device: Any, dtype: Any) -> None:
     """Register the uninitialised parameters of one direction of the first layer, or of a later one."""
     H = rnn.hidden_size
-    width = rnn.input_size if first else H * (1 + rnn.bidirectional)
+    width = rnn.input_size if first else H * (2 if rnn.bidirectional else 1)
     for name, shape in zip(names, ((H, width), (H, H), (H,), (H,)), strict=False):
         setattr(rnn, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
 
@@ -273,7 +274,6 @@ def weights_of(rnn: RNNBase) -> list[LayerWeights]:
     return grouped(flat, rnn.bias)
 
 
-def has_expanded_weights(weights: list[LayerWeights]) -> bool:
+def is_expanded(weights: Iterable[Any]) -> bool:
     """Whether any weight is one of torch's ExpandedWeights; frozen ones beside it are ordinary."""
-    kinds = {type(w) for group in weights for w in group} - PLAIN_TYPES
-    return any(kind.__module__.startswith(EXPANDED) for kind in kinds)
+    return any(kind.__module__.startswith(EXPANDED) for kind in {type(w) for w in weights} - PLAIN_TYPES)

@@ -41,13 +41,13 @@ __all__ = [
     "cudnn_rnn",
     "cudnn_saved_tensors",
     "dispatch_key_set",
-    "event",
     "flatten_dense",
     "functorch_active",
     "has_storage",
     "in_draft_export",
     "in_forward_mode",
     "is_cow",
+    "is_legacy_batched",
     "is_wrapper",
     "modes",
     "multiplies_in_tiles",
@@ -55,6 +55,7 @@ __all__ = [
     "no_tracing",
     "offers_cudnn_node",
     "profiling",
+    "record_function_fast",
     "register_cudnn_backward_vmap",
     "scan",
     "scan_op",
@@ -137,6 +138,11 @@ def dispatch_key_set(x: Tensor) -> Any:
 
 is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch_wrapped_tensor") or (
     lambda x: True
+)
+
+# A tensor of the older vmap, which `is_grads_batched` uses.
+is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor") or (
+    lambda x: False
 )
 
 # The base of `autograd.Function` without what hands a Function to functorch: these rules are always at one
@@ -242,7 +248,9 @@ def offers_cudnn_node() -> bool:
 
 # Whether a profiler is at work, and the one event that tells it of shapes.
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled") or (lambda: False)
-event: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast") or (lambda *_: nullcontext())
+record_function_fast: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast") or (
+    lambda *_: nullcontext()
+)
 
 # Whether autocast is on for any kind of device; PyTorch's public question is of one.
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled") or (

@@ -10,10 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from internals import aten, fast_path, module, network
+from internals import aten, native
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.compiler import is_compiling as compiling
 
 __all__ = ["Calls", "cudnn_on_a_cpu"]
 
@@ -28,12 +27,13 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
     calls: Calls = []
     library = torch.library.Library("aten", "IMPL")
     for name, run in {"_cudnn_rnn": _forward, "_cudnn_rnn_backward": _backward}.items():
-        library.impl(name, _noted(name, run, calls), "CPU")
+        library.impl(name, _noted(name, run, calls), "CPU", allow_override=True)
+    library.impl("_cudnn_rnn_backward", torch.library.fallthrough_kernel, "AutogradCPU", allow_override=True)
     try:
         with (
             patch.object(aten, "unsupported_reason", _why_not),
-            patch.object(fast_path, "_run_of", lambda _: fast_path.run_on_cuda),
-            patch.object(module, "chosen", _chosen),
+            patch.object(native, "unsupported_reason", lambda *_: "expected a CPU"),
+            patch.object(aten, "runs_cudnn", lambda x: _why_not(x) is None),
             patch.object(aten, "by_cudnn", lambda _: True),
         ):
             yield calls
@@ -45,13 +45,6 @@ def _why_not(*tensors: Tensor | None) -> str | None:
     """As far as `torch.cudnn_is_acceptable` has no need of a card."""
     fine = all(x is None or (x.numel() and x.is_floating_point()) for x in tensors)
     return None if fine else "expected cuDNN to take it"
-
-
-def _chosen(x: Tensor, hx: Tensor, weights: Any, _: Any) -> str | None:
-    """Plain numbers go to cuDNN."""
-    flat = [w for group in weights for w in group]
-    plain = not compiling() and not _why_not(x) and network._numbers([x, hx, *flat])
-    return network.VENDOR if plain else None
 
 
 def _noted(name: str, run: Any, calls: Calls) -> Any:

@@ -29,6 +29,7 @@ __all__ = [
     "network",
     "network_vjp",
     "peak_fma",
+    "runs",
     "unavailable",
     "unsupported_reason",
 ]
@@ -105,6 +106,12 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
             dtypes = {str(x.dtype) for x in given}
             return f"expected tensors of one dtype, got {' and '.join(sorted(dtypes))}"
     return None
+
+
+def runs(kernel: str, x: Tensor) -> bool:
+    """Whether an operator that this kernel was asked for, or the default, runs C: a profiler sees none of its
+    products."""
+    return kernel == "native" or (kernel == "default" and unavailable is None and x.is_cpu)
 
 
 def elman(z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool) -> Tensor:

@@ -19,7 +19,9 @@ from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
 from .dispatch import can_bypass_dispatcher
+from .higher_order import batching_rule
 from .network import as_separate_output
+from .profiler import record_call
 from .rnn import Nonlinearity, Options, choose_network_kernel, rnn, run_layers
 from .saved_tensors import as_nn_rnn
 
@@ -31,10 +33,12 @@ __all__ = [
     "as_nn_rnn",
     "as_separate_output",
     "aten_node",
+    "batching_rule",
     "can_bypass_dispatcher",
     "choose_network_kernel",
     "decompositions",
     "input_projection",
+    "record_call",
     "registration",
     "rnn",
     "run_cudnn",

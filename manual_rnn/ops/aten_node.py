@@ -5,6 +5,7 @@ The node (`kernels/csrc/aten_operators.c`) saves the states of every layer as it
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
 from .network import network_vjp
 
-__all__ = ["define"]
+__all__ = ["define", "of_many"]
 
 NAME = "manual_rnn::aten_network_backward"
 PHI_OF_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
@@ -61,6 +62,14 @@ def aten_network_backward(
         dx, dhx, *dweights = composed.network_vjp(*given, (c, c_last, *c_states.unbind(0)), options)
     found = None if dx is None else dx.transpose(0, first), dhx, *dweights
     return [gradient for gradient in found if gradient is not None]
+
+
+def of_many(*args: Any) -> tuple[Any, ...]:
+    """The node's backward for many cotangents at once, `is_grads_batched`, for which torch has no rule."""
+    mask, no_state = args[-1], args[4].dim() == 1
+    found = iter(aten_network_backward(*args))
+    dx, dhx = (next(found) if wanted else None for wanted in (mask[0], mask[1] and not no_state))
+    return dx, dhx, None, list(found)
 
 
 def define() -> None:

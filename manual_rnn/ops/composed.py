@@ -119,6 +119,10 @@ def network_vjp(
     dweights: list[Tensor | None] = []
     for layer in reversed(range(len(states))):
         first = layer * D
+        if not (need_x or need_hx or any(need_w[: (first + D) * size])):
+            dweights = [None] * (first + D) * size + dweights
+            c = None
+            break
         below = need_x or (layer > 0 and (need_hx or any(need_w[: first * size])))
         c = _sum(c, c_states[layer]) if c_states else c
         source, c_source = states[layer - 1] if layer else x, None

@@ -33,11 +33,12 @@ def linear_recurrence(
     return 2 * (v.numel() - started) * a.size(-1)
 
 
-def network_products(x: Any, matrices: Sequence[Any]) -> Iterator[Product]:
+def network_products(x: Any, weights: Sequence[Any]) -> Iterator[Product]:
     """Of a network: x_t W_ih^T and h_{t-1} W_hh^T, of each layer and direction."""
     rows = x.numel() // x.size(-1)
-    for w in matrices:
-        yield rows, w.size(-1), w.size(-2)
+    for w in weights:
+        if w.dim() == weights[0].dim():  # no bias
+            yield rows, w.size(-1), w.size(-2)
 
 
 def network_vjp_products(
@@ -45,11 +46,8 @@ def network_vjp_products(
 ) -> Iterator[Product]:
     """Of its gradients: the recurrence, and a product for each gradient wanted."""
     need_x, need_hx, *need_w = need
-    N, G, size = (
-        x.numel() // x.size(-1),
-        matrices[0].size(0) if matrices[0].dim() == 3 else 1,
-        2 * len(need_w) // len(matrices),
-    )
+    N, size = x.numel() // x.size(-1), 2 * len(need_w) // len(matrices)
+    G = matrices[0].size(0) if matrices[0].dim() == 3 else 1
     B = G * (x.size(-2) if batch_sizes is None else int(batch_sizes[0])) if N else 0
     for at, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):
         I, H, first = w_ih.size(-1), w_hh.size(-1), at - at % directions  # noqa: E741
@@ -72,11 +70,7 @@ def _flops(products: Iterable[Product]) -> int:
 
 
 def network(x: Any, hx: Any, weights: Sequence[Any], *_: Any, out_val: Any = None, **__: Any) -> int:
-    """Of each member of an ensemble `x` has its rows."""
-    G = weights[0].dim() - 2
-    return _flops(
-        network_products(x, [w for w in weights if w.dim() == 2 + G and w.size(-2) == weights[0].size(-2)])
-    )
+    return _flops(network_products(x, weights))
 
 
 def network_vjp(

@@ -18,7 +18,7 @@ from .. import kernels
 from ..kernels import aten
 from ..kernels.interface import NetworkOptions
 from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
-from . import composed
+from . import aten_node, composed
 
 __all__ = ["batching_rule", "with_derivatives"]
 
@@ -64,12 +64,15 @@ def _arguments(
 
 @cache
 def batching_rule() -> Any:
-    """Give cuDNN's derivative one, unless it has; what comes back keeps it."""
+    """Give the derivative of ATen's operator one, unless it has; what comes back keeps it."""
     return register_cudnn_backward_vmap(_of_many)
 
 
 def _of_many(*args: Any) -> tuple[Any, ...]:
-    """cuDNN's derivative, of cotangents any of which may be many: from states that are computed once more."""
+    """The derivative of cotangents any of which may be many: of the engine's node from the states that it saved, of
+    cuDNN's from states that are computed once more."""
+    if args[6].dim() > args[0].dim():  # states of all layers
+        return aten_node.of_many(*args)
     schema = getattr(torch.ops.aten, CUDNN_DERIVATIVE).default._schema
     given = SimpleNamespace(**dict(zip([a.name for a in schema.arguments], args, strict=True)))
     x, hx, weights, options = _arguments(given, (given.input, *given.weight, given.hx), kernels.DEFAULT)

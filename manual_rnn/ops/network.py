@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..kernels import native
 from ..kernels.interface import NetworkOptions
-from ..torch_internals import Function
+from ..torch_internals import Function, profiling
 from . import composed, dispatch
 from .operator_checks import check_network, check_network_vjp
+from .profiler import record_network, record_network_vjp
 from .saved_tensors import alias, as_nn_rnn
 
 __all__ = ["Network", "NetworkVjp", "compute", "compute_vjp", "network", "network_vjp"]
@@ -31,11 +33,16 @@ def network(
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros, weights layer after layer and
     direction after direction; returns `output (T, B, D * H)` and `h_n`."""
+    if profiling() and native.runs(options.kernel, x):
+        record_network(x, weights)
     if not dispatch.can_bypass_dispatcher(x, hx, *weights):
         return dispatch.op("network", options.kernel)(x, hx, list(weights), *options[:-1], False)[:2]
-    if not dispatch.requires_grad(x, hx, *weights):
-        return compute(x, hx, weights, *options[:-1], False, options.kernel)[:2]
-    output, h_n, *_ = Network.apply(compute, options, as_nn_rnn(alias(x)), alias(hx), *map(alias, weights))
+    with dispatch.named("network"):
+        if not dispatch.requires_grad(x, hx, *weights):
+            return compute(x, hx, weights, *options[:-1], False, options.kernel)[:2]
+        output, h_n, *_ = Network.apply(
+            compute, options, as_nn_rnn(alias(x)), alias(hx), *map(alias, weights)
+        )
     return as_separate_output(output), as_separate_output(h_n)
 
 
@@ -156,16 +163,19 @@ def network_vjp(
     tensors = x, hx, *matrices, *states, c, c_last
     if dispatch.forward_mode_is_active():
         return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+    if profiling() and native.runs(options.kernel, x):
+        record_network_vjp(need, x, matrices, len(states), options.batch_sizes)
     how = options[:3]
     if not dispatch.can_bypass_dispatcher(*tensors):
         run = dispatch.op("network_vjp", options.kernel)
         return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *how))
-    if dispatch.requires_grad(*tensors):
-        found = NetworkVjp.apply(
-            compute_vjp, list(need), options, len(matrices), x, hx, c, c_last, *matrices, *states
-        )
-        return _spread(need, found)
-    return _spread(need, compute_vjp(need, x, hx, matrices, states, c, c_last, *how, options.kernel))
+    with dispatch.named("network_vjp"):
+        if not dispatch.requires_grad(*tensors):
+            found: Any = compute_vjp(need, x, hx, matrices, states, c, c_last, *how, options.kernel)
+        else:
+            rest = len(matrices), x, hx, c, c_last, *matrices, *states
+            found = NetworkVjp.apply(compute_vjp, list(need), options, *rest)
+    return _spread(need, found)
 
 
 def _spread(need: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:

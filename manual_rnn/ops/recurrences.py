@@ -31,9 +31,10 @@ from torch.autograd import forward_ad
 from .. import kernels
 from ..kernels.nonlinearities import PHI
 from ..kernels.time_order import Walk
-from ..torch_internals import Function, in_forward_mode
+from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
 from .operator_checks import check_recurrence
+from .profiler import record_recurrence
 from .saved_tensors import alias
 
 __all__ = [
@@ -78,6 +79,8 @@ class Elman(Function):
     ) -> Tensor:
         """By a kernel, below autograd."""
         check_recurrence("elman", z, h0, w, batch_sizes)
+        if profiling() and kernel != kernels.REFERENCE:
+            record_recurrence(z, w, 0)
         able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes)
         return able.elman(z, h0, w, batch_sizes, phi, reverse)
 
@@ -139,6 +142,8 @@ class LinearRecurrence(Function):
     ) -> Tensor:
         """By a kernel, below autograd."""
         check_recurrence("linear_recurrence", v, h, a, batch_sizes)
+        if profiling() and kernel != kernels.REFERENCE:
+            record_recurrence(v, a, v.size(-2) if batch_sizes is None else int(batch_sizes[0]))
         able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes)
         return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 

@@ -107,7 +107,9 @@ def test_cards_that_it_takes() -> None:
     with a_card(seen=False):
         assert triton_launch.unsupported_reason(x) == "torch sees no CUDA device here"
     with a_card(installed=False):
-        assert triton_launch.unsupported_reason(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
+        assert (
+            triton_launch.unsupported_reason(x) == "triton isn't installed: pip install 'manual_rnn[triton]'"
+        )
 
 
 class Wrong:
