@@ -64,6 +64,7 @@ def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
     """How many rows each step has, if that is what they say."""
     if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
         return None
+    kernels.check_memory([batch_sizes])
     sizes = batch_sizes.tolist()
     fits = sizes and sizes[-1] > 0 and sum(sizes) == data.size(0) and sizes == sorted(sizes, reverse=True)
     return sizes if fits else None
@@ -79,7 +80,9 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     except KeyError:
         return None
     mode, *flags, layers, _, _ = options
-    if (training and dropout and layers > 1) or projection or mode not in PHI_OF_MODE:
+    if type(dropout) is not float or (training and dropout and layers > 1):
+        return None
+    if projection or mode not in PHI_OF_MODE:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
@@ -109,8 +112,9 @@ def _run_on_cpu(
         return None
     mode, bias, batch_first, bidirectional, layers, _, H = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
-    if recorded is None:
-        return None
+    steps = len(sizes) or x.size(1 if batch_first else 0)
+    if recorded is None or (recorded and steps == 1 and not (hx is not None and hx.requires_grad)):
+        return None  # `ops/network.py` has a node that saves less
     if recorded:
         batching_rule()
         x, hx, weights = _aliases(x, hx, weights, batch_first and not sizes)
@@ -130,12 +134,12 @@ def _run_on_cpu(
 
 
 def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool | None:
-    """Whether some tensor does; None where some weights do and others don't: the node has one flag for all."""
-    wanted = weights[0].requires_grad
-    for w in weights:
-        if w.requires_grad is not wanted:
-            return None
-    return wanted or x.requires_grad or (hx is not None and hx.requires_grad)
+    """Whether a gradient is wanted; None unless it is of all weights or of nothing: else ATen's node, which has one
+    flag for all of them, would save and compute more than is needed."""
+    wanted = [w.requires_grad for w in weights]
+    if all(wanted):
+        return True
+    return None if any(wanted) or x.requires_grad or (hx is not None and hx.requires_grad) else False
 
 
 def _aliases(
@@ -186,7 +190,9 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
         return False
     if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != (3 if packed else rank)):
         return False
-    for w in weights:
-        if type(w) not in PLAIN_TYPES:
-            return False
-    return aten.by_cudnn(x) or (x.is_cpu and x.dtype in native.TYPES and not any_autocast())
+    tensors = weights if hx is None else [hx, *weights]
+    if not all(type(w) in PLAIN_TYPES for w in tensors):
+        return False
+    if aten.by_cudnn(x):
+        return True
+    return x.is_cpu and x.dtype in native.TYPES and not any_autocast() and all(w.is_cpu for w in tensors)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .kernels.time_order import time_of_rows
-from .ops import can_bypass_dispatcher
+from .ops import is_eager
 from .parameters import RNNBase
 from .validation import check_ranks
 
@@ -50,7 +50,7 @@ class Layout:
 
 def _transposed(output: Tensor) -> Tensor:
     """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it."""
-    if can_bypass_dispatcher(output):
+    if is_eager(output):
         return output.transpose_(0, 1)
     return output.transpose(0, 1)
 

@@ -93,11 +93,10 @@ class ManualRNN(RNNBase):
         found = try_fast_path(self, input, hx)
         if found is not None:
             return found
-        layout = layout_of(self, input, hx)
-        weights = weights_of(self)
-        if not torch.compiler.is_compiling() and is_expanded(w for group in weights for w in group):
+        if not torch.compiler.is_compiling() and is_expanded(self._parameters.values()):
             return _run_expanded(self, input, hx)
-        return layout.restore(*_run(self, layout, weights))
+        layout = layout_of(self, input, hx)
+        return layout.restore(*_run(self, layout))
 
     @builtin
     def begin(self, h0: Tensor, weight_hh: Tensor) -> CustomStep:
@@ -165,13 +164,14 @@ class ManualRNN(RNNBase):
         return shared_copy(self, ManualRNN, nn.RNN)
 
 
-def _run(rnn: ManualRNN, layout: Layout, weights: list[LayerWeights]) -> tuple[Tensor, Tensor]:
+def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     """The last layer's states and `h_n` of a batch that has become rows, once all tensors fit each other."""
     phi = nonlinearity_of(rnn)
     exporting = onnx.is_exporting()
     if exporting:
         onnx.check_exportable(layout.input, phi)
     validation.check_attributes(rnn)
+    weights = weights_of(rnn)
     data, batch_sizes, hx = layout.data, layout.batch_sizes, layout.hx
     if hx is None:
         size = rnn.get_expected_hidden_size(data, batch_sizes)  # a graph may break here

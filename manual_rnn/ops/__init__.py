@@ -18,7 +18,7 @@ from .composed import input_projection
 from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
-from .dispatch import can_bypass_dispatcher
+from .dispatch import is_eager
 from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
@@ -34,10 +34,10 @@ __all__ = [
     "as_separate_output",
     "aten_node",
     "batching_rule",
-    "can_bypass_dispatcher",
     "choose_network_kernel",
     "decompositions",
     "input_projection",
+    "is_eager",
     "record_call",
     "registration",
     "rnn",

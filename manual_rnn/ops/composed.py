@@ -46,7 +46,7 @@ def network(
         x, ends = run_layer(x, h0[layer], groups[layer], options, run or _direction)
         states.append(x)
         last += ends
-    return x, torch.stack(last, dim=-3), states
+    return x, _stacked(last), states
 
 
 def run_layer(
@@ -56,6 +56,11 @@ def run_layer(
     found = [run(x, h, group, bool(d), options) for d, (h, group) in enumerate(zip(h0, weights, strict=True))]
     states, last = zip(*found, strict=True)
     return states[0] if len(states) == 1 else torch.cat(states, dim=-1), list(last)
+
+
+def _stacked(states: Sequence[Tensor]) -> Tensor:
+    """`(L * D, B, H)` of so many states `(B, H)`; `torch.stack` would give a view, which no node returns."""
+    return torch.cat([h.unsqueeze(-3) for h in states], dim=-3)
 
 
 def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptions) -> Tensor:
@@ -141,7 +146,7 @@ def network_vjp(
             dhx.insert(0, found[1])
             dweights = found[2:] + dweights
         c = c_source
-    return [c, torch.stack(dhx, dim=-3) if need_hx else None, *dweights]
+    return [c, _stacked(dhx) if need_hx else None, *dweights]
 
 
 def _direction_vjp(

@@ -26,6 +26,7 @@ from ..torch_internals import (
     in_draft_export,
     modes,
     no_interposition,
+    no_tracing,
     profiling,
     scan,
     single_level,
@@ -39,6 +40,7 @@ __all__ = [
     "dispatch",
     "forward_mode_is_active",
     "is_dynamic",
+    "is_eager",
     "named",
     "needs_reference",
     "op",
@@ -75,6 +77,14 @@ def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
     """Whether no mode, transform or trace is active, and every tensor is an ordinary strided one
     (gradients may be wanted all the same)."""
     if torch.compiler.is_compiling() or not no_interposition():
+        return False
+    return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """The same, though a mode may be active that traces nothing: what a user may do with results and weights must
+    have the effect that it has without the mode."""
+    if torch.compiler.is_compiling() or not no_tracing():
         return False
     return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
 

@@ -46,6 +46,12 @@ def network(
     return as_separate_output(output), as_separate_output(h_n)
 
 
+def aliases(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> list[Any]:
+    """What the node saves, as tensors of its own; no derivative reads a bias."""
+    biases = weights[0].dim() - 1
+    return [as_nn_rnn(alias(x)), alias(hx), *(w if w.dim() == biases else alias(w) for w in weights)]
+
+
 def as_separate_output(x: Tensor) -> Tensor:
     """`x` as the result of a node of its own: a hook on one of two results of a node is called, with None,
     where only the other has a gradient, and those on results of `nn.RNN` aren't."""

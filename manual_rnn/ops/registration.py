@@ -62,13 +62,17 @@ def _network_autograd(
     named = NetworkOptions(*how, *(kernel or (DEFAULT,)))
     if dispatch.forward_mode_is_active():
         output, h_n, states = composed.network(x, hx, weights, named)
-        return output, h_n, states if save_states else []
+        return output.clone(), h_n, states if save_states else []
     run = partial(below_autograd, operator)
     if not dispatch.requires_grad(x, hx, *weights):
         return run(x, hx, weights, *options)
+    eager = dispatch.is_eager(x, hx, *weights)
+    inputs = network.aliases(x, hx, weights) if eager else (x, hx, *weights)
     output, h_n, *states = apply_at_functorch_level(
-        Network, lambda *args: run(*args, *kernel), named, x, hx, *weights
+        Network, lambda *args: run(*args, *kernel), named, *inputs
     )
+    if eager:
+        output, h_n = network.as_separate_output(output), network.as_separate_output(h_n)
     return output, h_n, states if save_states else []
 
 

@@ -30,7 +30,7 @@ def test_bitwise_nn_rnn_on_a_cpu(form: str, dtype: torch.dtype, options: dict[st
         torch.manual_seed(1)
         x = torch.randn(3, 3, 4, dtype=dtype, requires_grad=True)
         given = x if form == "padded" else packed(x, [3, 2, 1], options.get("batch_first", False))
-        with use_kernel("vendor"):
+        with use_kernel("aten"):
             output, h_n = rnn(given)
         output = output if isinstance(output, Tensor) else output.data
         (output.sin().sum() + h_n.cos().sum()).backward()
@@ -90,7 +90,7 @@ def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> N
         told = explain_kernel(rnn, torch.empty(5, 2, 3, device="cuda"))
         with use_kernel("native"):
             asked = explain_kernel(rnn, torch.empty(5, 2, 3, device="cuda"))
-    assert "vendor    runs: the fastest that can" in told
+    assert "aten      runs: the fastest that can" in told
     assert "triton    can't run here: torch sees no CUDA device here" in told
-    assert "torch     could run too, but vendor was chosen" in told
+    assert "torch     could run too, but aten was chosen" in told
     assert "native    was asked for and would raise: expected floating-point numbers on the CPU" in asked

@@ -116,7 +116,7 @@ def test_many_cotangents_at_once(again: bool, form: str, options: dict[str, Any]
             assert max(map(error, *(torch.autograd.grad(v, leaves, **how) for v in values))) < 1e-12
 
 
-@pytest.mark.parametrize("kernel", ["default", "vendor"])
+@pytest.mark.parametrize("kernel", ["default", "aten"])
 def test_what_one_input_owes_another(kernel: Any, calls: Calls) -> None:
     """With `create_graph` a gradient stays that of the input itself: `hx` was computed from it."""
     builtin, manual = twins(5, 6, **DOUBLE)

@@ -49,8 +49,8 @@ def test_without_the_whole_network_in_c_a_few_steps_of_a_wide_state_are_the_vend
     with torch.no_grad():
         assert line(explain_kernel(rnn, short), "native") == "native    runs: the fastest that can"
         monkeypatch.setattr(native, "_exchanges", False)
-        assert line(explain_kernel(rnn, short), "vendor") == "vendor    runs: the fastest that can"
-        assert "but native was chosen" in line(explain_kernel(rnn, long), "vendor")
+        assert line(explain_kernel(rnn, short), "aten") == "aten      runs: the fastest that can"
+        assert "but native was chosen" in line(explain_kernel(rnn, long), "aten")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_wide_bfloats_of_many_rows_are_the_vendors_and_others_c(
     rnn = ManualRNN(3, H, dtype=torch.bfloat16)
     many, few = (torch.randn(2, rows, 3, dtype=torch.bfloat16) for rows in (B, 2))
     with torch.set_grad_enabled(grad):
-        assert line(explain_kernel(rnn, many), "vendor") == "vendor    runs: the fastest that can"
+        assert line(explain_kernel(rnn, many), "aten") == "aten      runs: the fastest that can"
         assert line(explain_kernel(rnn, few), "native") == "native    runs: the fastest that can"
         for input in (many, few):
             torch.testing.assert_close(rnn(input), rnn.to_builtin()(input), rtol=0.02, atol=0.02)

@@ -50,7 +50,7 @@ def test_every_gradient(options: dict[str, Any], lengths: list[int], nonlinearit
     hx = torch.randn(len(builtin.all_weights), B, 4, dtype=torch.float64, requires_grad=True)
     pack = lambda x: packed(x, lengths, first)  # noqa: E731
     expected = gradients(builtin, input, hx, pack)
-    with use_kernel("vendor"):
+    with use_kernel("aten"):
         found = gradients(manual, input, hx, pack)
     assert_same(found, expected)
     assert {shape[:2] for shape in shapes} == {(T, B)}
@@ -62,7 +62,7 @@ def test_what_follows_an_end_touches_nothing(reverse: bool, shapes: list) -> Non
     rnn, others = ManualRNN(2, 3, bidirectional=reverse), torch.tensor([1, 2, 4])
     data = torch.randn(7, 2)
     data[0] = torch.inf
-    with use_kernel("vendor"):
+    with use_kernel("aten"):
         output = rnn(PackedSequence(data.requires_grad_(), torch.tensor([3, 2, 1, 1])))[0].data
     assert output[others].isfinite().all()
     assert torch.autograd.grad(output.sum(), data)[0][others].isfinite().all()
@@ -71,7 +71,7 @@ def test_what_follows_an_end_touches_nothing(reverse: bool, shapes: list) -> Non
 def test_a_second_derivative(shapes: list) -> None:
     rnn, sizes = ManualRNN(2, 3, dtype=torch.float64), torch.tensor([2, 2, 1])
     data = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
-    with use_kernel("vendor"):
+    with use_kernel("aten"):
         assert gradgradcheck(lambda x: rnn(PackedSequence(x, sizes))[0].data, (data,))
 
 

@@ -280,7 +280,7 @@ def compare(case: Callable[[Build], Any]) -> None:
         torch.testing.assert_close(ours, right, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "torch", "vendor"])
+@pytest.mark.parametrize("kernel", ["reference", "torch", "aten"])
 def test_another_kernel_is_heeded(kernel: Any, ways: list[bool]) -> None:
     with use_kernel(kernel):
         builder(ManualRNN)()(X)

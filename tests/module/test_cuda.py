@@ -49,7 +49,7 @@ def compare(dtype: torch.dtype, lengths: list[int] | None, nonlinearity: str = "
 @PHI
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @LENGTHS
-@pytest.mark.parametrize("kernel", ["default", "vendor", "triton", "torch", "reference"])
+@pytest.mark.parametrize("kernel", ["default", "aten", "triton", "torch", "reference"])
 def test_equals_builtin_on_the_cpu(
     kernel: KernelName, lengths: list[int] | None, dtype: torch.dtype, nonlinearity: str
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_second_derivative_under_autocast() -> None:
 
 def test_cudnn_runs() -> None:
     told = explain_kernel(ManualRNN(3, 4, device=CARD), torch.randn(5, 2, 3, device=CARD))
-    assert "vendor    runs: the fastest that can" in told
+    assert "aten      runs: the fastest that can" in told
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def _waiting_allowed_again() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_waiting_allowed_again")
 @pytest.mark.parametrize(
-    ("kernel", "lengths"), [("vendor", None), ("triton", None), ("torch", None), ("torch", [5, 3])], ids=str
+    ("kernel", "lengths"), [("aten", None), ("triton", None), ("torch", None), ("torch", [5, 3])], ids=str
 )
 def test_nothing_waits_for_the_card(kernel: KernelName, lengths: list[int] | None) -> None:
     rnn, x = ManualRNN(3, 4, 2, device=CARD), torch.rand(5, 2, 3, device=CARD)

@@ -151,7 +151,7 @@ class Draw:
         self.swap = pick(["none", "none", "weight_hh_l0", "weight_ih_l0", "input"])
         self.halve = pick([False, True])
         self.around = pick(["nothing", *AROUND])
-        self.kernel: KernelName = pick(["default", "default", "native", "torch", "vendor", "reference"])
+        self.kernel: KernelName = pick(["default", "default", "native", "torch", "aten", "reference"])
         self.call = pick([*["as it is"] * len(CALLS), *CALLS])
 
     def lengths(self) -> list[int]:

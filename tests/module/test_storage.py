@@ -17,7 +17,7 @@ OURS = [  # the vendor's and the reference's memory is read by PyTorch's own ope
     (kernel, dtype)
     for dtype in (torch.float32, torch.float64)
     for kernel in [*kernels_for(dtype), "default"]
-    if kernel not in ("vendor", "reference", "default") or (kernel, dtype) == ("default", torch.float32)
+    if kernel not in ("aten", "reference", "default") or (kernel, dtype) == ("default", torch.float32)
 ]
 EVERY_KERNEL = pytest.mark.parametrize(("kernel", "dtype"), OURS, ids=str)
 WEIGHTS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]

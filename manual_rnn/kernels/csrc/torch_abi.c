@@ -29,6 +29,7 @@ typedef int32_t Status; /* 0 for success */
     SYMBOL(aoti_torch_get_data_ptr, Status, (Handle, void **)) \
     SYMBOL(aoti_torch__reinterpret_tensor, Status, \
            (Handle, int64_t, const int64_t *, const int64_t *, int64_t, Handle *)) \
+    SYMBOL(aoti_torch_clone, Status, (Handle, Handle *)) \
     SYMBOL(aoti_torch_empty_strided, Status, \
            (int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, Handle *)) \
     SYMBOL(aoti_torch_new_uninitialized_tensor, Status, (Handle *)) \
@@ -146,7 +147,9 @@ static bool ends_in_storage(const Tensor *x, Handle from)
     }
     torch.aoti_torch_get_storage_size(from, &bytes);
     torch.aoti_torch_get_storage_offset(from, &offset);
-    return offset + numbers <= bytes / WIDTH[x->type] || fail("expected %s to end within its storage", x->name);
+    return offset + numbers <= bytes / WIDTH[x->type]
+        || fail("%s requires %ld bytes and is out of bounds for storage of size %ld", x->name,
+                (long)(offset + numbers) * WIDTH[x->type], (long)bytes);
 }
 
 static bool read_shape(Tensor *x, Handle from, int64_t **sizes, int64_t **strides)
@@ -170,10 +173,26 @@ static bool read_memory(Tensor *x, Handle from)
     const void *data = NULL;
     if (!spans(x))
         return fail("%s spans more memory than there can be", x->name);
-    if (!ends_in_storage(x, from) || torch.torch_get_const_data_ptr(from, &data))
+    if (!ends_in_storage(x, from))
         return false;
+    if (torch.torch_get_const_data_ptr(from, &data))
+        return fail("%s has no memory", x->name);
     x->data = (char *)(uintptr_t)data;
-    return (uintptr_t)data % WIDTH[x->type] == 0 || fail("expected %s aligned to its numbers", x->name);
+    return true;
+}
+
+/* Where numbers lie at odd addresses, a copy is read. */
+static bool align(Tensor *x, Handle *keep)
+{
+    int64_t *sizes = NULL, *strides = NULL;
+    Handle copy = NULL;
+    if ((uintptr_t)x->data % WIDTH[x->type] == 0)
+        return true;
+    if (torch.aoti_torch_clone(*keep, &copy))
+        return fail("no memory for %s", x->name);
+    release_tensor((Value)*keep);
+    *keep = copy;
+    return read_shape(x, copy, &sizes, &strides) && read_memory(x, copy);
 }
 
 bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep)
@@ -184,7 +203,7 @@ bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep)
         return false;
     if (torch.aoti_torch__reinterpret_tensor((Handle)from, x->dims, sizes, strides, 0, keep))
         return fail("%s has no memory", name);
-    return read_memory(x, *keep);
+    return read_memory(x, *keep) && align(x, keep);
 }
 
 bool read_sizes(int64_t **sizes, int64_t *count, Value from)
