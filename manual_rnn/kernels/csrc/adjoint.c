@@ -1,7 +1,9 @@
 /* What a block of dz gives: dx, and its part of the gradients of weights and biases.
  *
- * Two directions of a layer add up dx: who comes to a block first writes there, the other adds, in whatever order
- * the same sum.
+ * Two directions of a layer add up dx: the direction that comes to a block first writes its product there. The other
+ * direction finishes its own product, rounds it as the first was rounded, and then adds it. So dx is the sum of two
+ * finished numbers, which has the same bits in either order. A product of more than RUN terms is finished in the
+ * block's memory, since `multiply` would add its first RUN terms to what is there.
  */
 #include "run.h"
 #include <sched.h>
@@ -29,15 +31,15 @@ void to_input(Run *run, const Block *block)
     const long r0 = share(block->rows, member->me, member->size);
     const long r1 = share(block->rows, member->me + 1, member->size);
     const long width = run->variant->width, vecs = quotient_up(job->I, run->variant->lanes);
-    const int dense = is_dense(run, &job->dx);
     long *claim = job->claims ? job->claims + block->index * member->size + member->me : NULL;
     const int add = claim && comes_second(claim);
-    const long ld = dense ? apart(run, &job->dx) : plan->wide;
-    char *rows = dense ? first_row(run, &job->dx, block) : run->memory + plan->dense;
-    const Target to = {rows + r0 * ld * width, ld, dense && add ? rows + r0 * ld * width : NULL, ld,
-                       dense ? job->I : ld};
+    const int direct = is_dense(run, &job->dx) && (!add || job->H <= RUN);
+    const long ld = direct ? apart(run, &job->dx) : plan->wide;
+    char *rows = direct ? first_row(run, &job->dx, block) : run->memory + plan->dense;
+    const Target to = {rows + r0 * ld * width, ld, direct && add ? rows + r0 * ld * width : NULL, ld,
+                       direct ? job->I : ld};
     run->variant->multiply(&run->u, r1 - r0, run->memory + plan->zs + (r0 * plan->ld + plan->pairs) * width, plan->ld, 0, vecs, to);
-    if (!dense)
+    if (!direct)
         run->variant->spread(job, &job->dx, job->I, block, r0, r1, add, rows, plan->wide);
     if (claim)
         __atomic_store_n(claim, DONE, __ATOMIC_RELEASE);

@@ -44,8 +44,8 @@ static TARGET void NAME(spread_rows)(const Job *job, const View *x, long columns
         char *to = at_step(x, 0, step, b, 0);
         for (long j = 0; j < columns; j += LANES) {
             vec sum = *(const vec *)(from + (row * ld + j) * sizeof(REAL));
-            if (add)
-                sum += NAME(load)(x->type, to + j * x->column, x->column, columns - j);
+            if (add) /* as rounded as what is there, so that the order changes no bit */
+                sum = NAME(rounded)(x->type, sum) + NAME(load)(x->type, to + j * x->column, x->column, columns - j);
             NAME(store)(x->type, sum, to + j * x->column, x->column, columns - j);
         }
     })

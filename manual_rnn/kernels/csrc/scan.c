@@ -16,7 +16,6 @@
 #include <sched.h>
 
 enum {
-    RUN = 128,        /* products summed in a row */
     SPINS = 4000,     /* looks at a meeting before the processor is given away */
     CACHED = 1 << 18, /* floats of W that stay in a second cache of 1 MiB while a slice's rows pass */
 };

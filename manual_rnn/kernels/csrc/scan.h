@@ -3,6 +3,7 @@
 #define MANUAL_RNN_SCAN_H
 #include "types.h"
 
+enum { RUN = 128 }; /* products that are summed in registers, before their sum is added to what it goes to */
 enum { PACKED, NATURAL, DOTS }; /* how a matrix is read: from panels, row by row where it lies, column by column */
 
 /* K x columns, to multiply rows with. */
