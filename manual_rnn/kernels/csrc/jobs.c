@@ -1,7 +1,7 @@
 /* Waves of jobs, one after the other, over threads.
  *
  * Each wave's jobs, the directions of a layer, run side by side on teams of threads where there are several, and
- * wait for each other at its end. Memory is that of the largest job, for each team.
+ * wait for each other at its end. Memory is that of the largest job, for each team, of whatever size it will be.
  */
 #include "jobs.h"
 #include <omp.h>
@@ -71,12 +71,14 @@ static long share_threads(Jobs *all, long most)
     return threads;
 }
 
-/* Plans of all jobs, and the most memory that one needs, for each thread that has matrices of its own. */
+/* Plans of all jobs, and the most memory that one needs. Where a team has no more threads than there are matrices,
+ * each thread has memory of its own. OpenMP may give a smaller team than was asked for: so there is memory for as
+ * many threads as there are matrices, up to the whole team. */
 static void plan_jobs(Jobs *all)
 {
     for (long i = 0; i < all->waves * all->width; i++) {
         const Plan plan = all->plans[i] = plan_for(all, i, all->team);
-        const long copies = all->jobs[i].G < plan.threads ? 1 : plan.threads;
+        const long copies = all->jobs[i].G < plan.threads ? all->jobs[i].G : plan.threads;
         const long needed = plan.bytes > MUCH / copies ? MUCH : copies * plan.bytes;
         all->each = needed > all->each ? needed : all->each;
     }
