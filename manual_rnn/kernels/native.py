@@ -223,6 +223,9 @@ def _scan_like(
         if y is not NotImplemented:
             return y
     sizes, T = (0, 0) if batch_sizes is None else _sizes(batch_sizes)
+    held = [
+        x.untyped_storage() for x in (z, other, w)
+    ]  # another thread may give a tensor another one meanwhile
     y = z.new_empty(z.shape)  # contiguous, as everything that leaves an nn.RNN: dropout masks follow memory
     _scan.scan(
         _variant, code, torch.get_num_threads(), reverse, TYPES.index(z.dtype),
@@ -230,6 +233,7 @@ def _scan_like(
         z.data_ptr(), z.stride(), z.shape, other.data_ptr(), other.stride(), other.shape,
         w.data_ptr(), w.stride(), w.shape, y.data_ptr(), y.stride(),
     )  # fmt: skip
+    del held
     return y
 
 

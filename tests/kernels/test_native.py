@@ -626,10 +626,8 @@ def results_on(threads: int, G: int) -> list[Tensor]:
     found = [native.elman(z, h0, w, None, "tanh", False)]
     found.append(native.linear_recurrence(z, z.tanh(), w, None, "tanh", True))
     if native._exchanges:
-        x, weights = (
-            z[0].requires_grad_(),
-            tuple(torch.randn(70, n) / 70 for n in 2 * (70, 70) + 2 * (140, 70)),
-        )
+        widths = 2 * (70, 70) + 2 * (140, 70)
+        x, weights = z[0].requires_grad_(), tuple(torch.randn(70, n) / 70 for n in widths)
         how: Any = (None, "tanh", True, False, 70, 70)
         output, h_n, before = native.network(x, None, weights, *how, True)
         need, states = (True, False, *(True,) * 8), (*before, output)

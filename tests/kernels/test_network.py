@@ -269,8 +269,8 @@ def test_expanded_cotangents(dtype: torch.dtype, D: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*run, strict=True) if a is not None)
 
 
-# T, B, I, H: on both sides of a vector, of a run of products (128) and of a block of time; and few rows, where
-# weights are read in place.
+# T, B, I, H: on both sides of a vector, of a run of products (128) and of a block of time; and few rows, for
+# which weights are read in place.
 SHARED = [
     (9, 60, 33, 1), (9, 60, 33, 17), (9, 60, 33, 64), (9, 60, 33, 128), (9, 60, 33, 129), (9, 60, 9, 160),
     (9, 60, 33, 257), (2, 2, 33, 257), (2, 2, 1, 160), (3, 1, 40, 257),

@@ -13,6 +13,8 @@ static const Exchange *exchange;
 static PyObject *tensor_type, *parameter_type, *names[NAMES]; /* names of attributes */
 static PyObject *functions[FUNCTIONS], *dtypes; /* of torch; a tuple in the order of the types */
 
+void release(Tensor *x) { Py_CLEAR(x->storage); }
+
 static void keep(PyObject **at, PyObject *x)
 {
     PyObject *old = *at;
@@ -79,6 +81,8 @@ int is_shared(PyObject *x)
 
 int wants_gradient(PyObject *x) { return is_exact(x) && x != Py_None && has(x, names[GRADIENT]); }
 
+static char *address_of(const DLTensor *x) { return (char *)x->data + x->byte_offset; }
+
 /* The type of the numbers at an address that is aligned to them, or -1. */
 static long type_of(const DLTensor *x)
 {
@@ -86,20 +90,39 @@ static long type_of(const DLTensor *x)
         [FLOAT] = {FLOAT_CODE, 32}, [DOUBLE] = {FLOAT_CODE, 64}, [BFLOAT] = {BFLOAT_CODE, 16}, [HALF] = {FLOAT_CODE, 16}};
     for (long type = 0; type < TYPES; type++)
         if (is_of(x, known[type].code, known[type].bits))
-            return ((uintptr_t)x->data + x->byte_offset) % (known[type].bits / 8) ? -1 : type;
+            return (uintptr_t)address_of(x) % (known[type].bits / 8) ? -1 : type;
     return -1;
+}
+
+/* What a function of one thing says, an int; -1 with an exception set. */
+static long long_of(PyObject *function, PyObject *x)
+{
+    PyObject *found = PyObject_CallFunctionObjArgs(function, x, NULL);
+    const long number = found ? PyLong_AsLong(found) : -1;
+    Py_XDECREF(found);
+    return number;
+}
+
+/* Zeros without memory are at address 0 but for their offset. */
+static int has_memory(const char *data, long width, long offset)
+{
+    return offset >= 0 && data != (char *)(offset * width);
 }
 
 /* Storage is asked for first, since torch takes a millisecond to refuse to read a tensor without. */
 static long type_of_numbers(PyObject *x)
 {
-    DLTensor seen;
+    DLTensor seen = {0};
     Tensor shared;
-    if (is_shared(x))
-        return see_shared(&shared, x) ? shared.type : -1;
+    if (is_shared(x)) {
+        const long type = see_shared(&shared, x) ? shared.type : -1;
+        release(&shared);
+        return type;
+    }
     const int fine = is_exact(x) && says(functions[IS_NEG], x, Py_False) && says(functions[HAS_STORAGE], x, Py_True)
-        && !exchange->read(x, &seen) && seen.data;
-    return fine ? type_of(&seen) : -1;
+        && !exchange->read(x, &seen);
+    const long type = fine ? type_of(&seen) : -1, offset = type < 0 ? -1 : long_of(functions[OFFSET], x);
+    return offset >= 0 && has_memory(address_of(&seen), WIDTH[type], offset) ? type : -1;
 }
 
 /* As slowly it refuses meta tensors. They don't come mixed with others, so the first tells. */
@@ -120,34 +143,32 @@ int are_numbers(PyObject *const *xs, long count)
 
 static void copy_shape(Tensor *x, const DLTensor *seen)
 {
-    x->data = (char *)seen->data + seen->byte_offset, x->dims = seen->dims, x->type = type_of(seen);
+    x->data = address_of(seen), x->dims = seen->dims, x->type = type_of(seen);
     for (long i = 0; i < x->dims; i++)
         x->size[i] = seen->shape[i], x->stride[i] = seen->strides[i];
 }
 
-/* What a function of one thing says, an int; -1 with an exception set. */
-static long long_of(PyObject *function, PyObject *x)
+/* Whether `count` numbers of `width` bytes, from `data` on, lie in a tensor's storage, which may have been resized
+ * since. The storage goes to `held`, to be let go of later. */
+static int lies_in_storage(const char *data, long width, long count, PyObject *from, PyObject **held)
 {
-    PyObject *found = PyObject_CallFunctionObjArgs(function, x, NULL);
-    const long number = found ? PyLong_AsLong(found) : -1;
-    Py_XDECREF(found);
-    return number;
+    *held = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
+    const long bytes = *held ? PyObject_Size(*held) : -1;
+    const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
+    return has_memory(data, width, offset) && offset + count <= bytes / width;
 }
 
-/* Whether a tensor ends within its storage, which may have been resized since. */
-static int ends_in_storage(const Tensor *x, PyObject *from)
+/* The same of all numbers of a tensor, whose storage is held from here on: another thread may give it another one
+ * while C runs. */
+static int hold(Tensor *x, PyObject *from)
 {
-    long numbers = 1;
+    long count = 1;
     for (long i = 0; i < x->dims; i++) {
         if (!x->size[i])
             return 1;
-        numbers += (x->size[i] - 1) * x->stride[i];
+        count += (x->size[i] - 1) * x->stride[i];
     }
-    PyObject *storage = PyObject_CallFunctionObjArgs(functions[STORAGE], from, NULL);
-    const long bytes = storage ? PyObject_Size(storage) : -1;
-    const long offset = bytes < 0 ? -1 : long_of(functions[OFFSET], from);
-    Py_XDECREF(storage);
-    return offset >= 0 && offset + numbers <= bytes / WIDTH[x->type];
+    return lies_in_storage(x->data, WIDTH[x->type], count, from, &x->storage);
 }
 
 static int is_span(Tensor *x)
@@ -205,22 +226,24 @@ static int read_strides(Tensor *x, PyObject *from)
 
 int see_shared(Tensor *x, PyObject *from)
 {
-    const int fine = see_shape(x, from) && read_strides(x, from) && has(from, names[IS_CPU])
-        && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
+    int fine = see_shape(x, from) && read_strides(x, from) && has(from, names[IS_CPU])
+        && says(functions[IS_NEG], from, Py_False);
     const long storage = fine ? long_of(functions[ADDRESS], from) : 0;
     const long offset = storage > 0 ? long_of(functions[OFFSET], from) : -1;
+    fine = offset >= 0 && storage % WIDTH[x->type] == 0;
+    x->data = fine ? (char *)storage + offset * WIDTH[x->type] : NULL;
+    fine = fine && hold(x, from);
     PyErr_Clear();
-    if (offset < 0)
-        return 0;
-    x->data = (char *)storage + offset * WIDTH[x->type];
-    return storage % WIDTH[x->type] == 0;
+    return fine;
 }
 
 int see(Tensor *x, PyObject *from) { return is_shared(from) ? see_shared(x, from) : see_owned(x, from); }
 
+/* Another thread may run while torch tells of a negation, but not from the address to the storage that is held. */
 int see_owned(Tensor *x, PyObject *from)
 {
-    const int fine = see_fresh(x, from) && says(functions[IS_NEG], from, Py_False) && ends_in_storage(x, from);
+    const int fine = exchange && from != Py_None && is_exact(from) && says(functions[IS_NEG], from, Py_False)
+        && see_fresh(x, from) && hold(x, from);
     PyErr_Clear();
     return fine;
 }
@@ -239,9 +262,12 @@ static int look(DLTensor *seen, const char *name, PyObject *from)
 int take_floats(Tensor *x, const char *name, PyObject *from)
 {
     DLTensor seen;
-    if (is_shared(from) && see_shared(x, from)) {
-        x->name = name;
-        return 1;
+    if (is_shared(from)) {
+        if (see_shared(x, from)) {
+            x->name = name;
+            return 1;
+        }
+        release(x);
     }
     if (!look(&seen, name, from))
         return 0;
@@ -256,12 +282,10 @@ int take_floats(Tensor *x, const char *name, PyObject *from)
             return RAISE(ValueError, "expected %s of sizes from 0 to %ld", name, REACH);
     if (!check_memory(x))
         return 0;
-    const int fine = ends_in_storage(x, from);
+    const int fine = hold(x, from);
     PyErr_Clear();
-    return fine || RAISE(ValueError, "expected %s to end within its storage", name);
+    return fine || RAISE(ValueError, "expected %s to lie within its storage", name);
 }
-
-static const char *sizes_data(const DLTensor *seen) { return (char *)seen->data + seen->byte_offset; }
 
 static int are_sizes(const DLTensor *seen)
 {
@@ -272,6 +296,7 @@ static int are_sizes(const DLTensor *seen)
 int take_sizes(Job *job, PyObject *from)
 {
     DLTensor seen;
+    PyObject *storage = NULL;
     job->packed = from != Py_None;
     if (!job->packed)
         return 1;
@@ -281,8 +306,13 @@ int take_sizes(Job *job, PyObject *from)
         return RAISE(TypeError, "expected batch_sizes int64 on the CPU");
     if (!are_sizes(&seen))
         return RAISE(ValueError, "expected contiguous batch_sizes (T,)");
-    return check_address(sizes_data(&seen), "batch_sizes", sizeof(int64_t), seen.shape[0] == 0)
-        && copy_sizes(job, sizes_data(&seen), seen.shape[0]);
+    const long count = seen.shape[0];
+    const int fine = check_address(address_of(&seen), "batch_sizes", sizeof(int64_t), count == 0)
+        && (!count || lies_in_storage(address_of(&seen), sizeof(int64_t), count, from, &storage)
+            || (PyErr_Clear(), RAISE(ValueError, "expected batch_sizes to lie within their storage")))
+        && copy_sizes(job, address_of(&seen), count);
+    Py_XDECREF(storage);
+    return fine;
 }
 
 /* Sizes one by one: torch takes twice as long to read a tuple. */

@@ -16,11 +16,14 @@ int is_exact(PyObject *x);
  * so the answer is no. */
 int are_numbers(PyObject *const *xs, long count);
 
-/* An exact tensor of numbers to reckon with. */
+/* Lets go of the storage that is held, if one is. */
+void release(Tensor *x);
+
+/* An exact tensor of numbers to reckon with; its storage is held until `release`. */
 int take_floats(Tensor *x, const char *name, PyObject *from);
 
 /* The same of a tensor with at least one number in every direction, and no exception where it isn't one: no
- * pending negation, and no storage that ends before it does. */
+ * pending negation, and no storage that ends before it does. Like `take_floats` it holds the storage. */
 int see(Tensor *x, PyObject *from);
 
 /* Whether it shares its memory with another until either is written to, as the output of a network does: DLPack

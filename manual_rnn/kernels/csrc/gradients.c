@@ -139,7 +139,7 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
                          PyObject *hx, PyObject *weights, PyObject *states, PyObject *c, PyObject *c_last,
                          PyObject *need)
 {
-    Tensor *last = &net->states[net->L - 1], above, above_last;
+    Tensor *last = &net->states[net->L - 1], above = {0}, above_last = {0};
     PyObject *like = PyTuple_GetItem(states, net->L - 1), *gradients = NULL, *found = NULL;
     const long low = lowest(net, need), DH = net->how->D * net->how->H;
     long I = 1;
@@ -159,6 +159,7 @@ static PyObject *run_vjp(Network *net, Tensor *to, long most, PyObject *batch_si
         found = Py_NewRef(Py_NotImplemented);
     else if (run_backward(net, most, I, low, &above, &above_last, to))
         found = Py_NewRef(gradients);
+    release(&above), release(&above_last);
     Py_XDECREF(gradients);
     return found;
 }

@@ -17,6 +17,7 @@ typedef struct {
     const char *name;
     char *data;
     long type, dims, size[DIMS], stride[DIMS]; /* in numbers; none negative, no size above REACH */
+    PyObject *storage; /* that is held while C reads it, or NULL */
 } Tensor;
 
 /* An address of numbers of `width` bytes; NULL only where there are none. */

@@ -54,12 +54,11 @@ static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count
 
 /* batch_sizes and *z, *other, *w as torch's tensors, and y. All are read after the last Python code has run
  * that could change them: that which made y. */
-static int take_recurrence(Job *job, PyObject *const *args, PyObject *made)
+static int take_recurrence(Job *job, Tensor *x, PyObject *const *args, PyObject *made)
 {
-    Tensor z, other, w, y;
-    return take_sizes(job, args[0]) && take_floats(&z, "the input", args[1])
-        && take_floats(&other, name_of_other(job), args[2]) && take_floats(&w, "w", args[3])
-        && take_floats(&y, "the output", made) && fit_scan(job, &z, &other, &w, &y);
+    return take_sizes(job, args[0]) && take_floats(&x[0], "the input", args[1])
+        && take_floats(&x[1], name_of_other(job), args[2]) && take_floats(&x[2], "w", args[3])
+        && take_floats(&x[3], "the output", made) && fit_scan(job, &x[0], &x[1], &x[2], &x[3]);
 }
 
 static int all_exact(PyObject *const *args, Py_ssize_t count)
@@ -73,17 +72,19 @@ static int all_exact(PyObject *const *args, Py_ssize_t count)
 static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
-    Tensor z;
+    Tensor like = {0}, x[4] = {{0}};
     PyObject *y = NULL;
     long variant;
     if (count != HOW + 3)
         return PyErr_Format(PyExc_TypeError, "recurrence: expected 8 arguments, got %zd", count);
     if (!all_exact(args + HOW - 1, 4))
         return Py_NewRef(Py_NotImplemented);
-    const int done = read_how(&job, &variant, args) && take_floats(&z, "the input", args[HOW])
-        && (y = new_floats(args[HOW], z.size, z.dims)) && take_recurrence(&job, args + HOW - 1, y)
+    const int done = read_how(&job, &variant, args) && take_floats(&like, "the input", args[HOW])
+        && (y = new_floats(args[HOW], like.size, like.dims)) && take_recurrence(&job, x, args + HOW - 1, y)
         && run(&job, variant);
-    free(job.sizes);
+    free(job.sizes), release(&like);
+    for (int i = 0; i < 4; i++)
+        release(&x[i]);
     if (!done)
         Py_CLEAR(y);
     return y;

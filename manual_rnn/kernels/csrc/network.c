@@ -4,7 +4,16 @@
 #include "parts.h"
 #include <stdlib.h>
 
-void forget(Network *net) { free(net->like.sizes), free(net->jobs); }
+void forget(Network *net)
+{
+    const long weights = net->jobs ? net->L * net->how->D * net->each : 0;
+    for (long i = 0; i < weights; i++)
+        release(&net->weights[i]);
+    for (long i = 0; net->jobs && i < net->L; i++)
+        release(&net->states[i]);
+    release(&net->x), release(&net->hx);
+    free(net->like.sizes), free(net->jobs);
+}
 
 /* Room for the parts, in one piece; 0 with an exception set. */
 int begin(Network *net, const How *how, long weights)
