@@ -628,7 +628,7 @@ def results_on(threads: int, G: int) -> list[Tensor]:
     if native._exchanges:
         widths = 2 * (70, 70) + 2 * (140, 70)
         x, weights = z[0].requires_grad_(), tuple(torch.randn(70, n) / 70 for n in widths)
-        how: Any = (None, "tanh", True, False, 70, 70)
+        how = None, "tanh", True, False, 70, 70
         output, h_n, before = native.network(x, None, weights, *how, True)
         need, states = (True, False, *(True,) * 8), (*before, output)
         vjp = native.network_vjp(need, x.detach(), None, weights, states, output, h_n, *how)

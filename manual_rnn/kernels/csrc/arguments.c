@@ -44,7 +44,7 @@ static int read_address(PyObject *from, const char *name, char **to)
 static int read_tensor(Tensor *x, const char *name, long type, PyObject *const *args)
 {
     long strides;
-    *x = (Tensor){name, NULL, type};
+    *x = (Tensor){.name = name, .type = type};
     if (!read_tuple(args[2], name, REACH, x->size, &x->dims)
         || !read_tuple(args[1], name, LONG_MAX, x->stride, &strides))
         return 0;

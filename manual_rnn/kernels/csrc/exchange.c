@@ -273,7 +273,7 @@ int take_floats(Tensor *x, const char *name, PyObject *from)
         return 0;
     if (seen.dims > DIMS)
         return RAISE(ValueError, "%s has too many dimensions", name);
-    *x = (Tensor){name};
+    *x = (Tensor){.name = name};
     copy_shape(x, &seen);
     if (x->type < 0)
         return RAISE(TypeError, "expected %s of float32, float64, bfloat16 or float16 numbers, aligned", name);

@@ -47,8 +47,8 @@ static void backward_job(Network *net, Job *job, long layer, long d, long I, Vie
     job->kind = net->how->kind + TANH_SLOPE, job->reverse = !job->reverse;
     job->z = c.data ? columns_from(c, d * net->how->H) : zeros(net);
     job->h = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
-    job->start = state_view(net, c_last, index), job->end = state_view(net, dhx, index);
-    job->h0 = net->hx.data ? state_view(net, &net->hx, index) : zeros(net);
+    job->start = state_view(c_last, index), job->end = state_view(dhx, index);
+    job->h0 = net->hx.data ? state_view(&net->hx, index) : zeros(net);
     job->dx = dx;
     job->u.data = dx.data ? job->u.data : NULL;
     job->du = weight_view(&dw[first]), job->dw = weight_view(&dw[first + 1]);

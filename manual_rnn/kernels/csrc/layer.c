@@ -156,12 +156,13 @@ void run_job(const Variant *variant, const Job *job, const Plan *plan, char *mem
 {
     const int together = job->G < plan->threads || plan->threads == 1;
     Member alone = {0, 1, {NULL, 1, 0}};
-    Run run = {variant, job, plan, together ? member : &alone, together ? memory : memory + member->me * plan->bytes};
+    Run run = {.variant = variant, .job = job, .plan = plan, .member = together ? member : &alone,
+               .memory = together ? memory : memory + member->me * plan->bytes};
     const long sharing = plan->sharing < run.member->size ? plan->sharing : run.member->size;
     for (long g = together ? 0 : member->me; g < job->G; g += together ? 1 : member->size) {
         long *counters = (long *)(run.memory + plan->counters);
         Meeting crew = {counters + APART * (run.member->me / sharing), sharing, 0};
-        run.work = (Work){job, plan, g, job->z, job->y, {{0}}, run.memory + plan->carries};
+        run.work = (Work){.job = job, .plan = plan, .g = g, .z = job->z, .y = job->y, .carry = run.memory + plan->carries};
         pack(&run, g);
         if (run.member->me == 0) {
             memset(counters, 0, sizeof(long) * APART * plan->threads);

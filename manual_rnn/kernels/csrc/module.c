@@ -41,7 +41,7 @@ static int run(Job *job, long variant)
     return nothing || run_without_python(variant, job, 1, 1, most_threads);
 }
 
-static PyObject *py_scan(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_scan(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     long variant;
@@ -69,7 +69,7 @@ static int all_exact(PyObject *const *args, Py_ssize_t count)
     return 1;
 }
 
-static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_recurrence(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     Tensor like = {0}, x[4] = {{0}};
@@ -90,7 +90,7 @@ static PyObject *py_recurrence(PyObject *self, PyObject *const *args, Py_ssize_t
     return y;
 }
 
-static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_network(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     How how;
     if (count != NETWORK)
@@ -101,7 +101,7 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
 }
 
 /* A network whose options and weights a module has. */
-static PyObject *py_call(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_call(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     How how;
     if (count != CALL)
@@ -118,7 +118,7 @@ static PyObject *py_call(PyObject *self, PyObject *const *args, Py_ssize_t count
     return both;
 }
 
-static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_network_vjp(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     How how;
     if (count != VJP)
@@ -133,12 +133,12 @@ static PyObject *py_network_vjp(PyObject *self, PyObject *const *args, Py_ssize_
                        args[8]);
 }
 
-static PyObject *py_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_numbers(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     return PyBool_FromLong(are_numbers(args, count));
 }
 
-static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_peak(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     long variant, type, rounds;
     if (count != 3)
@@ -149,7 +149,7 @@ static PyObject *py_peak(PyObject *self, PyObject *const *args, Py_ssize_t count
     return PyFloat_FromDouble(variant_of(variant, type)->peak(rounds));
 }
 
-static PyObject *py_exchange(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_exchange(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     if (count != EXCHANGE)
         return PyErr_Format(PyExc_TypeError, "exchange: expected %d arguments, got %zd", EXCHANGE, count);
@@ -166,7 +166,7 @@ static PyObject *plan_dict(const Plan *p)
         p->turned, "panels", p->panels, "sums", p->sums, "counters", p->counters, "bytes", p->bytes);
 }
 
-static PyObject *py_plan(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_plan(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     long lanes, most, pairs;
@@ -185,7 +185,7 @@ static PyObject *py_plan(PyObject *self, PyObject *const *args, Py_ssize_t count
     return plan_dict(&plan);
 }
 
-static PyObject *py_rows(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *py_rows(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
 {
     Job job = {0};
     Plan plan = {0};

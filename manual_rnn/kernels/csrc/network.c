@@ -20,7 +20,7 @@ int begin(Network *net, const How *how, long weights)
 {
     const long each = how->bias ? 4 : 2, L = weights / (how->D * each);
     const long bytes = L * how->D * sizeof(Job) + (weights + L) * sizeof(Tensor) + how->H * sizeof(double);
-    *net = (Network){how, L, each, {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H}};
+    *net = (Network){.how = how, .L = L, .each = each, .like = {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H}};
     net->jobs = calloc(1, bytes);
     net->weights = (Tensor *)(net->jobs + L * how->D), net->states = net->weights + weights;
     net->nothing = net->states + L;
@@ -57,7 +57,7 @@ View columns_from(View x, long column)
     return x;
 }
 
-View state_view(const Network *net, const Tensor *x, long index)
+View state_view(const Tensor *x, long index)
 {
     if (!x->data)
         return (View){0};
@@ -141,7 +141,7 @@ static void forward_job(Network *net, long layer, long d, long I, const Tensor *
     for (int i = 0; i < net->each - 2; i++)
         job->bias[i] = weight_view(&weights[2 + i]);
     job->y = columns_from(rows_view(net, &net->states[layer], 0), d * net->how->H);
-    job->start = state_view(net, &net->hx, index), job->end = state_view(net, h_n, index);
+    job->start = state_view(&net->hx, index), job->end = state_view(h_n, index);
 }
 
 /* New tensors shaped like an input, time first: the states of each layer that's kept and of the last. Without

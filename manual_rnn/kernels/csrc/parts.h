@@ -25,7 +25,7 @@ int see_alike(const Network *net, Tensor *x, PyObject *from, int optional);
 /* Of a step, a row and a column; of packed rows each may be a step's first. */
 View rows_view(const Network *net, const Tensor *x, int swapped);
 View columns_from(View x, long column);
-View state_view(const Network *net, const Tensor *x, long index);
+View state_view(const Tensor *x, long index);
 View weight_view(const Tensor *w);
 
 /* T, B and the rows, from the shape of an input or of states; 0 where it isn't one. */

@@ -40,6 +40,7 @@ void meet(Meeting *meeting)
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 #define JOIN(a, b) a##b
+#define UNUSED __attribute__((unused))
 /* u's series from p^14 down, without u's first term: 2^(k-1) / k!. */
 #define SERIES \
     9.39683479366019e-08, 6.577784355562133e-07, 4.275559831115387e-06, 2.565335898669232e-05, \
