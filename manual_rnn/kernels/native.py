@@ -1,4 +1,4 @@
-r"""The recurrences and the whole network in C, on the CPU: `c/`, compiled when the package is installed.
+r"""The recurrences and the whole network in C, on the CPU: `csrc/`, compiled when the package is installed.
 
     elman                h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0

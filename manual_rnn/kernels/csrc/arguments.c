@@ -4,7 +4,7 @@
  */
 #include "arguments.h"
 #include <limits.h>
-#include "scan.h"
+#include "cpu_variants.h"
 
 /* An int from `low` to `high`. */
 int read_long(PyObject *from, const char *name, long low, long high, long *to)

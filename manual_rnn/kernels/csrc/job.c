@@ -1,5 +1,5 @@
 #include "job.h"
-#include "jobs.h"
+#include "schedule.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -5,7 +5,7 @@
 #define Py_LIMITED_API 0x030A0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include "numbers.h"
+#include "half.h"
 #include "types.h"
 
 enum { DIMS = 4 }; /* G, T, B, H */

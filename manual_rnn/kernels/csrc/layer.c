@@ -7,9 +7,9 @@
  * so that neither z nor dz is ever kept whole. Cost: forward 2 N H (H + I) flops, backward twice as much.
  *
  * The threads of a team meet between these parts. Two directions of a layer run side by side on half of the
- * threads each. adjoint.c has what follows dz.
+ * threads each. layer_backward.c has what follows dz.
  */
-#include "run.h"
+#include "job_context.h"
 #include <string.h>
 #include "plan.h"
 

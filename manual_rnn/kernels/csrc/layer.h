@@ -1,7 +1,7 @@
 /* A layer in one direction, or a bare recurrence: what a member of a team of threads does for it. */
 #ifndef MANUAL_RNN_LAYER_H
 #define MANUAL_RNN_LAYER_H
-#include "scan.h"
+#include "cpu_variants.h"
 
 typedef struct { long me, size; Meeting meeting; } Member; /* of a team */
 

@@ -12,7 +12,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include "plan.h"
-#include "scan.h"
+#include "cpu_variants.h"
 
 enum {
     PER_CORE = 8,    /* threads at most: libgomp ends the process where it can't start all it's asked for */

@@ -1,6 +1,6 @@
 /* What a variant, one instruction set and one type to reckon with, does with a job: all of it for one thread. */
-#ifndef MANUAL_RNN_SCAN_H
-#define MANUAL_RNN_SCAN_H
+#ifndef MANUAL_RNN_CPU_VARIANTS_H
+#define MANUAL_RNN_CPU_VARIANTS_H
 #include "types.h"
 
 enum { RUN = 128 }; /* products that are summed in registers, before their sum is added to what it goes to */

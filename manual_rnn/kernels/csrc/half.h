@@ -1,6 +1,6 @@
 /* Halves and bfloats as floats, one at a time. */
-#ifndef MANUAL_RNN_NUMBERS_H
-#define MANUAL_RNN_NUMBERS_H
+#ifndef MANUAL_RNN_HALF_H
+#define MANUAL_RNN_HALF_H
 #include <stdint.h>
 #include <string.h>
 #include "types.h"

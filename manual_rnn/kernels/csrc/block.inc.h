@@ -1,4 +1,4 @@
-/* The rows of a block of time, brought into the forms that products want. tile.h tells what's defined before.
+/* The rows of a block of time, brought into the forms that products want. tile.inc.h tells what's defined before.
  */
 
 /* Calls `each` for rows r0 to r1 of a block: `row` counts them, `t` is the step of time, `step` its place in

@@ -1,5 +1,5 @@
 /* A vector of numbers of one instruction set. A vector expression is written as if for one number; the
- * compiler keeps it in one register. tile.h tells what's defined before.
+ * compiler keeps it in one register. tile.inc.h tells what's defined before.
  */
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define vec NAME(vec)

@@ -1,6 +1,6 @@
 /* A job at work, as one member of a team of threads sees it: what layer.c and its gradients share. */
-#ifndef MANUAL_RNN_RUN_H
-#define MANUAL_RNN_RUN_H
+#ifndef MANUAL_RNN_JOB_CONTEXT_H
+#define MANUAL_RNN_JOB_CONTEXT_H
 #include "layer.h"
 
 typedef struct {

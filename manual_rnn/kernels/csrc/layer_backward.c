@@ -5,7 +5,7 @@
  * finished numbers, which has the same bits in either order. A product of more than RUN terms is finished in the
  * block's memory, since `multiply` would add its first RUN terms to what is there.
  */
-#include "run.h"
+#include "job_context.h"
 #include <sched.h>
 
 enum { FREE, TAKEN, DONE }; /* a claim */

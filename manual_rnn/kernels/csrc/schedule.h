@@ -1,6 +1,6 @@
 /* Jobs over threads. */
-#ifndef MANUAL_RNN_JOBS_H
-#define MANUAL_RNN_JOBS_H
+#ifndef MANUAL_RNN_SCHEDULE_H
+#define MANUAL_RNN_SCHEDULE_H
 #include "types.h"
 
 /* Runs waves of `width` jobs each, the jobs of a wave in any order, on at most `most` threads. All jobs are of

@@ -1,4 +1,4 @@
-/* The arithmetic for one instruction set and type. scan.c includes this file once for each, having defined
+/* The arithmetic for one instruction set and type. cpu_variants.c includes this file once for each, having defined
  *   NAME(f)  f with the set's suffix      TARGET  the compiler's attribute for the set
  *   REAL, INT, SINGLE                     the type, an integer of its width, and whether it's float
  *   LANES    numbers in a vector          SUMS    vector registers that may hold running sums
@@ -10,8 +10,8 @@
  */
 #define OWN (SINGLE ? FLOAT : DOUBLE)
 #define FACTOR (PAIRS ? 2 : (long)sizeof(REAL)) /* bytes of a number as it is multiplied */
-#include "vector.h"
-#include "product.h"
+#include "vector.inc.h"
+#include "product.inc.h"
 
 /* What a step does to the finished products x, for each kind of Job. */
 INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
@@ -167,4 +167,4 @@ static TARGET void NAME(run)(const Work *work, Slice slice, const Block *block, 
     }
 }
 
-#include "block.h"
+#include "block.inc.h"

@@ -1,5 +1,5 @@
 /* Matrix products: rows times a matrix, whose columns lie in panels of one vector, or which is read as it is.
- * tile.h tells what's defined before. Where bfloats multiply (pairs.h), a number here is a pair of them, and K
+ * tile.inc.h tells what's defined before. Where bfloats multiply (bf16_pairs.inc.h), a number here is a pair of them, and K
  * counts pairs.
  */
 
@@ -37,7 +37,7 @@ INLINE void NAME(transpose)(vec *x)
 
 
 #if PAIRS
-#include "pairs.h"
+#include "bf16_pairs.inc.h"
 #else
 INLINE vec NAME(add_product)(vec sum, REAL a, vec w) { return sum + a * w; }
 INLINE void NAME(store_factors)(vec x, char *to) { *(vec *)to = x; }

@@ -3,7 +3,7 @@
  * Each wave's jobs, the directions of a layer, run side by side on teams of threads where there are several, and
  * wait for each other at its end. Memory is that of the largest job, for each team, of whatever size it will be.
  */
-#include "jobs.h"
+#include "schedule.h"
 #include <omp.h>
 #include <stdlib.h>
 #include "layer.h"
