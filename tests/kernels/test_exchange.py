@@ -675,7 +675,7 @@ def test_memory_may_be_replaced_meanwhile() -> None:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20
+    assert int(done.stdout) >= 8, "each call at least twice"
 
 
 FUNCTIONS = (len,) * 8

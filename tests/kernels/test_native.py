@@ -390,7 +390,7 @@ def test_more_threads_than_can_start_are_not_asked_for(monkeypatch: pytest.Monke
 
 
 # Straight to C, with arguments that native.py never passes. An address can lie undetected, and so can sizes
-# or strides that leave a tensor's memory but stay within REACH = 2^53: none of these do.
+# or strides that leave a tensor's memory but stay within MAX_EXTENT = 2^53: none of these do.
 MEMORY = torch.randn(4096, generator=torch.Generator().manual_seed(0)) if REASON is None else torch.empty(0)
 OUTPUT = torch.zeros(4096)
 INTEGERS = [-1, -(2**31), 2**55, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), -(10**30)]

@@ -45,7 +45,7 @@ static int read_tensor(Tensor *x, const char *name, long type, PyObject *const *
 {
     long strides;
     *x = (Tensor){.name = name, .type = type};
-    if (!read_tuple(args[2], name, REACH, x->size, &x->dims)
+    if (!read_tuple(args[2], name, MAX_EXTENT, x->size, &x->dims)
         || !read_tuple(args[1], name, LONG_MAX, x->stride, &strides))
         return 0;
     if (strides != x->dims)
@@ -56,7 +56,7 @@ static int read_tensor(Tensor *x, const char *name, long type, PyObject *const *
 static int read_sizes(Job *job, PyObject *address, PyObject *count)
 {
     char *from;
-    return read_long(count, "batch_sizes", 0, REACH, &job->T) && read_address(address, "batch_sizes", &from)
+    return read_long(count, "batch_sizes", 0, MAX_EXTENT, &job->T) && read_address(address, "batch_sizes", &from)
         && check_address(from, "batch_sizes", sizeof(int64_t), job->T == 0)
         && copy_sizes(job, from, job->T);
 }
@@ -99,8 +99,8 @@ int read_network(How *how, PyObject *const *args, PyObject *weights)
         || !read_threads(args[2], &how->threads)
         || !read_long(args[3], "bidirectional", 0, 1, &bidirectional)
         || !read_long(args[4], "reverse", 0, 1, &how->reverse)
-        || !read_long(args[5], "hidden_size", 1, REACH, &how->H)
-        || !read_long(args[6], "input_size", 0, REACH, &how->I) || !read_long(args[7], "bias", 0, 1, &how->bias))
+        || !read_long(args[5], "hidden_size", 1, MAX_EXTENT, &how->H)
+        || !read_long(args[6], "input_size", 0, MAX_EXTENT, &how->I) || !read_long(args[7], "bias", 0, 1, &how->bias))
         return 0;
     how->batch_first = 0, how->D = 1 + bidirectional;
     const long each = (how->bias ? 4 : 2) * how->D;

@@ -23,7 +23,7 @@ enum {
 /* The part of a slice and a step whose sums lie in registers. The next step is `ahead` of this one. */
 typedef struct { long step, ahead, row, apart, rows, v0, v1; } Tile;
 
-void meet(Meeting *meeting)
+void barrier_wait(Barrier *meeting)
 {
     if (meeting->members == 1)
         return;
@@ -156,7 +156,7 @@ void meet(Meeting *meeting)
 
 #define VARIANT(name, set, lanes, real, pairs) \
     {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, run_##set, gather_rows_##set, \
-     factor_rows_##set, spread_rows_##set, panel_##set, turn_##set, peak_##set}
+     factor_rows_##set, scatter_rows_##set, pack_block_##set, transpose_and_sum_##set, peak_##set}
 static const Variant singles[] = {
 #if defined(__x86_64__)
     VARIANT("avx512", avx512, 16, float, 0),

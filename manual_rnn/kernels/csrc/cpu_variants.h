@@ -4,15 +4,15 @@
 #include "types.h"
 
 enum { RUN = 128 }; /* products that are summed in registers, before their sum is added to what it goes to */
-enum { PACKED, NATURAL, DOTS }; /* how a matrix is read: from panels, row by row where it lies, column by column */
+enum { PANELS, ROWS, COLUMN_DOTS }; /* how a matrix is read: from panels, row by row where it lies, column by column */
 
 /* K x columns, to multiply rows with. */
 typedef struct { View from; long K, columns, form; char *packed; } Matrix;
 
 /* Rows of a product, `ld` numbers apart, and what they are added to, or NULL. */
-typedef struct { char *at; long ld; const char *base; long base_ld, columns; } Target;
+typedef struct { char *at; long ld; const char *base; long base_ld, columns; } ProductOutput;
 
-typedef struct { long *count, members, met; } Meeting; /* of `members` threads */
+typedef struct { long *count, members, met; } Barrier; /* of `members` threads */
 
 typedef struct {
     const Job *job;
@@ -21,27 +21,28 @@ typedef struct {
     View z, y;        /* those of the job, or the block's */
     Matrix w;
     char *carry;
-} Work;
+} ScanContext;
 
 typedef struct {
     const char *name;
     long lanes, width; /* numbers in a vector; bytes of one */
     int pairs;         /* whether they are multiplied as bfloats, two at a time, and added up as floats */
     void (*pack)(const Matrix *m, long v0, long v1);
-    void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, Target to);
-    void (*run)(const Work *work, Slice slice, const Block *block, Meeting *meeting);
+    void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, ProductOutput to);
+    void (*run)(const ScanContext *work, Slice slice, const Block *block, Barrier *meeting);
     /* Rows r0 to r1 of a block of `x`: into dense memory, to be added up or to be multiplied, and from there;
      * panels v0 to v1 of x, or of the states before, as the matrix of a product over the block's rows. */
     void (*gather)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
                    char *to, long ld);
     void (*factors)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, char *to,
                     long ld);
-    void (*spread)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
+    void (*scatter_rows)(const Job *job, const View *x, long columns, const Block *block, long r0, long r1, int add,
                    const char *from, long ld);
-    void (*panel)(const Job *job, const View *x, int before, long columns, const Block *block, long v0, long v1,
+    void (*pack_block)(const Job *job, const View *x, int before, long columns, const Block *block, long v0, long v1,
                   char *to);
     /* Columns c0 to c1 of dense rows: as rows, and their sums added to `sums`. */
-    void (*turn)(long rows, long c0, long c1, const char *from, long ld, char *to, long tall, char *sums);
+    void (*transpose_and_sum)(long rows, long c0, long c1, const char *from, long ld, char *to, long to_ld,
+                              char *sums);
     double (*peak)(long rounds); /* multiply-adds that it makes of registers alone */
 } Variant;
 
@@ -53,7 +54,7 @@ extern const int variant_count;
 int supported(int variant);
 
 /* Rows of a slice among the first `size` rows of the batch. */
-static inline long alive(Slice slice, long size)
+static inline long live_rows(Slice slice, long size)
 {
     const long live = size <= slice.row ? 0 : (size - slice.row + slice.apart - 1) / slice.apart;
     return live < slice.rows ? live : slice.rows;
@@ -78,6 +79,6 @@ static inline char *at_step(const View *x, long g, long step, long row, long col
     return at(x, g, row, column) + step * x->step;
 }
 
-void meet(Meeting *meeting);
+void barrier_wait(Barrier *meeting);
 
 #endif

@@ -175,7 +175,7 @@ static int is_span(Tensor *x)
 {
     int fine = x->type >= 0;
     for (long i = 0; i < x->dims; i++)
-        fine &= x->size[i] > 0 && x->size[i] <= REACH && x->stride[i] >= 0;
+        fine &= x->size[i] > 0 && x->size[i] <= MAX_EXTENT && x->stride[i] >= 0;
     return fine && spans(x);
 }
 
@@ -278,8 +278,8 @@ int take_floats(Tensor *x, const char *name, PyObject *from)
     if (x->type < 0)
         return RAISE(TypeError, "expected %s of float32, float64, bfloat16 or float16 numbers, aligned", name);
     for (long i = 0; i < x->dims; i++)
-        if (x->size[i] < 0 || x->size[i] > REACH || x->stride[i] < 0)
-            return RAISE(ValueError, "expected %s of sizes from 0 to %ld", name, REACH);
+        if (x->size[i] < 0 || x->size[i] > MAX_EXTENT || x->stride[i] < 0)
+            return RAISE(ValueError, "expected %s of sizes from 0 to %ld", name, MAX_EXTENT);
     if (!check_memory(x))
         return 0;
     const int fine = hold(x, from);
@@ -290,7 +290,7 @@ int take_floats(Tensor *x, const char *name, PyObject *from)
 static int are_sizes(const DLTensor *seen)
 {
     return is_of(seen, INTEGER_CODE, 64) && seen->dims == 1 && (seen->shape[0] <= 1 || seen->strides[0] == 1)
-        && seen->shape[0] <= REACH;
+        && seen->shape[0] <= MAX_EXTENT;
 }
 
 int take_sizes(Job *job, PyObject *from)

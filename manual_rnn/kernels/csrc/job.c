@@ -10,14 +10,14 @@ int check_address(const void *data, const char *name, int width, int empty)
     return data || empty || RAISE(ValueError, "%s has no memory", name);
 }
 
-/* Whether sum_i (size_i - 1) stride_i <= REACH. */
+/* Whether sum_i (size_i - 1) stride_i <= MAX_EXTENT. */
 int spans(Tensor *x)
 {
     long span = 0;
     for (long i = 0; i < x->dims; i++) {
         if (x->size[i] == 1)
             x->stride[i] = 1;
-        else if (x->stride[i] > (REACH - span) / (x->size[i] - 1))
+        else if (x->stride[i] > (MAX_EXTENT - span) / (x->size[i] - 1))
             return 0;
         span += (x->size[i] - 1) * x->stride[i];
     }
@@ -126,11 +126,11 @@ int fit_scan(Job *job, const Tensor *z, const Tensor *other, const Tensor *w, co
     return 1;
 }
 
-int run_without_python(int variant, Job *jobs, long waves, long width, long most)
+int run_without_python(int variant, Job *jobs, long stages, long width, long most)
 {
     long missing;
     Py_BEGIN_ALLOW_THREADS
-    missing = run_jobs(variant, jobs, waves, width, most);
+    missing = run_jobs(variant, jobs, stages, width, most);
     Py_END_ALLOW_THREADS
     return !missing || RAISE(MemoryError, "%ld bytes", missing);
 }

@@ -16,7 +16,7 @@ enum { DIMS = 4 }; /* G, T, B, H */
 typedef struct {
     const char *name;
     char *data;
-    long type, dims, size[DIMS], stride[DIMS]; /* in numbers; none negative, no size above REACH */
+    long type, dims, size[DIMS], stride[DIMS]; /* in numbers; none negative, no size above MAX_EXTENT */
     PyObject *storage; /* that is held while C reads it, or NULL */
 } Tensor;
 
@@ -44,6 +44,6 @@ View transposed(View x);
 int sizes_fit(const Job *job);
 
 /* `run_jobs`, while other threads may run Python. */
-int run_without_python(int variant, Job *jobs, long waves, long width, long most);
+int run_without_python(int variant, Job *jobs, long stages, long width, long most);
 
 #endif

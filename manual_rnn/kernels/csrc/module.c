@@ -158,12 +158,21 @@ static PyObject *py_exchange(PyObject *Py_UNUSED(self), PyObject *const *args, P
 
 static PyObject *plan_dict(const Plan *p)
 {
-    return Py_BuildValue(
-        "{s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l,s:l}", "threads",
-        p->threads, "sharing", p->sharing, "slices", p->slices, "vecs", p->vecs, "ld", p->ld, "direct", p->direct,
-        "rows", p->rows, "matrix", p->matrix, "input_matrix", p->input_matrix, "carry", p->carry, "pairs", p->pairs, "wide", p->wide,
-        "tall", p->tall, "inputs", p->inputs, "carries", p->carries, "zs", p->zs, "dense", p->dense, "turned",
-        p->turned, "panels", p->panels, "sums", p->sums, "counters", p->counters, "bytes", p->bytes);
+    const struct { const char *name; long value; } all[] = {
+#define FIELD(name) {#name, p->name}
+        FIELD(threads), FIELD(sharing), FIELD(slices), FIELD(vecs), FIELD(ld), FIELD(unpacked_weights), FIELD(rows),
+        FIELD(matrix), FIELD(input_matrix), FIELD(carry), FIELD(bf16_offset), FIELD(x_ld), FIELD(dzt_ld), FIELD(inputs),
+        FIELD(carries), FIELD(z), FIELD(x_packed), FIELD(dz_transposed), FIELD(panels), FIELD(bias_or_dw),
+        FIELD(counters), FIELD(bytes)};
+#undef FIELD
+    PyObject *found = PyDict_New();
+    for (unsigned i = 0; found && i < sizeof all / sizeof *all; i++) {
+        PyObject *value = PyLong_FromLong(all[i].value);
+        if (!value || PyDict_SetItemString(found, all[i].name, value))
+            Py_CLEAR(found);
+        Py_XDECREF(value);
+    }
+    return found;
 }
 
 static PyObject *py_plan(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t count)
@@ -174,11 +183,12 @@ static PyObject *py_plan(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ss
         return PyErr_Format(PyExc_TypeError, "plan: expected 13 arguments, got %zd", count);
     if (!read_long(args[0], "lanes", 1, MOST_LANES, &lanes) || !read_long(args[1], "most", 1, INT_MAX, &most)
         || !read_long(args[2], "threads", 1, LONG_MAX, &job.threads)
-        || !read_long(args[3], "G", 1, REACH, &job.G) || !read_long(args[4], "steps", 1, REACH, &job.steps)
-        || !read_long(args[5], "B", 1, REACH, &job.B) || !read_long(args[6], "H", 1, REACH, &job.H)
-        || !read_long(args[7], "I", 0, REACH, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed)
+        || !read_long(args[3], "G", 1, MAX_EXTENT, &job.G) || !read_long(args[4], "steps", 1, MAX_EXTENT, &job.steps)
+        || !read_long(args[5], "B", 1, MAX_EXTENT, &job.B) || !read_long(args[6], "H", 1, MAX_EXTENT, &job.H)
+        || !read_long(args[7], "I", 0, MAX_EXTENT, &job.I) || !read_long(args[8], "packed", 0, 1, &job.packed)
         || !read_long(args[9], "type", 0, TYPES - 1, &job.type)
-        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind) || !read_long(args[11], "lies", 0, 1, &job.lies)
+        || !read_long(args[10], "kind", 0, KINDS - 1, &job.kind)
+        || !read_long(args[11], "contiguous_weights", 0, 1, &job.contiguous_weights)
         || !read_long(args[12], "pairs", 0, 1, &pairs))
         return NULL;
     const Plan plan = plan_of(&job, lanes, job.type == DOUBLE ? 8 : 4, pairs, most);
@@ -192,7 +202,7 @@ static PyObject *py_rows(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ss
     long i;
     if (count != 4)
         return PyErr_Format(PyExc_TypeError, "rows: expected 4 arguments, got %zd", count);
-    if (!read_long(args[0], "packed", 0, 1, &job.packed) || !read_long(args[1], "B", 1, REACH, &job.B)
+    if (!read_long(args[0], "packed", 0, 1, &job.packed) || !read_long(args[1], "B", 1, MAX_EXTENT, &job.B)
         || !read_long(args[2], "slices", 1, job.B, &plan.slices)
         || !read_long(args[3], "i", 0, plan.slices - 1, &i))
         return NULL;
@@ -232,8 +242,8 @@ static PyMethodDef methods[] = {
     {"peak", METHOD(py_peak),
      "peak(variant, type, rounds) -> multiply-adds that it made, of registers alone."},
     {"plan", METHOD(py_plan),
-     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, lies, pairs) -> dict: the Plan in types.h of\n"
-     "a job that asks for `threads` and gets `most` at most."},
+     "plan(lanes, most, threads, G, steps, B, H, I, packed, type, kind, contiguous_weights, pairs) -> dict: the\n"
+     "Plan in types.h of a job that asks for `threads` and gets `most` at most."},
     {"rows", METHOD(py_rows), "rows(packed, B, slices, i) -> (first, apart, count): the rows of slice i."},
     {NULL, NULL, 0, NULL},
 };

@@ -20,7 +20,8 @@ int begin(Network *net, const How *how, long weights)
 {
     const long each = how->bias ? 4 : 2, L = weights / (how->D * each);
     const long bytes = L * how->D * sizeof(Job) + (weights + L) * sizeof(Tensor) + how->H * sizeof(double);
-    *net = (Network){.how = how, .L = L, .each = each, .like = {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H}};
+    const Job like = {.kind = how->kind, .threads = how->threads, .G = 1, .H = how->H};
+    *net = (Network){.how = how, .L = L, .each = each, .like = like};
     net->jobs = calloc(1, bytes);
     net->weights = (Tensor *)(net->jobs + L * how->D), net->states = net->weights + weights;
     net->nothing = net->states + L;
@@ -127,7 +128,7 @@ void share_job(const Network *net, Job *job, long layer, long d, long I)
     *job = net->like;
     job->I = inputs_of(net, layer, I), job->reverse = d ^ net->how->reverse;
     job->u = weight_view(&weights[0]), job->w = weight_view(&weights[1]);
-    job->lies = lie(&job->w, &job->u);
+    job->contiguous_weights = lie(&job->w, &job->u);
     job->x = layer ? rows_view(net, &net->states[layer - 1], 0) : rows_view(net, &net->x, net->how->batch_first);
 }
 

@@ -79,23 +79,24 @@ static long lowest(const Network *net, PyObject *need)
 static int run_backward(Network *net, long most, long I, long low, const Tensor *c, const Tensor *c_last,
                         const Tensor *gradients)
 {
-    const long rows = rows_of(&net->like), D = net->how->D, waves = net->L - low;
+    const long rows = rows_of(&net->like), D = net->how->D, stages = net->L - low;
     const long bytes = rows * D * net->how->H * WIDTH[net->like.type];
     char *memory[2] = {NULL, NULL};
     long missing = 0;
-    for (long i = 0; i < 2 && i < waves - 1; i++)
+    for (long i = 0; i < 2 && i < stages - 1; i++)
         if (!(memory[i] = malloc(bytes)))
             missing = bytes;
-    for (long wave = 0; wave < waves && !missing; wave++)
+    for (long stage = 0; stage < stages && !missing; stage++)
         for (long d = 0; d < D; d++) {
-            const long layer = net->L - 1 - wave;
-            const View above = wave ? between(net, memory[(wave - 1) % 2]) : rows_view(net, c, 0);
-            const View below = layer > low ? between(net, memory[wave % 2])
+            const long layer = net->L - 1 - stage;
+            const View above = stage ? between(net, memory[(stage - 1) % 2]) : rows_view(net, c, 0);
+            const View below = layer > low ? between(net, memory[stage % 2])
                 : layer ? (View){0} : rows_view(net, &gradients[0], 0);
-            backward_job(net, &net->jobs[wave * D + d], layer, d, I, above, c_last, below, &gradients[1], gradients + 2);
+            backward_job(net, &net->jobs[stage * D + d], layer, d, I, above, c_last, below, &gradients[1],
+                         gradients + 2);
         }
     const int done = missing ? RAISE(MemoryError, "%ld bytes", missing)
-                             : run_without_python(net->how->variant, net->jobs, waves, D, most);
+                             : run_without_python(net->how->variant, net->jobs, stages, D, most);
     free(memory[0]), free(memory[1]);
     return done;
 }

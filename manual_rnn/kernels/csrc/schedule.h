@@ -3,8 +3,8 @@
 #define MANUAL_RNN_SCHEDULE_H
 #include "types.h"
 
-/* Runs waves of `width` jobs each, the jobs of a wave in any order, on at most `most` threads. All jobs are of
+/* Runs stages of `width` jobs each, the jobs of a stage in any order, on at most `most` threads. All jobs are of
  * one type, none has a size of 0. Returns the bytes of memory that it couldn't get, or 0. */
-long run_jobs(int variant, Job *jobs, long waves, long width, long most);
+long run_jobs(int variant, Job *jobs, long stages, long width, long most);
 
 #endif
