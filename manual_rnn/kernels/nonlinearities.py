@@ -2,7 +2,7 @@ r"""One row a nonlinearity: everything that any part of the house wants to know 
 
     h = phi(a)        the slope phi'(a), written through the state h:  tanh 1 - h*h,  relu h > 0
 
-A new nonlinearity is a new row, and a case in `c/tile.h`.
+A new nonlinearity is a new row, and a case in `csrc/tile.inc.h`.
 """
 
 from collections.abc import Callable

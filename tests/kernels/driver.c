@@ -1,17 +1,18 @@
 /* The engine without Python: layers of odd sizes, forward and backward, in every type and direction, padded and
  * packed, against plain loops in double. For processors that have no machine here:
  *
- *     aarch64-linux-gnu-gcc -O2 -fopenmp -ffp-contract=fast -static -I manual_rnn/kernels/c \
- *         tests/kernels/driver.c manual_rnn/kernels/csrc/{scan,plan,layer,adjoint,jobs}.c -lm -o driver && qemu-aarch64-static driver
+ *     aarch64-linux-gnu-gcc -O2 -fopenmp -ffp-contract=fast -static -I manual_rnn/kernels/csrc \
+ *         tests/kernels/driver.c manual_rnn/kernels/csrc/{cpu_variants,plan,layer,layer_backward,schedule}.c \
+ *         -lm -o driver && qemu-aarch64-static driver
  *
  * Prints the largest error of each type, and returns 1 if one is above its bound.
  */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include "jobs.h"
-#include "scan.h"
-#include "numbers.h"
+#include "schedule.h"
+#include "cpu_variants.h"
+#include "half.h"
 
 enum { MOST = 1 << 16 };
 static const double BOUND[TYPES] = {2e-6, 1e-14, 1e-2, 2e-3};

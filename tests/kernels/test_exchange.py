@@ -1,11 +1,14 @@
 """How the native kernel reads torch's tensors in C: which it takes, what it returns, what can't crash it."""
 
 import copy
+import os
 import pickle
 import random
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -93,6 +96,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "pending negation": lambda: torch.complex(torch.randn(3), torch.randn(3)).conj().imag,
     "contiguous with a pending negation": lambda: torch._neg_view(torch.randn(3)),
     "zeros without memory": lambda: torch._efficientzerotensor(3),
+    "zeros without memory, from the second row on": lambda: torch._efficientzerotensor((2, 3))[1],
     "freed memory": without_memory,
     "misaligned": lambda: misaligned(3),
     "empty": lambda: torch.empty(0, 3),
@@ -600,6 +604,78 @@ def test_hostile_arguments_raise_and_never_crash() -> None:
     assert through > 1000
     assert refused > 2000
     assert out_of_memory < 300
+
+
+def test_zeros_without_memory_are_refused_at_an_offset() -> None:
+    z, h0, w = torch.randn(4, 3, 5), torch.randn(3, 5), torch.randn(5, 5)
+    for place in range(3):
+        given = [
+            torch._efficientzerotensor((2, *x.shape))[1] if i == place else x
+            for i, x in enumerate((z, h0, w))
+        ]
+        with pytest.raises(ValueError, match="to lie within its storage"):
+            native.elman(*given, None, "tanh", False)  # type: ignore[call-arg, arg-type]
+    sizes = torch._efficientzerotensor((2, 4), dtype=torch.int64)[1]
+    with pytest.raises(ValueError, match="batch_sizes to lie within"):
+        native.elman(z[0], h0, w, sizes, "tanh", False)
+
+
+def results_while_replaced(seconds: float) -> int:
+    """How many calls gave the same bits while another thread replaced the memory of all that they read."""
+    torch.manual_seed(0)
+    x, c, hx, w = (
+        torch.randn(40, 30, 128),
+        torch.randn(40, 30, 128),
+        torch.randn(1, 30, 128),
+        torch.randn(128, 128) / 128,
+    )
+    weights, how = (w, w.clone()), (None, "tanh", False, False, 128, 128)
+    state, need = native.network(x, hx, weights, *how, False)[0], (True,) * 4
+    calls: list[Callable[[], Any]] = [
+        lambda: native.network(x, hx, weights, *how, False)[:2],
+        lambda: native.network_vjp(need, x, hx, weights, (state,), c, hx, *how),
+        lambda: (native.elman(x, hx[0], w, None, "tanh", False),),
+        lambda: (native.linear_recurrence(c, state, w, None, "tanh", True),),
+    ]
+    expected, stop, count, deadline = (
+        [call() for call in calls],
+        threading.Event(),
+        0,
+        time.monotonic() + seconds,
+    )
+
+    def replace() -> None:
+        while not stop.is_set():
+            for victim in (x, c, hx, state, *weights):
+                victim.data = victim.data.clone()
+            time.sleep(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        try:
+            while time.monotonic() < deadline:
+                native._exchanges = count % 3 > 0 or count % 4 < 2  # the recurrences at times by addresses
+                found, right = calls[count % 4](), expected[count % 4]
+                assert all(map(torch.equal, found, right)), count
+                count += 1
+        finally:
+            stop.set()
+        replacing.result()
+    return count
+
+
+def test_memory_may_be_replaced_meanwhile() -> None:
+    """As by `weight.data = ...` in another thread: a call reads what was there when it began. In a process of
+    its own, which a crash would end, and where freed memory is gone at once."""
+    code = (
+        "import sys; sys.path[:0] = ['tests', 'tests/kernels']; "
+        "import test_exchange; print(test_exchange.results_while_replaced(2))"
+    )
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8, "each call at least twice"
 
 
 FUNCTIONS = (len,) * 8

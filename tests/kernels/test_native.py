@@ -1,6 +1,7 @@
 """The native kernel against the same equations in float64, straight from kernels/native.py."""
 
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -389,7 +390,7 @@ def test_more_threads_than_can_start_are_not_asked_for(monkeypatch: pytest.Monke
 
 
 # Straight to C, with arguments that native.py never passes. An address can lie undetected, and so can sizes
-# or strides that leave a tensor's memory but stay within REACH = 2^53: none of these do.
+# or strides that leave a tensor's memory but stay within MAX_EXTENT = 2^53: none of these do.
 MEMORY = torch.randn(4096, generator=torch.Generator().manual_seed(0)) if REASON is None else torch.empty(0)
 OUTPUT = torch.zeros(4096)
 INTEGERS = [-1, -(2**31), 2**55, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), -(10**30)]
@@ -617,11 +618,49 @@ def test_batch_sizes_may_change_meanwhile() -> None:
     assert through
 
 
+def results_on(threads: int, G: int) -> list[Tensor]:
+    """Of recurrences with G matrices, and of a network of two directions, its gradients too."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(G)
+    z, h0, w = torch.randn(G, 20, 16, 70), torch.randn(G, 16, 70), torch.randn(G, 70, 70) / 70
+    found = [native.elman(z, h0, w, None, "tanh", False)]
+    found.append(native.linear_recurrence(z, z.tanh(), w, None, "tanh", True))
+    if native._exchanges:
+        widths = 2 * (70, 70) + 2 * (140, 70)
+        x, weights = z[0].requires_grad_(), tuple(torch.randn(70, n) / 70 for n in widths)
+        how = None, "tanh", True, False, 70, 70
+        output, h_n, before = native.network(x, None, weights, *how, True)
+        need, states = (True, False, *(True,) * 8), (*before, output)
+        vjp = native.network_vjp(need, x.detach(), None, weights, states, output, h_n, *how)
+        found += [output, h_n, *(g for g in vjp if g is not None)]
+    return found
+
+
+def fewer_threads_than_asked_for() -> None:
+    """What `OMP_THREAD_LIMIT` makes of eight threads gives the bits of one."""
+    for G in range(1, 9):
+        assert all(map(torch.equal, results_on(8, G), results_on(1, G))), G
+
+
+@pytest.mark.parametrize("limit", [2, 3, 7])
+def test_fewer_threads_than_asked_for(limit: int) -> None:
+    """OpenMP gives what it has: each team and each matrix has memory all the same."""
+    code = (
+        "import sys; sys.path[:0] = ['tests', 'tests/kernels']; "
+        "import test_native; test_native.fewer_threads_than_asked_for()"
+    )
+    environment = {**os.environ, "OMP_THREAD_LIMIT": str(limit)}
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_build_knows_every_file() -> None:
     """A source that isn't built fails to link; a header that isn't named leaves a stale build."""
-    folder = Path(native.__file__).parent / "c"
-    told = (ROOT / "pyproject.toml").read_text()
-    assert all(f'"manual_rnn/kernels/csrc/{path.name}"' in told for path in folder.glob("*.[ch]"))
+    folder = Path(native.__file__).parent / "csrc"
+    told, files = (ROOT / "pyproject.toml").read_text(), list(folder.glob("*.[ch]"))
+    assert len(files) > 20
+    assert all(f'"manual_rnn/kernels/csrc/{path.name}"' in told for path in files)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

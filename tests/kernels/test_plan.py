@@ -10,7 +10,7 @@ from manual_rnn.kernels import native
 
 REASON = native.unsupported_reason(torch.empty(0))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-REACH = 2**53  # numbers: as in types.h
+MAX_EXTENT = 2**53  # numbers: as in types.h
 PADDED = 16  # numbers between rows
 DOUBLE = 1  # of the types
 TANH, TANH_SLOPE = 0, 2  # of the kinds
@@ -29,11 +29,13 @@ def plan(
     packed: bool = False,
     type: int = 0,
     kind: int = TANH,
-    lies: bool = False,
+    contiguous_weights: bool = False,
     pairs: bool = False,
 ) -> dict[str, int]:
     """`T`: steps of time or, if packed, rows of all steps."""
-    return native._scan.plan(lanes, most, threads, G, T, B, H, I, packed, type, kind, lies, pairs)
+    return native._scan.plan(
+        lanes, most, threads, G, T, B, H, I, packed, type, kind, contiguous_weights, pairs
+    )
 
 
 def slices(B: int, count: int, packed: bool) -> list[range]:
@@ -45,11 +47,11 @@ def slices(B: int, count: int, packed: bool) -> list[range]:
 PARTS = (
     "inputs",
     "carries",
-    "zs",
-    "dense",
-    "turned",
+    "z",
+    "x_packed",
+    "dz_transposed",
     "panels",
-    "sums",
+    "bias_or_dw",
     "counters",
     "bytes",
 )  # where they begin
@@ -101,7 +103,7 @@ TABLE: dict[str, tuple[dict[str, Any], tuple[int, int, int], tuple[int, int]]] =
         (64 * 64, 2 * 20 * 80),
     ),
     "one step of a stream, W read where it lies": (
-        {"T": 1, "B": 1, "H": 64, "I": 32, "lies": True, "threads": 2},
+        {"T": 1, "B": 1, "H": 64, "I": 32, "contiguous_weights": True, "threads": 2},
         (1, 1, 1),
         (1 * 64, 2 * 80),
     ),
@@ -124,11 +126,12 @@ def test_known_plans(name: str) -> None:
     found = plan(**job)
     assert (found["threads"], found["sharing"], found["slices"]) == (threads, sharing, count)
     assert sizes(found)["inputs"] == 4 * matrix
-    assert sizes(found)["zs"] == 4 * carries
+    assert sizes(found)["z"] == 4 * carries
     assert sizes(found)["bytes"] == 128 * (threads + 1)
     if not job.get("I"):
         assert not any(
-            sizes(found)[part] for part in ("carries", "dense", "turned", "panels", "sums", "counters")
+            sizes(found)[part]
+            for part in ("carries", "x_packed", "dz_transposed", "panels", "bias_or_dw", "counters")
         )
 
 
@@ -140,9 +143,9 @@ def test_a_known_plan_of_a_layer() -> None:
     forward = {
         "inputs": 64 * 60,
         "carries": 64 * 20,
-        "zs": 2 * 32 * ld,
-        "dense": rows * ld,
-        "turned": rows * wide,
+        "z": 2 * 32 * ld,
+        "x_packed": rows * ld,
+        "dz_transposed": rows * wide,
     }
     assert sizes(found) == {part: 4 * forward.get(part, 0) for part in PARTS} | {
         "counters": 4 * ld,
@@ -151,21 +154,21 @@ def test_a_known_plan_of_a_layer() -> None:
     back = sizes(plan(**job, kind=TANH_SLOPE))
     assert back["carries"] == 4 * 24 * 60
     assert back["panels"] == 4 * 64 * (rows + 16)
-    assert back["sums"] == 4 * rows * (24 + 64)
+    assert back["bias_or_dw"] == 4 * rows * (24 + 64)
     halves = sizes(plan(**job, kind=TANH_SLOPE, type=2))
     assert halves["counters"] == back["counters"] + 4 * 60 * (ld + wide)
     doubles = sizes(plan(**job, type=DOUBLE))
-    assert doubles["dense"] == 8 * rows * ld
+    assert doubles["x_packed"] == 8 * rows * ld
 
 
 @pytest.mark.parametrize("H", [1, 16, 17, 130])
 def test_bfloats_lie_behind_the_numbers_of_a_row(H: int) -> None:
     """So that rows begin at a vector, and none reaches into the next."""
     plain, found = plan(5, 3, H), plan(5, 3, H, pairs=True)
-    assert plain["pairs"] == 0
-    assert found["pairs"] == plain["ld"] - 16
+    assert plain["bf16_offset"] == 0
+    assert found["bf16_offset"] == plain["ld"] - 16
     assert found["ld"] % 16 == 0
-    assert found["ld"] >= found["pairs"] + found["vecs"] * 8 + 16
+    assert found["ld"] >= found["bf16_offset"] + found["vecs"] * 8 + 16
 
 
 @pytest.mark.parametrize(("T", "threads"), [(26, 1), (27, 2)])
@@ -187,7 +190,7 @@ def job_of(choice: random.Random) -> dict[str, Any]:
         "packed": choice.random() < 0.5,
         "type": choice.randrange(4),
         "kind": choice.randrange(4),
-        "lies": choice.random() < 0.5,
+        "contiguous_weights": choice.random() < 0.5,
     }
 
 
@@ -232,52 +235,62 @@ def test_memory_holds_what_it_must() -> None:
         back, part = job["kind"] >= TANH_SLOPE, sizes(found)
         assert found["vecs"] * lanes >= H
         assert found["ld"] >= found["vecs"] * lanes + PADDED
-        assert part["inputs"] >= width * H * (1 if found["direct"] else found["vecs"] * lanes)
-        assert part["zs"] >= width * 2 * job["B"] * found["ld"]
+        assert part["inputs"] >= width * H * (1 if found["unpacked_weights"] else found["vecs"] * lanes)
+        assert part["z"] >= width * 2 * job["B"] * found["ld"]
         assert part["bytes"] >= 128 * (found["threads"] + 1)
         if layer:
             u = (I, H) if not back else (H, columns)
-            assert part["carries"] >= width * (0 if found["direct"] else u[0] * u[1])
-            assert part["dense"] >= width * rows * found["ld"]
-            assert part["turned"] >= width * rows * (columns + PADDED)
+            assert part["carries"] >= width * (0 if found["unpacked_weights"] else u[0] * u[1])
+            assert part["x_packed"] >= width * rows * found["ld"]
+            assert part["dz_transposed"] >= width * rows * (columns + PADDED)
             assert part["counters"] >= width * found["ld"]
         if layer and back:
             assert part["panels"] >= width * found["vecs"] * lanes * rows
-            assert part["sums"] >= width * rows * (columns + found["vecs"] * lanes)
+            assert part["bias_or_dw"] >= width * rows * (columns + found["vecs"] * lanes)
         assert all(found[name] % 64 == 0 for name in PARTS)
-        assert all(found[name] * width % 64 == 0 for name in ("ld", "wide", "tall")) or lanes < 16
+        assert all(found[name] * width % 64 == 0 for name in ("ld", "x_ld", "dzt_ld")) or lanes < 16
 
 
 def test_weights_are_read_where_they_lie_for_a_few_rows_only() -> None:
     for H, rows in ((64, 4), (640, 20), (2000, 62), (4000, 64)):
         for B in (1, rows):
-            assert plan(1, B, H, lies=True)["direct"]
-        assert not plan(1, rows + 1, H, lies=True)["direct"]
-        assert not plan(1, 1, H)["direct"]
+            assert plan(1, B, H, contiguous_weights=True)["unpacked_weights"]
+        assert not plan(1, rows + 1, H, contiguous_weights=True)["unpacked_weights"]
+        assert not plan(1, 1, H)["unpacked_weights"]
 
 
 def test_a_block_of_time_is_worth_its_sums_and_fits_in_a_cache() -> None:
     for H, rows in ((1, 1024), (128, 1024), (256, 512), (1024, 128), (5000, 128)):
         assert plan(1000, 32, H, I=5)["rows"] == rows
-        assert plan(1000, 32, H)["rows"] == REACH
+        assert plan(1000, 32, H)["rows"] == MAX_EXTENT
 
 
 def test_absurd_sizes_plan_more_than_any_allocator_grants() -> None:
     choice = random.Random(0)
     for _ in range(2000):
-        T, B, H, G = (choice.choice([1, 2, 2**20, 2**31, 2**32 + 1, 2**52, REACH]) for _ in range(4))
-        I, kind, type = choice.choice([0, 1, 2**40, REACH]), choice.randrange(4), choice.randrange(4)  # noqa: E741
-        packed, lies, pairs = (choice.random() < 0.5 for _ in range(3))
-        how: dict[str, Any] = {"packed": packed, "kind": kind, "type": type, "lies": lies, "pairs": pairs}
+        T, B, H, G = (choice.choice([1, 2, 2**20, 2**31, 2**32 + 1, 2**52, MAX_EXTENT]) for _ in range(4))
+        I, kind, type = choice.choice([0, 1, 2**40, MAX_EXTENT]), choice.randrange(4), choice.randrange(4)  # noqa: E741
+        packed, contiguous, pairs = (choice.random() < 0.5 for _ in range(3))
+        how: dict[str, Any] = {
+            "packed": packed,
+            "kind": kind,
+            "type": type,
+            "contiguous_weights": contiguous,
+            "pairs": pairs,
+        }
         found = plan(T, B, H, I=I, G=G, threads=choice.choice([1, 8]), **how)
-        assert min(found[name] for name in found if name not in ("direct", "inputs", "pairs")) > 0
+        assert (
+            min(found[name] for name in found if name not in ("unpacked_weights", "inputs", "bf16_offset"))
+            > 0
+        )
         begins = [0, *(found[part] for part in PARTS)]
         assert begins == sorted(begins)
         assert (
-            found["matrix"] == min(H * (1 if found["direct"] and kind < 2 else found["vecs"] * 16), REACH)
-            or lies
+            found["matrix"]
+            == min(H * (1 if found["unpacked_weights"] and kind < 2 else found["vecs"] * 16), MAX_EXTENT)
+            or contiguous
         )
-        assert found["carry"] == min(2 * B * found["ld"], REACH)
+        assert found["carry"] == min(2 * B * found["ld"], MAX_EXTENT)
         first, apart, rows = native._scan.rows(False, B, found["slices"], found["slices"] - 1)
         assert first + apart * rows == B
         assert rows <= 128
@@ -297,7 +310,7 @@ def test_refuses_what_is_no_job() -> None:
         "packed",
         "type",
         "kind",
-        "lies",
+        "contiguous_weights",
         "pairs",
     )
     native._scan.plan(*good)

@@ -7,27 +7,27 @@
  * so that neither z nor dz is ever kept whole. Cost: forward 2 N H (H + I) flops, backward twice as much.
  *
  * The threads of a team meet between these parts. Two directions of a layer run side by side on half of the
- * threads each. adjoint.c has what follows dz.
+ * threads each. layer_backward.c has what follows dz.
  */
-#include "run.h"
+#include "job_context.h"
 #include <string.h>
-#include "numbers.h"
+#include "half.h"
 #include "plan.h"
 
 enum { ROWS_TO_SHARE = 12 }; /* per thread; of fewer, columns are shared */
 
-static Matrix matrix_of(const Run *run, const View *w, long K, long columns, char *packed)
+static Matrix matrix_of(const JobContext *run, const View *w, long K, long columns, char *packed)
 {
-    const int direct = run->plan->direct;
-    const long form = !direct ? PACKED : w->row == run->variant->width ? DOTS : NATURAL;
+    const int direct = run->plan->unpacked_weights;
+    const long form = !direct ? PANELS : w->row == run->variant->width ? COLUMN_DOTS : ROWS;
     return (Matrix){*w, K, columns, form, packed};
 }
 
-/* Its share of the panels of both weights. */
-static void pack(Run *run, long g)
+/* This thread's panels of both weights. */
+static void pack(JobContext *run, long g)
 {
     const Job *job = run->job;
-    const Member *member = run->member;
+    const TeamThread *member = run->member;
     Matrix *both[] = {&run->work.w, &run->u};
     View w = job->w;
     w.data += w.data ? g * w.group : 0; /* none for a single step backward */
@@ -38,13 +38,13 @@ static void pack(Run *run, long g)
     for (int i = 0; i < 2; i++) {
         const long vecs = quotient_up(both[i]->columns, run->variant->lanes);
         if (given[i])
-            run->variant->pack(both[i], share(vecs, member->me, member->size),
-                               share(vecs, member->me + 1, member->size));
+            run->variant->pack(both[i], partition(vecs, member->me, member->size),
+                               partition(vecs, member->me + 1, member->size));
     }
 }
 
 /* Whether all rows of a view are equally far from each other, as numbers to reckon with. */
-int is_dense(const Run *run, const View *x)
+int is_dense(const JobContext *run, const View *x)
 {
     const Job *job = run->job;
     const int even = job->packed || job->B == 1 || job->T == 1 || x->step == job->B * x->row;
@@ -52,93 +52,93 @@ int is_dense(const Run *run, const View *x)
         && x->row % run->variant->width == 0 && x->step % run->variant->width == 0;
 }
 
-long apart(const Run *run, const View *x)
+long apart(const JobContext *run, const View *x)
 {
     return (run->job->packed || run->job->B > 1 ? x->row : x->step) / run->variant->width;
 }
 
-char *first_row(const Run *run, const View *x, const Block *block)
+char *first_row(const JobContext *run, const View *x, const Block *block)
 {
     return at_step(x, 0, run->job->packed ? block->first : block->from, 0, 0);
 }
 
 /* rows times m, shared among the team: by rows, or by columns where there are few rows. */
-void multiply(const Run *run, const Matrix *m, long rows, const char *a, long lda, Target to)
+void multiply(const JobContext *run, const Matrix *m, long rows, const char *a, long lda, ProductOutput to)
 {
-    const Member *member = run->member;
+    const TeamThread *member = run->member;
     const long vecs = quotient_up(m->columns, run->variant->lanes), width = run->variant->width;
     if (rows >= ROWS_TO_SHARE * member->size || member->size == 1) {
-        const long r0 = share(rows, member->me, member->size), r1 = share(rows, member->me + 1, member->size);
+        const long r0 = partition(rows, member->me, member->size), r1 = partition(rows, member->me + 1, member->size);
         to.at += r0 * to.ld * width, to.base += to.base ? r0 * to.base_ld * width : 0;
         run->variant->multiply(m, r1 - r0, a + r0 * lda * width, lda, 0, vecs, to);
     } else
-        run->variant->multiply(m, rows, a, lda, share(vecs, member->me, member->size),
-                               share(vecs, member->me + 1, member->size), to);
+        run->variant->multiply(m, rows, a, lda, partition(vecs, member->me, member->size),
+                               partition(vecs, member->me + 1, member->size), to);
 }
 
 /* z of a block, where the recurrence reads it. */
-static void project(Run *run, const Block *block)
+static void project(JobContext *run, const Block *block)
 {
     const Job *job = run->job;
     const Plan *plan = run->plan;
-    const Member *member = run->member;
+    const TeamThread *member = run->member;
     const int dense = is_dense(run, &job->x);
-    char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->dense;
+    char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->x_packed;
     if (!dense) {
-        run->variant->factors(job, &job->x, job->I, block, share(block->rows, member->me, member->size),
-                              share(block->rows, member->me + 1, member->size), a, plan->wide);
-        meet(&run->member->meeting);
+        run->variant->factors(job, &job->x, job->I, block, partition(block->rows, member->me, member->size),
+                              partition(block->rows, member->me + 1, member->size), a, plan->x_ld);
+        barrier_wait(&run->member->meeting);
     }
-    const char *bias = job->bias[0].data ? run->memory + plan->sums : NULL;
-    const Target to = {run->memory + plan->zs, plan->ld, bias, 0, plan->ld};
-    multiply(run, &run->u, block->rows, a, dense ? apart(run, &job->x) : plan->wide, to);
-    meet(&run->member->meeting);
+    const char *bias = job->bias[0].data ? run->memory + plan->bias_or_dw : NULL;
+    const ProductOutput to = {run->memory + plan->z, plan->ld, bias, 0, plan->ld};
+    multiply(run, &run->u, block->rows, a, dense ? apart(run, &job->x) : plan->x_ld, to);
+    barrier_wait(&run->member->meeting);
 }
 
 /* The sum of both biases; of a backward job, zeros for their gradient to grow on. */
-static void begin_sums(const Run *run)
+static void begin_sums(const JobContext *run)
 {
     const Job *job = run->job, row = {.T = 1, .B = 1};
     const Block block = {0, 1, 0, 1, 0};
-    char *sums = run->memory + run->plan->sums;
+    char *sums = run->memory + run->plan->bias_or_dw;
     memset(sums, 0, run->plan->ld * run->variant->width);
     for (int i = 0; i < 2; i++)
         if (job->bias[i].data && !is_backward(job))
             run->variant->gather(&row, &job->bias[i], job->H, &block, 0, 1, i, sums, run->plan->ld);
 }
 
-/* Its share of the slices: those of its crew, and of their columns its part. */
-static void recur(Run *run, const Block *block, Meeting *crews_meeting)
+/* This thread's part of the recurrence: the slices of its group, and of their columns its own. */
+static void recur(JobContext *run, const Block *block, Barrier *crews_meeting)
 {
     const Plan *plan = run->plan;
-    const Member *member = run->member;
+    const TeamThread *member = run->member;
     const long sharing = plan->sharing < member->size ? plan->sharing : member->size;
     const long crews = member->size / sharing, crew = member->me / sharing, part = member->me % sharing;
     for (long i = crew; crew < crews && i < plan->slices; i += crews) {
         Slice slice = slice_of(run->job, plan, i);
-        slice.v0 = share(plan->vecs, part, sharing), slice.v1 = share(plan->vecs, part + 1, sharing);
+        slice.v0 = partition(plan->vecs, part, sharing), slice.v1 = partition(plan->vecs, part + 1, sharing);
         run->variant->run(&run->work, slice, block, crews_meeting);
     }
 }
 
 /* A block's rows as the recurrence sees them. */
-static View block_view(const Run *run, const Block *block)
+static View block_view(const JobContext *run, const Block *block)
 {
     const long row = run->plan->ld * run->variant->width, step = run->job->packed ? row : run->job->B * row;
     const long first = run->job->packed ? block->first : block->from;
     const long type = run->variant->width == sizeof(double) ? DOUBLE : FLOAT;
-    return (View){run->memory + run->plan->zs - first * step, type, 0, step, row, run->variant->width};
+    return (View){run->memory + run->plan->z - first * step, type, 0, step, row, run->variant->width};
 }
 
-/* A second copy of a block of y, whose rows and the copy's are equally far apart. */
-static void copy_states(const Run *run, const Block *block)
+/* A second copy of a block of y. The rows of both are equally far apart. */
+static void copy_states(const JobContext *run, const Block *block)
 {
     const Job *job = run->job;
-    const Member *member = run->member;
+    const TeamThread *member = run->member;
     const long bytes = job->H * WIDTH[job->type], first = job->packed ? block->first : block->from * job->B;
     const long row = job->packed || job->B > 1 ? job->y.row : job->y.step;
-    const long r0 = first + share(block->rows, member->me, member->size);
-    const long r1 = first + share(block->rows, member->me + 1, member->size);
+    const long r0 = first + partition(block->rows, member->me, member->size);
+    const long r1 = first + partition(block->rows, member->me + 1, member->size);
     if (row == bytes)
         memcpy(job->copy.data + r0 * row, job->y.data + r0 * row, (r1 - r0) * bytes);
     else
@@ -146,7 +146,7 @@ static void copy_states(const Run *run, const Block *block)
             memcpy(job->copy.data + r * row, job->y.data + r * row, bytes);
 }
 
-static void run_block(Run *run, const Block *block, int first, Meeting *crew)
+static void run_block(JobContext *run, const Block *block, int first, Barrier *crew)
 {
     const Job *job = run->job;
     const int layer = job->I > 0, backward = is_backward(job);
@@ -158,7 +158,7 @@ static void run_block(Run *run, const Block *block, int first, Meeting *crew)
     recur(run, block, crew);
     if (!layer)
         return;
-    meet(&run->member->meeting); /* before the block's memory is written again */
+    barrier_wait(&run->member->meeting); /* before the block's memory is written again */
     if (job->copy.data)
         copy_states(run, block);
     if (!backward)
@@ -167,33 +167,35 @@ static void run_block(Run *run, const Block *block, int first, Meeting *crew)
         to_input(run, block);
     if (job->du.data || job->dw.data || job->db[0].data || job->db[1].data)
         to_weights(run, block, first);
-    meet(&run->member->meeting);
+    barrier_wait(&run->member->meeting);
 }
 
 /* What a member of a team does for a job; of many matrices only its own. */
-void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, Member *member)
+void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, TeamThread *member)
 {
     const int together = job->G < plan->threads || plan->threads == 1;
-    Member alone = {0, 1, {NULL, 1, 0}};
-    Run run = {variant, job, plan, together ? member : &alone, together ? memory : memory + member->me * plan->bytes};
+    TeamThread alone = {0, 1, {NULL, 1, 0}};
+    JobContext run = {.variant = variant, .job = job, .plan = plan, .member = together ? member : &alone,
+               .memory = together ? memory : memory + member->me * plan->bytes};
     const long sharing = plan->sharing < run.member->size ? plan->sharing : run.member->size;
     for (long g = together ? 0 : member->me; g < job->G; g += together ? 1 : member->size) {
         long *counters = (long *)(run.memory + plan->counters);
-        Meeting crew = {counters + APART * (run.member->me / sharing), sharing, 0};
-        run.work = (Work){job, plan, g, job->z, job->y, {{0}}, run.memory + plan->carries};
+        Barrier crew = {counters + COUNTER_STRIDE * (run.member->me / sharing), sharing, 0};
+        run.work = (ScanContext){.job = job, .plan = plan, .g = g, .z = job->z, .y = job->y,
+                                 .carry = run.memory + plan->carries};
         pack(&run, g);
         if (run.member->me == 0) {
-            memset(counters, 0, sizeof(long) * APART * plan->threads);
+            memset(counters, 0, sizeof(long) * COUNTER_STRIDE * plan->threads);
             if (job->I)
                 begin_sums(&run);
         }
-        meet(&run.member->meeting);
+        barrier_wait(&run.member->meeting);
         int first = 1;
         for (Block block = block_after(job, plan, (Block){.to = -1}); block.rows;
              block = block_after(job, plan, block), first = 0)
             run_block(&run, &block, first, &crew);
         if (job->I && is_backward(job) && run.member->me == 0)
-            put_gradients(&run);
-        meet(&run.member->meeting);
+            store_gradients(&run);
+        barrier_wait(&run.member->meeting);
     }
 }

@@ -144,7 +144,7 @@ Job shared_job(const Network *net, View below, long layer, long d)
                .threads = net->threads, .G = 1, .T = net->T, .B = net->B, .H = net->H,
                .I = layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T, .sizes = net->sizes};
     job.u = weight_view(&weights[0]), job.w = weight_view(&weights[1]);
-    job.lies = is_contiguous(&job.w, &job.u);
+    job.contiguous_weights = is_contiguous(&job.w, &job.u);
     job.x = below;
     return job;
 }

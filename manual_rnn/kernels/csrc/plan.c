@@ -32,8 +32,8 @@ static long smaller(long a, long b) { return a < b ? a : b; }
 static long larger(long a, long b) { return a > b ? a : b; }
 static long quotient_up(long a, long b) { return (a + b - 1) / b; }
 
-/* a b for positive a and b, or REACH where that's less. */
-static long times(long a, long b) { return a > REACH / b ? REACH : a * b; }
+/* a b for positive a and b, or MAX_EXTENT where that's less. */
+static long times(long a, long b) { return a > MAX_EXTENT / b ? MAX_EXTENT : a * b; }
 
 static long rows_that_pay(long H)
 {
@@ -66,22 +66,22 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
     const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
     const int half = job->type >= BFLOAT;
-    plan->wide = columns + GAP;
-    plan->tall = quotient_up(rows, lanes) * lanes + GAP;
-    plan->matrix = times(plan->direct ? one : plan->vecs * lanes, job->H);
-    plan->input_matrix = backward ? times(plan->direct ? one : larger(1, columns), job->H)
-                                  : times(plan->direct ? 1 : plan->vecs * lanes, larger(1, job->I));
+    plan->x_ld = columns + GAP;
+    plan->dzt_ld = quotient_up(rows, lanes) * lanes + GAP;
+    plan->matrix = times(plan->unpacked_weights ? one : plan->vecs * lanes, job->H);
+    plan->input_matrix = backward ? times(plan->unpacked_weights ? one : larger(1, columns), job->H)
+                                  : times(plan->unpacked_weights ? 1 : plan->vecs * lanes, larger(1, job->I));
     plan->carry = times(2 * job->B, plan->ld);
     reserve(plan, width, plan->matrix);
     plan->inputs = reserve(plan, width, job->I ? plan->input_matrix : 0);
     plan->carries = reserve(plan, width, plan->carry);
-    plan->zs = reserve(plan, width, job->I ? times(rows, plan->ld) : 0);
-    plan->dense = reserve(plan, width, job->I ? times(rows, plan->wide) : 0);
-    plan->turned = reserve(plan, width, job->I && backward ? times(plan->vecs * lanes, plan->tall) : 0);
+    plan->z = reserve(plan, width, job->I ? times(rows, plan->ld) : 0);
+    plan->x_packed = reserve(plan, width, job->I ? times(rows, plan->x_ld) : 0);
+    plan->dz_transposed = reserve(plan, width, job->I && backward ? times(plan->vecs * lanes, plan->dzt_ld) : 0);
     plan->panels = reserve(plan, width, job->I && backward ? times(rows, columns + plan->vecs * lanes) : 0);
-    plan->sums = reserve(plan, width,
-                         job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->wide) : 0) : 0);
-    plan->counters = reserve(plan, sizeof(long), APART * (plan->threads + 1));
+    plan->bias_or_dw = reserve(plan, width,
+                         job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
+    plan->counters = reserve(plan, sizeof(long), COUNTER_STRIDE * (plan->threads + 1));
 }
 
 Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
@@ -92,10 +92,10 @@ Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
     plan.sharing = job->H < NARROW ? 1 : team / crews;
     plan.slices = crews * quotient_up(job->B, crews * LIMIT);
     plan.vecs = quotient_up(job->H, lanes);
-    plan.pairs = pairs ? plan.vecs * lanes : 0;
+    plan.bf16_offset = pairs ? plan.vecs * lanes : 0;
     plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
-    plan.direct = job->lies && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
-    plan.rows = job->I ? smaller(MOST, larger(LEAST, CACHED / job->H)) : REACH;
+    plan.unpacked_weights = job->contiguous_weights && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
+    plan.rows = job->I ? smaller(MOST, larger(LEAST, CACHED / job->H)) : MAX_EXTENT;
     lay_out(&plan, job, lanes, width);
     return plan;
 }

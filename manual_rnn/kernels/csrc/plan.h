@@ -4,10 +4,11 @@
 #include "types.h"
 
 /* The plan of a job with no size of 0, for vectors of `lanes` numbers of `width` bytes, which are multiplied as
- * `pairs` of bfloats or as they are, and at most `most` threads. Memory that can't be addressed is planned as REACH numbers, which no allocator grants. */
+ * `pairs` of bfloats or as they are, and at most `most` threads. Memory that can't be addressed is planned as
+ * MAX_EXTENT numbers, which no allocator grants. */
 Plan plan_of(const Job *job, long lanes, long width, int pairs, long most);
 
-/* Rows of all steps, or REACH if there are more. */
+/* Rows of all steps, or MAX_EXTENT if there are more. */
 long rows_of(const Job *job);
 
 /* The threads that pay for each of so many jobs alike. */

@@ -1,4 +1,4 @@
-/* What Python asks for (Job), how it's done (Plan), and the parts that one thread runs through: rows of the
+/* What an operator asks for (Job), how it is done (Plan), and the parts that one thread runs through: rows of the
  * batch (Slice), a stretch of time (Block). */
 #ifndef MANUAL_RNN_TYPES_H
 #define MANUAL_RNN_TYPES_H
@@ -7,11 +7,10 @@
 /* The most that a size may be, a tensor may span, and a part of a plan's memory may hold, in numbers: 2^56
  * bytes, all that a processor of today can address. Sums of a few of them don't overflow. */
 #define MAX_EXTENT (1L << 53)
-#define REACH MAX_EXTENT
 
 enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE, KINDS };
 enum { FLOAT, DOUBLE, BFLOAT, HALF, TYPES }; /* of the numbers in memory; halves are reckoned with as floats */
-enum { APART = 16 }; /* longs from counter to counter: two cache lines, which processors fetch as a pair */
+enum { COUNTER_STRIDE = 16 }; /* longs from counter to counter: two cache lines, which processors fetch as a pair */
 
 typedef struct { char *data; long type, group, step, row, column; } View; /* strides in bytes */
 
@@ -20,7 +19,7 @@ typedef struct { char *data; long type, group, step, row, column; } View; /* str
 typedef struct {
     long kind, reverse, packed, type;
     long threads;              /* that may be used */
-    long lies;                 /* whether the weights lie in memory as rows of numbers to reckon with */
+    long contiguous_weights;   /* whether each row of the weights is contiguous, in the type that is multiplied */
     long G, T, B, H, I, steps; /* steps: T, or N if packed; I: 0 where z is given, not x */
     int64_t *sizes;            /* rows alive at each step of packed input, else NULL */
     View z, h, y, w;           /* the recurrence's; w: what the carry is multiplied by, on its right */
@@ -30,7 +29,8 @@ typedef struct {
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
     View h0;                   /* backward: the first states, and the gradients */
     View dx, du, dw, db[2];
-    long *claims;              /* where two directions add up dx: who came to a block first */
+    long *block_owner;         /* two directions add up dx: a flag for each block and thread, which the direction that
+                                  comes to the block first sets */
 } Job;
 
 typedef struct {
@@ -38,15 +38,18 @@ typedef struct {
     long sharing;                   /* threads that share a slice, each with some of its columns */
     long slices;                    /* of the batch's rows */
     long vecs, ld;                  /* vectors in a row of the carry; numbers from row to row */
-    long direct;                    /* whether weights are read where they lie */
+    long unpacked_weights;          /* whether weights are read in place */
     long rows;                      /* of a block, but for those of its last step */
     long matrix, input_matrix;      /* numbers of a packed W and U */
     long carry;                     /* of the carries of a matrix, kept twice */
-    long pairs;                     /* where bfloats multiply: how far behind a row's numbers the same lie as bfloats */
-    long wide;                      /* numbers from row to row of a block's inputs */
-    long tall;                      /* and from column to column of a block that lies transposed */
-    long carries, inputs, zs, dense, turned, panels, sums, counters; /* where these begin, in bytes */
-    long bytes;                     /* and where all ends */
+    long bf16_offset;               /* of the bf16 copy of a row of the carry, in numbers; 0 if there is none */
+    long x_ld;                      /* numbers from row to row of a block's packed inputs */
+    long dzt_ld;                    /* numbers from row to row of a block's transposed dz */
+    /* Where each buffer begins, in bytes: the carries; packed U; a block's z or dz; its inputs or dx, as dense rows;
+     * its dz, transposed; its inputs and states, in panels; the sum of both biases or, backward, its gradient, with
+     * those of half-precision weights in float32; the counters of barriers. */
+    long carries, inputs, z, x_packed, dz_transposed, panels, bias_or_dw, counters;
+    long bytes;                     /* of all buffers */
 } Plan;
 
 typedef struct { long row, apart, rows, place, v0, v1; } Slice; /* rows row, row + apart, ..., the carry of the

@@ -1,6 +1,6 @@
 /* Matrix products: rows times a matrix, whose columns lie in panels of one vector, or which is read as it is.
- * tile.h tells what's defined before. Where bfloats multiply (pairs.h), a number here is a pair of them, and K
- * counts pairs.
+ * tile.inc.h tells what's defined before. Where bfloats multiply (bf16_pairs.inc.h), a number here is a pair of them,
+ * and K counts pairs.
  */
 
 /* The lanes of a (numbered from 0) and b (from LANES) that `lanes` names. */
@@ -37,7 +37,7 @@ INLINE void NAME(transpose)(vec *x)
 
 
 #if PAIRS
-#include "pairs.h"
+#include "bf16_pairs.inc.h"
 #else
 INLINE vec NAME(add_product)(vec sum, REAL a, vec w) { return sum + a * w; }
 INLINE void NAME(store_factors)(vec x, char *to) { *(vec *)to = x; }
@@ -68,7 +68,7 @@ static long NAME(length)(const Matrix *m) { return PAIRS ? (m->K + 1) / 2 : m->K
  * it's no whole one. */
 static TARGET void NAME(pack)(const Matrix *m, long v0, long v1)
 {
-    const long K = NAME(length)(m), whole = m->form == PACKED ? 0 : m->form == NATURAL ? m->columns / LANES : v1;
+    const long K = NAME(length)(m), whole = m->form == PANELS ? 0 : m->form == ROWS ? m->columns / LANES : v1;
     for (long v = v0 > whole ? v0 : whole; v < v1; v++)
         NAME(pack_panel)(&m->from, m->from.data + v * LANES * m->from.column, m->K,
                          m->columns - v * LANES, (vec *)m->packed + (v - whole) * K);
@@ -78,7 +78,7 @@ static TARGET void NAME(pack)(const Matrix *m, long v0, long v1)
  * registers. Cost for each k: rows * vecs multiply-adds, rows + vecs loads. Sums are taken over RUN k's at a
  * time and then added, which keeps rounding errors as small as those of a BLAS. */
 INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, const REAL *w, long panel,
-                          long apart, Target to, long columns)
+                          long apart, ProductOutput to, long columns)
 {
     for (long begin = 0, end; begin < K; begin = end) {
         end = begin + RUN < K ? begin + RUN : K;
@@ -105,7 +105,7 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
 
 /* The same for any number of panels, in the widest tiles that leave their sums in registers. */
 static TARGET void NAME(products)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w,
-                                  long panel, long apart, Target to, long columns)
+                                  long panel, long apart, ProductOutput to, long columns)
 {
     for (long width; vecs > 0; vecs -= width, w += width * panel, columns -= width * LANES) {
         for (width = 8; width > vecs || width * rows > SUMS;)
@@ -128,7 +128,7 @@ static TARGET void NAME(products)(int rows, long vecs, long K, const REAL *a, lo
     }
 }
 
-static Target NAME(moved)(Target to, long rows, long v)
+static ProductOutput NAME(moved)(ProductOutput to, long rows, long v)
 {
     to.at += (rows * to.ld + v * LANES) * sizeof(REAL);
     to.base += to.base ? (rows * to.base_ld + v * LANES) * sizeof(REAL) : 0;
@@ -137,7 +137,7 @@ static Target NAME(moved)(Target to, long rows, long v)
 
 /* The same of a matrix whose columns are contiguous, for `rows` rows and LANES / rows columns: each sum runs
  * over a vector of k's, whose lanes are added up at the end. */
-INLINE void NAME(dot)(int rows, const Matrix *m, const REAL *a, long lda, long first, Target to)
+INLINE void NAME(dot)(int rows, const Matrix *m, const REAL *a, long lda, long first, ProductOutput to)
 {
     const int wide = LANES / rows;
     const long columns = m->columns - first, whole = m->K / LANES * LANES;
@@ -167,7 +167,7 @@ INLINE void NAME(dot)(int rows, const Matrix *m, const REAL *a, long lda, long f
 }
 
 /* The same for any number of rows and the columns of panel v. */
-static TARGET void NAME(dots)(const Matrix *m, long rows, const REAL *a, long lda, long v, Target to)
+static TARGET void NAME(dots)(const Matrix *m, long rows, const REAL *a, long lda, long v, ProductOutput to)
 {
     enum { FOUR = LANES < 4 ? 1 : 4, TWO = LANES < 2 ? 1 : 2 };
     for (long r = 0, tall; r < rows; r += tall, a += tall * lda) {
@@ -186,9 +186,9 @@ static TARGET void NAME(dots)(const Matrix *m, long rows, const REAL *a, long ld
 /* Rows k0 to k1 of a matrix as they lie in memory or in panels, times all rows of a: tile after tile of rows
  * of about the same height. */
 static TARGET void NAME(tiles)(const Matrix *m, long rows, const REAL *a, long lda, long v, long vecs, long k0,
-                               long k1, Target to)
+                               long k1, ProductOutput to)
 {
-    const long whole = m->form == NATURAL ? m->columns / LANES : 0; /* panels that are read where they lie */
+    const long whole = m->form == ROWS ? m->columns / LANES : 0; /* panels that are read where they lie */
     const int lies = v < whole;
     const long K = NAME(length)(m);
     const REAL *w = lies ? (REAL *)m->from.data + v * LANES : (REAL *)m->packed + (v - whole) * K * LANES;
@@ -206,14 +206,14 @@ static TARGET void NAME(tiles)(const Matrix *m, long rows, const REAL *a, long l
 /* Panels v0 to v1 of all rows: as many panels as fit in the cache, then the next. A matrix that's read row by
  * row where it lies comes in slabs of RUN rows instead, all columns of each. */
 static TARGET void NAME(multiply)(const Matrix *m, long rows, const char *from, long lda, long v0, long v1,
-                                  Target to)
+                                  ProductOutput to)
 {
     const REAL *a = (const REAL *)from;
     const long K = NAME(length)(m), block = 1 + CACHED / (K * LANES), whole = m->columns / LANES;
-    if (m->form == DOTS) {
+    if (m->form == COLUMN_DOTS) {
         for (long v = v0; v < v1; v++)
             NAME(dots)(m, rows, a, lda, v, to);
-    } else if (m->form == NATURAL) {
+    } else if (m->form == ROWS) {
         const long middle = v1 < whole ? v1 : whole > v0 ? whole : v0;
         for (long k = 0; k < K && v0 < middle; k += RUN)
             NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, k + RUN < K ? k + RUN : K, to);

@@ -1,5 +1,5 @@
 /* Numbers that are multiplied as bfloats: two products at a time, added up as floats. A number of a matrix, or of
- * a row that it multiplies, is here a pair: of two rows of the matrix, and of two neighbours in the row. tile.h
+ * a row that it multiplies, is here a pair: of two rows of the matrix, and of two neighbours in the row. tile.inc.h
  * tells what's defined before.
  *
  * Halves read from memory are bfloats already. What is rounded for it is the carry and dz of a backward pass, as

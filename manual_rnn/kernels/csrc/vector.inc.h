@@ -1,5 +1,5 @@
 /* A vector of numbers of one instruction set. A vector expression is written as if for one number; the
- * compiler keeps it in one register. tile.h tells what's defined before.
+ * compiler keeps it in one register. tile.inc.h tells what's defined before.
  */
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define vec NAME(vec)
@@ -46,7 +46,7 @@ INLINE vec NAME(tanh)(vec x)
 }
 
 /* One number of any type. */
-INLINE REAL NAME(number)(int type, const char *at)
+INLINE REAL NAME(number)(UNUSED int type, const char *at)
 {
 #if SINGLE
     switch (type) {
@@ -57,7 +57,7 @@ INLINE REAL NAME(number)(int type, const char *at)
     return *(const REAL *)at;
 }
 
-INLINE void NAME(write)(int type, REAL x, char *at)
+INLINE void NAME(write)(UNUSED int type, REAL x, char *at)
 {
 #if SINGLE
     switch (type) {
@@ -105,8 +105,8 @@ INLINE void NAME(narrow)(int type, vec x, char *to)
         STORE_HALF(x, to);
 }
 #else
-INLINE vec NAME(widen)(int type, const char *from) { return *(const loose *)from; }
-INLINE void NAME(narrow)(int type, vec x, char *to) { *(loose *)to = x; }
+INLINE vec NAME(widen)(UNUSED int type, const char *from) { return *(const loose *)from; }
+INLINE void NAME(narrow)(UNUSED int type, vec x, char *to) { *(loose *)to = x; }
 #endif
 
 INLINE vec NAME(load)(int type, const char *from, long stride, long count)

@@ -5,18 +5,17 @@
  *     linear   y_t = phi'(h_t) (z_t + y_{t-1} W)     y before the first step = 0      phi' = 1 - h^2 or h > 0
  *
  * in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G
- * matrices W. Within a step, tiles of (rows x columns) of the sum are held in registers (tile.h); W lies in
- * panels, in the order in which it's read (product.h). The carry is kept twice, before and after a step.
+ * matrices W. Within a step, tiles of (rows x columns) of the sum are held in registers (tile.inc.h); W lies in
+ * panels, in the order in which it's read (product.inc.h). The carry is kept twice, before and after a step.
  *
  * The tiling is that of K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication",
  * 2008. layer.c says what a thread does with it.
  */
-#include "scan.h"
-#include "numbers.h"
+#include "cpu_variants.h"
+#include "half.h"
 #include <sched.h>
 
 enum {
-    RUN = 128,        /* products summed in a row */
     SPINS = 4000,     /* looks at a meeting before the processor is given away */
     CACHED = 1 << 18, /* floats of W that stay in a second cache of 1 MiB while a slice's rows pass */
 };
@@ -24,7 +23,7 @@ enum {
 /* The part of a slice and a step whose sums lie in registers. The next step is `ahead` of this one. */
 typedef struct { long step, ahead, row, apart, rows, v0, v1; } Tile;
 
-void meet(Meeting *meeting)
+void barrier_wait(Barrier *meeting)
 {
     if (meeting->members == 1)
         return;
@@ -41,6 +40,7 @@ void meet(Meeting *meeting)
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 #define JOIN(a, b) a##b
+#define UNUSED __attribute__((unused))
 /* u's series from p^14 down, without u's first term: 2^(k-1) / k!. */
 #define SERIES \
     9.39683479366019e-08, 6.577784355562133e-07, 4.275559831115387e-06, 2.565335898669232e-05, \
@@ -55,9 +55,9 @@ void meet(Meeting *meeting)
 #define TALLEST 12
 #define NAME(f) JOIN(f, _avx512)
 #define PAIRS 0
-#include "avx512.h"
-#include "tile.h"
-#include "undefine.h"
+#include "avx512.inc.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx512_double)
 #define REAL double
@@ -67,8 +67,8 @@ void meet(Meeting *meeting)
 #define SMALLER(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
 #define LOAD_FIRST(from, count) _mm512_maskz_loadu_pd((1 << (count)) - 1, from)
 #define STORE_FIRST(x, to, count) _mm512_mask_storeu_pd(to, (1 << (count)) - 1, (__m512d)(x))
-#include "tile.h"
-#include "undefine.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #undef TARGET
 #undef SUMS
 #undef TALLEST
@@ -79,9 +79,9 @@ void meet(Meeting *meeting)
 #define TALLEST 12
 #define NAME(f) JOIN(f, _avx512_pairs)
 #define PAIRS 1
-#include "avx512.h"
-#include "tile.h"
-#include "undefine.h"
+#include "avx512.inc.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #undef TARGET
 #undef SUMS
 #undef TALLEST
@@ -103,8 +103,8 @@ void meet(Meeting *meeting)
 #define STORE_FIRST(x, to, count) _mm256_maskstore_ps((float *)(to), FIRST(count), (__m256)(x))
 #define LOAD_HALF(from) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from)))
 #define STORE_HALF(x, to) _mm_storeu_si128((__m128i *)(to), _mm256_cvtps_ph((__m256)(x), 0))
-#include "tile.h"
-#include "undefine.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx2_double)
 #define REAL double
@@ -115,8 +115,8 @@ void meet(Meeting *meeting)
 #define FIRST(count) _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3))
 #define LOAD_FIRST(from, count) _mm256_maskload_pd((const double *)(from), FIRST(count))
 #define STORE_FIRST(x, to, count) _mm256_maskstore_pd((double *)(to), FIRST(count), (__m256d)(x))
-#include "tile.h"
-#include "undefine.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #undef TARGET
 #undef SUMS
 #undef TALLEST
@@ -141,8 +141,8 @@ void meet(Meeting *meeting)
 #define STORE_FIRST(x, to, count) NAME(scatter)(OWN, x, (char *)(to), sizeof(REAL), count)
 #define LOAD_HALF(from) NAME(gather)(HALF, from, 2, LANES)
 #define STORE_HALF(x, to) NAME(scatter)(HALF, x, to, 2, LANES)
-#include "tile.h"
-#include "undefine.h"
+#include "tile.inc.h"
+#include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _plain_double)
 #define REAL double
@@ -152,11 +152,11 @@ void meet(Meeting *meeting)
 #define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
 #define LOAD_FIRST(from, count) NAME(gather)(OWN, (const char *)(from), sizeof(REAL), count)
 #define STORE_FIRST(x, to, count) NAME(scatter)(OWN, x, (char *)(to), sizeof(REAL), count)
-#include "tile.h"
+#include "tile.inc.h"
 
 #define VARIANT(name, set, lanes, real, pairs) \
     {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, run_##set, gather_rows_##set, \
-     factor_rows_##set, spread_rows_##set, panel_##set, turn_##set, peak_##set}
+     factor_rows_##set, scatter_rows_##set, pack_block_##set, transpose_and_sum_##set, peak_##set}
 static const Variant singles[] = {
 #if defined(__x86_64__)
     VARIANT("avx512", avx512, 16, float, 0),

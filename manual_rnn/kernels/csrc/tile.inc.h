@@ -1,4 +1,4 @@
-/* The arithmetic for one instruction set and type. scan.c includes this file once for each, having defined
+/* The arithmetic for one instruction set and type. cpu_variants.c includes this file once for each, having defined
  *   NAME(f)  f with the set's suffix      TARGET  the compiler's attribute for the set
  *   REAL, INT, SINGLE                     the type, an integer of its width, and whether it's float
  *   LANES    numbers in a vector          SUMS    vector registers that may hold running sums
@@ -10,11 +10,11 @@
  */
 #define OWN (SINGLE ? FLOAT : DOUBLE)
 #define FACTOR (PAIRS ? 2 : (long)sizeof(REAL)) /* bytes of a number as it is multiplied */
-#include "vector.h"
-#include "product.h"
+#include "vector.inc.h"
+#include "product.inc.h"
 
 /* What a step does to the finished products x, for each kind of Job. */
-INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
+INLINE vec NAME(nonlinearity)(int kind, vec x, vec z, vec h)
 {
     const vec zero = {0};
     switch (kind) {
@@ -27,7 +27,7 @@ INLINE vec NAME(close)(int kind, vec x, vec z, vec h)
 
 /* Closes the products of a tile, where they lie in `next` and in y, and asks for what the next step will
  * touch. `own`: the type of all numbers, or -1 where they differ. */
-INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL *next)
+INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile tile, REAL *next)
 {
     const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE, kept = slope && work->job->I;
     const View *z = &work->z, *h = &work->job->h, *y = &work->y;
@@ -42,11 +42,11 @@ INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL
         const char *h_j = slope ? at_step(h, g, tile.step, row, first) : NULL;
         char *y_j = at_step(y, g, tile.step, row, first);
         REAL *x = next + r * work->plan->ld + first;
-        long behind = work->plan->pairs * sizeof(REAL) - first * FACTOR;
+        long behind = work->plan->bf16_offset * sizeof(REAL) - first * FACTOR;
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
             const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
             const vec given = NAME(load)(z_type, z_j, z_column, count);
-            const vec new = NAME(rounded)(y_type, NAME(close)(kind, *(vec *)x, given, old));
+            const vec new = NAME(rounded)(y_type, NAME(nonlinearity)(kind, *(vec *)x, given, old));
             *(vec *)x = new;
             NAME(store)(y_type, new, y_j, y_column, count);
             if (PAIRS)
@@ -63,21 +63,21 @@ INLINE void NAME(finish_as)(int kind, int own, const Work *work, Tile tile, REAL
     }
 }
 
-static TARGET void NAME(finish)(const Work *work, Tile tile, REAL *next)
+static TARGET void NAME(epilogue)(const ScanContext *work, Tile tile, REAL *next)
 {
     const int own = work->z.type == OWN && work->y.type == OWN && work->job->type == OWN ? OWN : -1;
     switch (2 * work->job->kind + (own < 0)) {
-    case 2 * TANH: NAME(finish_as)(TANH, OWN, work, tile, next); break;
-    case 2 * RELU: NAME(finish_as)(RELU, OWN, work, tile, next); break;
-    case 2 * TANH_SLOPE: NAME(finish_as)(TANH_SLOPE, OWN, work, tile, next); break;
-    case 2 * RELU_SLOPE: NAME(finish_as)(RELU_SLOPE, OWN, work, tile, next); break;
-    default: NAME(finish_as)(work->job->kind, -1, work, tile, next);
+    case 2 * TANH: NAME(epilogue_as)(TANH, OWN, work, tile, next); break;
+    case 2 * RELU: NAME(epilogue_as)(RELU, OWN, work, tile, next); break;
+    case 2 * TANH_SLOPE: NAME(epilogue_as)(TANH_SLOPE, OWN, work, tile, next); break;
+    case 2 * RELU_SLOPE: NAME(epilogue_as)(RELU_SLOPE, OWN, work, tile, next); break;
+    default: NAME(epilogue_as)(work->job->kind, -1, work, tile, next);
     }
 }
 
 /* What rows `from` to `to` begin with, h_0 or the gradient of the last state, into their carry; zeros where
  * nothing was given. */
-static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to, REAL *carry)
+static TARGET void NAME(start)(const ScanContext *work, Slice slice, long from, long to, REAL *carry)
 {
     const View *start = &work->job->start;
     const vec zero = {0};
@@ -88,21 +88,22 @@ static TARGET void NAME(start)(const Work *work, Slice slice, long from, long to
                                                    work->job->H - column)
                                       : zero;
             *(vec *)(carry + r * work->plan->ld + column) = x;
+            const long copy = r * work->plan->ld + work->plan->bf16_offset;
             if (PAIRS)
-                NAME(store_factors)(x, (char *)(carry + r * work->plan->ld + work->plan->pairs) + column * FACTOR);
+                NAME(store_factors)(x, (char *)(carry + copy) + column * FACTOR);
         }
 }
 
 /* What rows `from` to `to` end with: their last state or, backward, the gradient of their first: one product
  * more, which `spare` takes. */
-static TARGET void NAME(end)(const Work *work, Slice slice, long from, long to, const REAL *carry, REAL *spare)
+static TARGET void NAME(end)(const ScanContext *work, Slice slice, long from, long to, const REAL *carry, REAL *spare)
 {
     const View *end = &work->job->end;
-    const long ld = work->plan->ld, factors = from * ld + work->plan->pairs;
+    const long ld = work->plan->ld, factors = from * ld + work->plan->bf16_offset;
     if (from >= to)
         return;
     if (work->job->kind >= TANH_SLOPE) {
-        const Target product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
+        const ProductOutput product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
         NAME(multiply)(&work->w, to - from, (const char *)(carry + factors), ld, slice.v0, slice.v1, product);
         carry = spare;
     }
@@ -117,7 +118,7 @@ static TARGET void NAME(end)(const Work *work, Slice slice, long from, long to, 
 
 /* One step of the first `live` rows of a slice, from `prev` to `next`. Only the first `known` rows have a
  * carry to multiply; backward others begin with what was given, for 0 times an infinity in W would be NaN. */
-static TARGET void NAME(advance)(const Work *work, Slice slice, long step, long ahead, long known, long live,
+static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step, long ahead, long known, long live,
                                  const REAL *prev, REAL *next)
 {
     const long ld = work->plan->ld, block = 1 + CACHED / (work->job->H * LANES);
@@ -129,17 +130,17 @@ static TARGET void NAME(advance)(const Work *work, Slice slice, long step, long 
             const long limit = r < known ? known : live, tiles = (limit - r + TALLEST - 1) / TALLEST;
             rows = (limit - r + tiles - 1) / tiles;
             const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, end};
-            const Target to = {(char *)(next + r * ld), ld, NULL, 0, ld};
+            const ProductOutput to = {(char *)(next + r * ld), ld, NULL, 0, ld};
             if (r < known)
-                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld + work->plan->pairs), ld, v, end, to);
-            NAME(finish)(work, tile, next + r * ld);
+                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld + work->plan->bf16_offset), ld, v, end, to);
+            NAME(epilogue)(work, tile, next + r * ld);
         }
     }
 }
 
 /* The steps of a block for one slice: its rows, and vectors v0 to v1 of their columns. Threads that share
  * rows meet at each step; those that begin at this step must be there too. */
-static TARGET void NAME(run)(const Work *work, Slice slice, const Block *block, Meeting *meeting)
+static TARGET void NAME(run)(const ScanContext *work, Slice slice, const Block *block, Barrier *meeting)
 {
     const Job *job = work->job;
     const int slope = job->kind >= TANH_SLOPE; /* starts from nothing */
@@ -150,21 +151,21 @@ static TARGET void NAME(run)(const Work *work, Slice slice, const Block *block, 
                              : block->first + (job->reverse ? block->rows : 0);
     for (long i = 0; i < block->to - block->from; i++) {
         const long t = job->reverse ? block->to - 1 - i : block->from + i, size = size_at(job, t);
-        const long moved = job->packed ? size : 1, live = alive(slice, size);
-        const long before = alive(slice, size_at(job, t - on)), after = alive(slice, size_at(job, t + on));
+        const long moved = job->packed ? size : 1, live = live_rows(slice, size);
+        const long before = live_rows(slice, size_at(job, t - on)), after = live_rows(slice, size_at(job, t + on));
         const long known = slope && before < live ? before : live;
         REAL *prev = carries[t & 1], *next = carries[!(t & 1)];
         step -= job->reverse ? moved : 0;
         if (!slope)
             NAME(start)(work, slice, before, live, prev);
         if (live > before)
-            meet(meeting);
+            barrier_wait(meeting);
         NAME(advance)(work, slice, step, on * moved, known, live, prev, next);
-        meet(meeting);
+        barrier_wait(meeting);
         if (job->end.data)
             NAME(end)(work, slice, after, live, next, prev);
         step += job->reverse ? 0 : moved;
     }
 }
 
-#include "block.h"
+#include "block.inc.h"

@@ -1,4 +1,4 @@
-/* The rows of a block of time, brought into the forms that products want. tile.h tells what's defined before.
+/* The rows of a block of time, brought into the forms that products want. tile.inc.h tells what's defined before.
  */
 
 /* Calls `each` for rows r0 to r1 of a block: `row` counts them, `t` is the step of time, `step` its place in
@@ -37,15 +37,15 @@ static TARGET void NAME(factor_rows)(const Job *job, const View *x, long columns
     })
 }
 
-static TARGET void NAME(spread_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
+static TARGET void NAME(scatter_rows)(const Job *job, const View *x, long columns, const Block *block, long r0,
                                      long r1, int add, const char *from, long ld)
 {
     EACH_ROW(job, block, r0, r1, {
         char *to = at_step(x, 0, step, b, 0);
         for (long j = 0; j < columns; j += LANES) {
             vec sum = *(const vec *)(from + (row * ld + j) * sizeof(REAL));
-            if (add)
-                sum += NAME(load)(x->type, to + j * x->column, x->column, columns - j);
+            if (add) /* as rounded as what is there, so that the order changes no bit */
+                sum = NAME(rounded)(x->type, sum) + NAME(load)(x->type, to + j * x->column, x->column, columns - j);
             NAME(store)(x->type, sum, to + j * x->column, x->column, columns - j);
         }
     })
@@ -64,7 +64,7 @@ static inline const char *NAME(row_of)(const Job *job, const View *x, int before
                    b, 0);
 }
 
-static TARGET void NAME(panel)(const Job *job, const View *x, int before, long columns, const Block *block,
+static TARGET void NAME(pack_block)(const Job *job, const View *x, int before, long columns, const Block *block,
                                long v0, long v1, char *to)
 {
     EACH_ROW(job, block, 0, block->rows, {
@@ -78,11 +78,11 @@ static TARGET void NAME(panel)(const Job *job, const View *x, int before, long c
 }
 
 /* LANES rows at a time, whose sum is one number of the next sum: so it stays accurate over many rows. */
-static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, long ld, char *turned, long tall,
-                              char *total)
+static TARGET void NAME(transpose_and_sum)(long rows, long c0, long c1, const char *dz, long ld, char *transposed,
+                                           long to_ld, char *total)
 {
-    const REAL *from = (const REAL *)dense;
-    REAL *to = (REAL *)turned, *sums = (REAL *)total;
+    const REAL *from = (const REAL *)dz;
+    REAL *to = (REAL *)transposed, *sums = (REAL *)total;
     vec x[LANES];
     for (long c = c0; c < c1; c += LANES) {
         vec sum = {0};
@@ -95,7 +95,7 @@ static TARGET void NAME(turn)(long rows, long c0, long c1, const char *dense, lo
             sum += part;
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
-                NAME(store_factors)(x[i], (char *)(to + (c + i) * tall) + r * FACTOR);
+                NAME(store_factors)(x[i], (char *)(to + (c + i) * to_ld) + r * FACTOR);
         }
         *(vec *)(sums + c) += sum;
     }
