@@ -76,7 +76,7 @@ if "RULES" not in globals():  # a module that is loaded again has them already
 
 # Where the operators stand, in `torch.ops`. A copy of this package by another name, in a torch.package
 # say, has its own.
-NAMESPACE = re.sub(r"\W+", "_", __name__.removesuffix(".recurrence.dispatch")).strip("_")
+NAMESPACE = re.sub(r"\W+", "_", __name__.removesuffix(".ops.dispatch")).strip("_")
 
 
 def op(name: str) -> Way:
