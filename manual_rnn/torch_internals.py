@@ -45,6 +45,7 @@ __all__ = [
     "give_cudnn_a_batching_rule",
     "has_storage",
     "in_forward_mode",
+    "is_legacy_batched",
     "is_shared",
     "is_wrapper",
     "kept_by_cudnn",
@@ -138,6 +139,11 @@ is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch
     lambda x: True
 )
 
+# Whether a tensor stands for many, of the older vmap, which `is_grads_batched` uses.
+is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor") or (
+    lambda x: False
+)
+
 # The base of `autograd.Function` without what hands a Function to functorch: these rules are always at one
 # level, below the operator whose Autograd key they are. `Function` itself raises there since 2.14, and its
 # Python `apply` binds a signature at every call, for 40 us. `single_level` is of the one transform that the
@@ -157,7 +163,13 @@ LACKING = [  # of what a node of ours needs below a transform or a trace
     }.items()
     if found is None
 ]
-Function: Any = _single_level_function or torch.autograd.Function
+_base: Any = _single_level_function or torch.autograd.Function
+
+
+class Function(_base):
+    """The base of every node of ours. Compiled autograd asks for its key, which `autograd.Function` adds."""
+
+    _compiled_autograd_key: Any = getattr(torch.autograd.Function, "_compiled_autograd_key", None)
 
 
 def in_forward_mode() -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.nonlinearities import PHI_OF_MODE
+from ..torch_internals import is_legacy_batched
 from . import dispatch, sight
 from .by_layers import Options, by_layers, in_sight
 from .keeping import as_views, keep, kept
@@ -114,12 +115,19 @@ class Whole(dispatch.Function):
         saved, L = kept(ctx), ctx.layers
         states, x, hx, weights = saved[:L], saved[L], saved[L + 1], saved[L + 2 :]
         need = ctx.needs_input_grad[2:]
-        if not torch.is_grad_enabled() and c_kept.count(None) == L and not sight.looked_at():
+        if c_kept.count(None) == L and not (torch.is_grad_enabled() or _by_operations(c, c_last)):
             found = native.network_vjp(need, x, hx, tuple(weights), tuple(states), c, c_last, *ctx.options)
             if found is not NotImplemented:
                 return None, None, *found
         kernels.check_memory(saved)
         return None, None, *by_layers(Options(*ctx.options), need, states, x, hx, weights, c, c_last, c_kept)
+
+
+def _by_operations(c: Tensor | None, c_last: Tensor | None) -> bool:
+    """Whether a mode, a profiler, a trace or the vmap of `is_grads_batched` has to see operations."""
+    if torch.compiler.is_compiling() or sight.looked_at():
+        return True
+    return (c is not None and is_legacy_batched(c)) or (c_last is not None and is_legacy_batched(c_last))
 
 
 def _needed(ctx: Any, x: Tensor, hx: Tensor | None, weights: tuple[Tensor, ...]) -> list[Tensor | None]:
