@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN
 
-__all__ = ["AROUND", "CALLS", "EDITS"]
+__all__ = ["AROUND", "CALLS", "EDITS", "Beneath", "Through"]
 
 EDITS: dict[str, Any] = {
     "none": lambda o: None,
