@@ -74,7 +74,7 @@ def checkpoint(folder: Path, name: str = "last") -> Path:
 
 
 def wait_for(path: Path, run: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Until that run has written the file; if it doesn't it is killed, since `with` would wait for its end."""
+    """Until that run has written the file, or ends without it, or takes too long and is killed."""
     deadline = time.monotonic() + seconds
     while not path.is_file():
         if run.poll() is not None or time.monotonic() > deadline:
