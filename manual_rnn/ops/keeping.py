@@ -22,30 +22,20 @@ def as_views(*inputs: Any) -> list[Any]:
 
 def keep(ctx: Any, states: Sequence[Tensor], inputs: Sequence[Any]) -> None:
     """Save the states and those inputs that some gradient needs."""
-    ctx.leaves = [
-        (x, x.data_ptr()) if x is not None and x.requires_grad and x.grad_fn is None else None for x in inputs
-    ]
+    ctx.leaves = [x if x is not None and x.requires_grad and x.grad_fn is None else None for x in inputs]
     saved = [x if x is None or x.grad_fn is not None else x.detach() for x in inputs]
     ctx.save_for_backward(*states, *saved)
 
 
 def kept(ctx: Any) -> list[Any]:
-    """The states and the inputs: numbers, or where backward is itself to be differentiated, leaves.
-
-    Raises:
-        RuntimeError: for a second derivative after the `.data` of a leaf was replaced.
-    """
+    """The states and the inputs; where backward is itself to be differentiated, each leaf as a view that
+    leads to it in the graph and has the numbers of the forward pass, whatever `leaf.data` has become or will."""
     saved = list(ctx.saved_tensors)
     if not torch.is_grad_enabled():
         return saved
-    for place, known in enumerate(ctx.leaves, start=len(saved) - len(ctx.leaves)):
-        if known is None:
-            continue
-        leaf, at = known
-        if leaf.data_ptr() != at:
-            raise RuntimeError(
-                "expected the input and weights of the forward pass for a second derivative, got one whose "
-                ".data was replaced meanwhile"
-            )
-        saved[place] = leaf
+    for place, leaf in enumerate(ctx.leaves, start=len(saved) - len(ctx.leaves)):
+        if leaf is not None:
+            alias = leaf.view_as(leaf)
+            alias.data = saved[place]
+            saved[place] = alias
     return saved
