@@ -29,7 +29,7 @@ def keep(ctx: Any, states: Sequence[Tensor], inputs: Sequence[Any]) -> None:
 
 def kept(ctx: Any) -> list[Any]:
     """The states and the inputs; where backward is itself to be differentiated, each leaf as a view that
-    leads to it in the graph and has the numbers of the forward pass, whatever `leaf.data` has become or will."""
+    leads to it in the graph, with the numbers of the forward pass: `leaf.data` may have been replaced."""
     saved = list(ctx.saved_tensors)
     if not torch.is_grad_enabled():
         return saved
