@@ -251,6 +251,15 @@ def frozen_with_input_written(rnn: Any) -> Any:
     return gradients(rnn)
 
 
+def plain_input_then_weights_written(rnn: Any) -> Any:
+    """Nothing reads the gradient of the input, so nothing needs the weights that it would come through."""
+    out = rnn(input_of(rnn))[0].sum()
+    with torch.no_grad():
+        rnn.weight_ih_l0.add_(1)
+    out.backward()
+    return gradients(rnn)
+
+
 def inference_input(rnn: Any) -> Any:
     rnn.weight_ih_l0.requires_grad_(False)
     with torch.inference_mode():
@@ -279,6 +288,7 @@ test_no_more_is_kept_than_backward_needs = run(
     {
         "a frozen network's hx": frozen_with_state_written,
         "the input of a frozen weight": frozen_with_input_written,
+        "weights of an input without gradient": plain_input_then_weights_written,
         "an inference tensor": inference_input,
         "T = 1": one_step_then_weights_stepped,
         "packed, through hooks": packed_through_hooks,
