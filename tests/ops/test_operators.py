@@ -230,10 +230,12 @@ def test_sizes_without_numbers_are_refused_in_a_trace(name: str) -> None:
     """The program would run without them, and return memory that nobody wrote."""
     with FakeTensorMode():
         x, h0, w, sizes = torch.empty(5, 3), torch.empty(3, 3), torch.empty(3, 3), torch.tensor([3, 2])
-        tensors = {"elman": (x, h0, w), "linear_recurrence": (x, x, w), "layer": (x, h0, w, w, None, None)}[
-            name
-        ]
+        given: dict[str, tuple[Tensor | None, ...]] = {
+            "elman": (x, h0, w),
+            "linear_recurrence": (x, x, w),
+            "layer": (x, h0, w, w, None, None),
+        }
         run = getattr(OPS, name)
-        run(*tensors[name], sizes, "tanh", False, "default")
+        run(*given[name], sizes, "tanh", False, "default")
         with pytest.raises(RuntimeError, match="expected batch_sizes with values"):
-            run(*tensors[name], sizes.to("meta"), "tanh", False, "default")
+            run(*given[name], sizes.to("meta"), "tanh", False, "default")
