@@ -164,7 +164,13 @@ MISSING = [  # of what a node of ours needs below a transform or a trace
     }.items()
     if found is None
 ]
-Function: Any = _single_level_function or torch.autograd.Function
+_base: Any = _single_level_function or torch.autograd.Function
+
+
+class Function(_base):
+    """The base of every node of ours. Compiled autograd asks for its key, which `autograd.Function` adds."""
+
+    _compiled_autograd_key: Any = getattr(torch.autograd.Function, "_compiled_autograd_key", None)
 
 
 def in_forward_mode() -> Any:

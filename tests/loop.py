@@ -10,11 +10,12 @@ sequence that isn't alive at a step keeps its state. Below them are the networks
 transforms are judged, all in float64, and networks as functions of one vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -28,6 +29,7 @@ __all__ = [
     "as_function",
     "build",
     "case_id",
+    "met_in_pairs",
     "outputs",
     "recurrence",
     "sample",
@@ -169,6 +171,14 @@ def case_id(value: Any) -> str:
         return value
     direction = "bidirectional" if value["bidirectional"] else "forward"
     return f"{value['num_layers']}-layer-{direction}-{value['nonlinearity']}"
+
+
+def met_in_pairs(a: Iterable[Any], b: Iterable[Any]) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Every choice of `a` with every one of `b`, and each of these with either half of the networks: forward
+    or bidirectional, one layer or two, tanh or relu."""
+    rows = pairwise(list(product(a, b)), (1, 2), (False, True), ("tanh", "relu"))
+    names = "num_layers", "bidirectional", "nonlinearity"
+    return [(*both, dict(zip(names, network, strict=True))) for both, *network in rows]
 
 
 def build(kind: type[nn.Module], network: dict[str, Any], **more: Any) -> Any:

@@ -241,6 +241,23 @@ def test_a_state_that_does_not_fit_a_packed_input() -> None:
         compiled(manual)(packed(random(6, 3, 3), [6, 4, 1]), random(1, 2, 4))
 
 
+def test_parameters_are_not_flattened_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA that asks where they lie in memory, which no trace knows."""
+
+    def refuse(flat: Any) -> None:
+        raise AssertionError("asked in a graph")
+
+    monkeypatch.setattr("manual_rnn.kernels.aten.flatten", refuse)
+    builtin, manual = twins64(3, 4)
+
+    def run(rnn: nn.Module, x: Tensor) -> Tensor:
+        rnn.flatten_parameters()  # type: ignore[operator]
+        return rnn(x)[0]
+
+    x = random(5, 2, 3)
+    assert_same({"output": compiled(run)(manual, x)}, {"output": run(builtin, x)})
+
+
 @PACKED
 def test_packing_inside_breaks_the_graph() -> None:
     """Dynamo won't look into `pack_padded_sequence`: pack outside, or live with graphs around it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import assert_same
-from loop import CASES, Loop, as_function, build, case_id
+from loop import LAYOUTS, Loop, as_function, build, case_id, met_in_pairs
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -65,9 +65,8 @@ TRANSFORMS: dict[str, Callable[[Function, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)
-def test_transform(network, layout, transform):
+@pytest.mark.parametrize(("transform", "layout", "network"), met_in_pairs(TRANSFORMS, LAYOUTS), ids=case_id)
+def test_transform(transform, layout, network):
     found, expected = (
         TRANSFORMS[transform](*as_function(build(kind, network), network, layout))
         for kind in (ManualRNN, Loop)

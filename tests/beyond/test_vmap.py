@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import assert_same
-from loop import CASES, LAYOUTS, NETWORKS, Loop, build, case_id, outputs, sample
+from loop import CASES, LAYOUTS, NETWORKS, Loop, build, case_id, met_in_pairs, outputs, sample
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
 
@@ -38,15 +38,16 @@ def loss(rnn: nn.Module, layout: str) -> Callable[[dict[str, Tensor], Tensor, Te
     return lambda w, x, h: outputs(rnn, w, x, h, layout).sin().sum()
 
 
-@pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)
-@pytest.mark.parametrize("mapped", [("input", "hx"), ("input",), ("hx",)], ids="+".join)
-def test_extra_batch_axis(network, layout, mapped):
+@pytest.mark.parametrize(
+    ("mapped", "layout", "network"), met_in_pairs(["input hx", "input", "hx"], LAYOUTS), ids=case_id
+)
+def test_extra_batch_axis(mapped, layout, network):
     (inputs, states), manual, judge = (
         samples(network, layout),
         build(ManualRNN, network),
         build(Loop, network),
     )
-    dims = tuple(0 if name in mapped else None for name in ("input", "hx"))
+    dims = tuple(0 if name in mapped.split() else None for name in ("input", "hx"))
     at = lambda x, dim, v: x[v if dim == 0 else 0]  # noqa: E731
     expected = torch.stack(
         [

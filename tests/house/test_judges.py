@@ -1,5 +1,6 @@
 r"""The judges themselves: right where `nn.RNN` and autograd can say so, and apart from what is wrong."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -7,12 +8,24 @@ import torch
 from examples import BY_HAND, ByHand, LeakyRNN
 from helpers import assert_same, gradients, packed
 from loop import CASES, LENGTHS, NETWORKS, Loop, build, case_id, recurrence, sample
+from pairwise import pairs, pairwise
 from torch import Tensor, nn
 
 SIZES = torch.tensor([3, 2, 2, 1])
 PACKED = pytest.mark.parametrize("batch_sizes", [None, SIZES], ids=["padded", "packed"])
 WAYS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 PHI = pytest.mark.parametrize("phi", ["tanh", "relu"])
+
+
+def test_every_two_choices_meet() -> None:
+    """And no row stands for nothing, on axes of which the longest come first, last and between."""
+    for axes in ([2, 3, 4], [4, 2, 3], [1, 5, 2, 5], [9, 2, 2, 2]):
+        rows = pairwise(*map(range, axes))
+        every = set().union(*(pairs(row) for row in product(*map(range, axes))))
+        assert set().union(*map(pairs, rows)) == every
+        longest, second, *_ = sorted([*axes, 1], reverse=True)
+        assert len(rows) <= 1.5 * longest * second
+        assert len(set(rows)) == len(rows)
 
 
 @pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)

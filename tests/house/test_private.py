@@ -19,6 +19,7 @@ ELSEWHERE = [  # asked for by attribute, in torch_internals.py and in other file
     ("torch.autograd.forward_ad", "_current_level"),
     ("torch.autograd.forward_ad", "_set_fwd_grad_enabled"),
     ("torch._C", "_has_storage"),
+    ("torch.autograd.Function", "_compiled_autograd_key"),
     ("torch.nn.Module", "_replicate_for_data_parallel"),
     ("torch._C.DispatchKeySet", "raw_repr"),
 ]

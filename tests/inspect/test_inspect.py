@@ -242,6 +242,8 @@ def test_jacobian_of_tanh_and_of_a_leaky_step() -> None:
             2
         ) * run.weight_hh
         torch.testing.assert_close(step_jacobians(run, 2), expected, atol=1e-12, rtol=0)
+        with torch.no_grad():  # as an evaluation loop calls it
+            torch.testing.assert_close(step_jacobians(run, 2), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.1])

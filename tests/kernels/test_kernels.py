@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS
-from internals import OPS, elman, kernels, linear_recurrence, native
+from internals import OPS, KernelName, elman, kernels, linear_recurrence, native
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
@@ -116,3 +116,13 @@ def test_sizes_that_do_not_share_out_the_rows(sizes: list[int], kernel: str) -> 
     for run in (elman, linear_recurrence, OPS.elman, OPS.linear_recurrence):
         with pytest.raises((ValueError, RuntimeError)):
             run(h, h, w, *how)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@KERNELS
+def test_last_steps_without_rows_change_nothing(kernel: KernelName, reverse: bool) -> None:
+    able, sizes = kernels.KERNELS[kernel], torch.tensor([3, 2])
+    z, h0, w = torch.randn(5, 4), torch.randn(3, 4), torch.randn(4, 4) / 2
+    expected = able.elman(z, h0, w, sizes, "tanh", reverse)
+    found = able.elman(z, h0, w, torch.cat([sizes, sizes.new_zeros(2)]), "tanh", reverse)
+    torch.testing.assert_close(found, expected)

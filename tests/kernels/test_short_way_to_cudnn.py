@@ -130,6 +130,16 @@ def test_weights_in_cudnns_order_are_not_copied(dtype: torch.dtype, calls: Calls
     assert calls[-1]["weight_buf"].data_ptr() != own
 
 
+def test_a_weight_transposed_where_it_is_is_copied(calls: Calls) -> None:
+    """Its address and its size are those of a weight in cuDNN's order, its numbers aren't."""
+    builtin, manual = twins(5, 6)
+    manual.flatten_parameters()
+    for rnn in (builtin, manual):
+        rnn.weight_hh_l0.data = rnn.weight_hh_l0.data.mT
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    assert_same(gradients(manual, x), gradients(builtin, x), 2e-6)
+
+
 def tie(rnn: ManualRNN) -> None:
     rnn.bias_hh_l0 = rnn.bias_ih_l0
 

@@ -101,3 +101,11 @@ def test_other_nested_tensors_raise(make):
     nested, batch_first = make()
     with pytest.raises(ValueError, match=r"Expected a nested input to be a jagged \(B, j, I\) tensor"):
         ManualRNN(2, 3, batch_first=batch_first)(nested)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 3, 3), (1, 3)], ids=str)
+def test_states_of_other_sequences_raise(shape):
+    """Too few, too many, and of one sequence alone."""
+    nested = torch.nested.nested_tensor([torch.zeros(2, 2), torch.zeros(3, 2)], layout=torch.jagged)
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(L \* D, 2, H\), got"):
+        ManualRNN(2, 3, batch_first=True)(nested, torch.zeros(shape))

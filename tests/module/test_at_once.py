@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import packed
 from internals import native
-from test_fuzz import Beneath, Through
+from situations import Beneath, Through
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call

@@ -123,3 +123,11 @@ def test_switched_off_inside() -> None:
     rnn, input = ManualRNN(4, 6), torch.randn(5, 3, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
         assert rnn(input)[0].dtype == torch.float32
+
+
+def test_tensors_without_numbers_are_left_alone() -> None:
+    """torch knows no autocast for the device meta."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = (rnn(torch.empty(5, 3, 4, device="meta")) for rnn in twins(4, 6, device="meta"))
+    for left, right in zip(found, expected, strict=True):
+        assert (left.shape, left.dtype, left.device) == (right.shape, right.dtype, right.device)

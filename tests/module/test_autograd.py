@@ -1,4 +1,4 @@
-r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode, batched cotangents."""
+r"""What autograd keeps and what it skips; checkpointing, hooks, anomaly mode."""
 
 import gc
 import weakref
@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers import KERNELS, PHI, assert_same, assert_same_results, gradients, kernels_for, twins
+from helpers import KERNELS, assert_same, assert_same_results, gradients, twins
 from internals import KernelName
 from loop import NETWORKS, Loop, build, case_id, sample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -253,30 +253,6 @@ def test_backward_twice(kernel: KernelName) -> None:
         assert all(map(torch.equal, once, again))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         torch.autograd.grad(value, leaves)
-
-
-BATCHED = [("default", torch.float64, 1e-12), *((k, torch.float32, 2e-6) for k in kernels_for(torch.float32))]
-
-
-@pytest.mark.parametrize(("kernel", "dtype", "bound"), BATCHED, ids=str)
-@PHI
-def test_is_grads_batched(nonlinearity: str, kernel: KernelName, dtype: torch.dtype, bound: float) -> None:
-    """PyTorch's older `vmap`, against the judge and `nn.RNN`."""
-    network = NETWORKS[-2] | {"nonlinearity": nonlinearity}
-    generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn(7, 3, 2, 6, generator=generator, dtype=dtype)
-    results = []
-    for kind in (ManualRNN, Loop, nn.RNN):
-        rnn = build(kind, network, dtype=dtype)
-        input, hx = (x.to(dtype).requires_grad_() for x in sample(network, "batched"))
-        named = {"input": input, "hx": hx, **dict(rnn.named_parameters())}
-        with use_kernel(kernel):
-            output, _ = rnn(input, hx)
-        grads = torch.autograd.grad(output, list(named.values()), cotangents, is_grads_batched=True)
-        results.append(dict(zip(named, grads, strict=True)))
-    found, *others = results
-    for expected in others:
-        assert_same(found, expected, bound)
 
 
 MODES: dict[str, Callable[[], Any]] = {

@@ -7,124 +7,21 @@ edits of results and of gradients, data swapped, hooks, modes, devices by defaul
 
 import os
 import random
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from internals import KernelName
+from situations import AROUND, CALLS, EDITS
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call
-from torch.nn.utils.parametrize import register_parametrization
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN, use_kernel
 
 DRAWS = int(os.environ.get("MANUAL_RNN_DRAWS", "300"))
-EDITS: dict[str, Any] = {
-    "none": lambda o: None,
-    "mul_": lambda o: o.mul_(2),
-    "relu_": torch.relu_,
-    "data": lambda o: o.data.mul_(0.5),
-    "slice": lambda o: o[0].zero_(),
-    "detach_": lambda o: o.detach_(),
-}
-
-
-def forward_as_it_is(rnn: Any) -> Any:
-    return rnn
-
-
-def cast_before(rnn: Any) -> Any:
-    dtype = rnn.weight_hh_l0.dtype
-    rnn.register_forward_pre_hook(lambda _, given: tuple(x if x is None else x.to(dtype) for x in given))
-    return lambda given, hx: rnn(given.to(torch.float64), hx if hx is None else hx.to(torch.float64))
-
-
-def cast_after(rnn: Any) -> Any:
-    rnn.register_forward_hook(lambda _, given, found: tuple(x.to(torch.float64, copy=True) for x in found))
-    return rnn
-
-
-def doubled_gradients(rnn: Any) -> Any:
-    for p in rnn.parameters():
-        if p.requires_grad:
-            p.register_hook(lambda g: 2 * g)
-            p.register_post_accumulate_grad_hook(lambda p: p.grad.add_(1))
-    return rnn
-
-
-def hooked_backward(rnn: Any) -> Any:
-    rnn.register_full_backward_pre_hook(lambda _, out: tuple(g if g is None else 2 * g for g in out))
-    rnn.register_full_backward_hook(lambda _, into, out: tuple(g if g is None else g + 1 for g in into))
-    return rnn
-
-
-class Rounded(nn.Module):
-    """A weight as bfloat16 has it."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (weight.to(torch.bfloat16) - weight).detach()
-
-
-def computed_weight(rnn: Any) -> Any:
-    """`nn.RNN` runs a weight that was there before, not the computed one."""
-    if isinstance(rnn, ManualRNN):
-        register_parametrization(rnn, "weight_hh_l0", Rounded())
-        return rnn
-    return lambda given, hx: functional_call(rnn, {"weight_hh_l0": Rounded()(rnn.weight_hh_l0)}, (given, hx))
-
-
-def recomputed(rnn: Any) -> Any:
-    return lambda given, hx: checkpoint(rnn, given, hx, use_reentrant=False)
-
-
-CALLS: dict[str, Any] = {  # what becomes of a network before it is called
-    "as it is": forward_as_it_is,
-    "cast before": cast_before,
-    "cast after": cast_after,
-    "doubled gradients": doubled_gradients,
-    "hooked backward": hooked_backward,
-    "computed weight": computed_weight,
-    "recomputed": recomputed,
-}
-
-
-class Through(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class Beneath(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-def saved_in(other: torch.dtype) -> AbstractContextManager[Any]:
-    return saved_tensors_hooks(lambda x: (x.dtype, x.to(other, copy=True)), lambda kept: kept[1].to(kept[0]))
-
-
-def in_a_pool(x: Tensor) -> Tensor:
-    """A part of wider rows, which begins within its storage."""
-    return x.new_zeros(3, *x.shape[:-1], x.shape[-1] + 2)[1, ..., 1:-1].copy_(x)
-
-
-AROUND: dict[str, Any] = {  # what a call stands in
-    "nothing": nullcontext,
-    "saved in float64": lambda: saved_in(torch.float64),
-    "saved as numpy": lambda: saved_tensors_hooks(lambda x: x.detach().numpy().copy(), torch.from_numpy),
-    "saved in a pool": lambda: saved_tensors_hooks(in_a_pool, lambda x: x),
-    "saved on the CPU": save_on_cpu,
-    "function mode": Through,
-    "dispatch mode": Beneath,
-    "device cpu": lambda: torch.device("cpu"),
-    "device meta": lambda: torch.device("meta"),
-}
 
 
 class Draw:
@@ -212,14 +109,18 @@ def outcome(draw: Draw, rnn: Any, dtype: torch.dtype) -> Any:
     try:
         return draw.run(rnn, dtype)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"[:90]
+        return f"{type(error).__name__}: {error}"
+
+
+def drawn(seed: int) -> tuple[Draw, nn.RNN]:
+    draw = Draw(seed)
+    torch.manual_seed(seed)
+    return draw, nn.RNN(draw.I, draw.H, **draw.options)
 
 
 def judged(seed: int) -> str | None:
     """What is wrong with this draw, or None."""
-    draw = Draw(seed)
-    torch.manual_seed(seed)
-    builtin = nn.RNN(draw.I, draw.H, **draw.options)
+    draw, builtin = drawn(seed)
     manual = ManualRNN.from_builtin(deepcopy(builtin))
     expected = outcome(draw, builtin.double(), torch.float64)
     with use_kernel(draw.kernel):
@@ -232,8 +133,7 @@ def difference(found: Any, expected: Any) -> str | None:
     if isinstance(expected, str) and "CheckpointError" in expected:
         return None  # of `nn.RNN` some can't be recomputed
     if isinstance(expected, str) or isinstance(found, str):
-        both = isinstance(expected, str) and isinstance(found, str)
-        return None if both else f"{found!r:.90} is not {expected!r:.90}"
+        return None if found == expected else f"{found!r:.90} is not {expected!r:.90}"
     for place, (left, right) in enumerate(zip(found, expected, strict=True)):
         if (left is None) != (right is None):
             return f"result {place}: {left!r:.90} is not {right!r:.90}"
@@ -244,6 +144,33 @@ def difference(found: Any, expected: Any) -> str | None:
             if not off < 2e-5:
                 return f"result {place} is off by {off:.1e}"
     return None
+
+
+SITUATIONS = ("form", "call", "around", "edit", "edit_h", "hook", "swap", "kernel", "cotangents")
+
+
+def without_numbers(
+    draws: Iterable[tuple[Draw, Any]], situations: Sequence[str] = SITUATIONS
+) -> dict[str, float]:
+    """Of all draws and of those in each situation, which part `nn.RNN` gives no numbers for."""
+    asked: Counter[str] = Counter()
+    silent: Counter[str] = Counter()
+    for draw, expected in draws:
+        places = ["all", *(f"{name}: {getattr(draw, name)}" for name in situations)]
+        asked.update(places)
+        silent.update(places if isinstance(expected, str) else [])
+    return {place: silent[place] / count for place, count in asked.items()}
+
+
+def too_silent(parts: dict[str, float]) -> dict[str, float]:
+    return {place: part for place, part in parts.items() if part > (0.1 if place == "all" else 0.5)}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_most_draws_compare_numbers() -> None:
+    """Where both networks raise nothing is compared but words."""
+    draws = [(draw, outcome(draw, rnn.double(), torch.float64)) for draw, rnn in map(drawn, range(DRAWS))]
+    assert not (found := too_silent(without_numbers(draws))), found
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -260,3 +187,19 @@ def test_the_judge_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         if isinstance(rnn, ManualRNN) else right(self, rnn, dtype)
     )  # fmt: skip
     assert any(judged(seed) for seed in range(5))
+
+
+def test_the_judge_compares_words() -> None:
+    assert difference("ValueError: no", "ValueError: no") is None
+    for found in ("TypeError: no", "ValueError: yes", [torch.zeros(1)]):
+        assert difference(found, "ValueError: no") is not None
+    assert difference("ValueError: no", [torch.zeros(1)]) is not None
+
+
+def test_silent_draws_are_counted() -> None:
+    """A tenth of all, or half of those in one situation."""
+    draws = [Draw(seed) for seed in range(300)]
+    some = [(draw, "ValueError: no" if draw.seed < 33 else []) for draw in draws]
+    assert too_silent(without_numbers(some)) == {"all": 0.11}
+    one = [(draw, "ValueError: no" if draw.call == "doubled gradients" else []) for draw in draws]
+    assert too_silent(without_numbers(one)) == {"call: doubled gradients": 1.0}

@@ -1,17 +1,17 @@
 r"""The same draws under transforms of torch.func. The judge is `nn.RNN` in float64, sample by sample since it
-has no batching rule; of packed input, which it can't do there, our reference.
+has no batching rule; of packed input, which it can't do there, the loop of `loop.py`.
 
 `MANUAL_RNN_DRAWS=10000 pytest tests/module/test_fuzz_transforms.py` makes as many draws.
 """
 
 import random
-from copy import deepcopy
 from typing import Any
 
 import pytest
 import test_fuzz
 import torch
 from internals import KernelName
+from loop import Loop
 from test_fuzz import DRAWS, Draw, outcome
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -154,20 +154,28 @@ TRANSFORMS: dict[str, Any] = {
 }
 
 
-def judged(seed: int) -> str | None:
-    """What is wrong with this draw, or None."""
+def drawn(seed: int) -> tuple[TransformDraw, nn.RNN]:
     draw = TransformDraw(seed)
     torch.manual_seed(seed)
-    builtin = nn.RNN(draw.I, draw.H, **draw.options)
-    manual = ManualRNN.from_builtin(deepcopy(builtin))
-    if draw.form in ("packed", "unsorted"):
-        with use_kernel("reference"):
-            expected = outcome(draw, deepcopy(manual).double(), torch.float64)
-    else:
-        expected = outcome(draw, builtin.double(), torch.float64)
+    kind = Loop if draw.form in ("packed", "unsorted") else nn.RNN
+    return draw, kind(draw.I, draw.H, **draw.options)
+
+
+def judged(seed: int) -> str | None:
+    """What is wrong with this draw, or None."""
+    draw, judge = drawn(seed)
+    manual = ManualRNN(draw.I, draw.H, **draw.options)
+    manual.load_state_dict(judge.state_dict())
+    expected = outcome(draw, judge.double(), torch.float64)
     with use_kernel(draw.kernel):
         found = outcome(draw, manual, torch.float32)
     return test_fuzz.difference(found, expected)
+
+
+def test_most_draws_compare_numbers() -> None:
+    draws = [(draw, outcome(draw, rnn.double(), torch.float64)) for draw, rnn in map(drawn, range(DRAWS))]
+    silent = test_fuzz.without_numbers(draws, ("form", "transform", "edit", "kernel"))
+    assert not (found := test_fuzz.too_silent(silent)), found
 
 
 @pytest.mark.parametrize("part", range(10))

@@ -1,7 +1,7 @@
 r"""Situations of real programs, a table for each kind: whatever `nn.RNN` gives, on every kernel.
 
-A situation is a function of a network of 4 inputs and 6 states. It may return tensors or plain values, or
-raise: then ours raises the same.
+A situation is a function of a network of 4 inputs and 6 states, which returns tensors or plain values. One
+in which `nn.RNN` raises would compare nothing, and fails.
 """
 
 from collections.abc import Callable
@@ -53,11 +53,18 @@ def outcome(situation: Situation, rnn: Any) -> Any:
         return type(error)
 
 
-def assert_as_nn_rnn(situation: Situation, kernel: KernelName, dtype: torch.dtype, **options: Any) -> None:
+def assert_as_nn_rnn(
+    situation: Situation,
+    kernel: KernelName,
+    dtype: torch.dtype,
+    kind: type[ManualRNN] = ManualRNN,
+    **options: Any,
+) -> None:
     torch.manual_seed(0)
     builtin = nn.RNN(4, 6, dtype=dtype, **options)
-    manual = ManualRNN.from_builtin(deepcopy(builtin))
+    manual = kind.from_builtin(deepcopy(builtin))
     expected = outcome(situation, builtin)
+    assert not isinstance(expected, type), f"nn.RNN raises {expected}: nothing to compare"
     with use_kernel(kernel):
         found = outcome(situation, manual)
     bound = 1e-11 if dtype == torch.float64 else 1e-5
@@ -168,12 +175,24 @@ def traced(**how: Any) -> Situation:
     return situation
 
 
+def traced_with_weights(**how: Any) -> Situation:
+    """Weights are arguments too: a tensor from outside can't meet one without numbers."""
+
+    def situation(rnn: Any) -> Any:
+        x, weights = input_of(rnn), {name: p.detach() for name, p in rnn.named_parameters()}
+        graph = make_fx(lambda w, x: functional_call(rnn, w, (x,))[0], **how)(weights, x)
+        return graph(weights, x), graph({name: 2 * w for name, w in weights.items()}, x + 1)
+
+    return situation
+
+
 test_somebody_looks_on = run(
     {
         "TorchFunctionMode": logged,
         "make_fx": traced(),
         "make_fx before dispatch": traced(pre_dispatch=True),
-        "make_fx, fake": traced(tracing_mode="fake"),
+        "make_fx, fake": traced_with_weights(tracing_mode="fake"),
+        "make_fx, symbolic": traced_with_weights(tracing_mode="symbolic"),
     },
     OPEN,
 )
@@ -232,6 +251,15 @@ def frozen_with_input_written(rnn: Any) -> Any:
     return gradients(rnn)
 
 
+def plain_input_then_weights_written(rnn: Any) -> Any:
+    """Nothing reads the gradient of the input, so nothing needs the weights that it would come through."""
+    out = rnn(input_of(rnn))[0].sum()
+    with torch.no_grad():
+        rnn.weight_ih_l0.add_(1)
+    out.backward()
+    return gradients(rnn)
+
+
 def inference_input(rnn: Any) -> Any:
     rnn.weight_ih_l0.requires_grad_(False)
     with torch.inference_mode():
@@ -260,6 +288,7 @@ test_no_more_is_kept_than_backward_needs = run(
     {
         "a frozen network's hx": frozen_with_state_written,
         "the input of a frozen weight": frozen_with_input_written,
+        "weights of an input without gradient": plain_input_then_weights_written,
         "an inference tensor": inference_input,
         "T = 1": one_step_then_weights_stepped,
         "packed, through hooks": packed_through_hooks,
@@ -422,16 +451,41 @@ def test_an_overridden_check_can_refuse() -> None:
         Strict(4, 6)(torch.randn(5, 3, 4))
 
 
-def test_the_table_can_fail() -> None:
-    """A network that drops a gradient, or raises, is found."""
+class Wrong(ManualRNN):
+    """An output that is off by a hundredth."""
 
-    class Wrong(ManualRNN):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            output, h_n = super().forward(*args, **kwargs)
-            return output * 1.01, h_n
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, h_n = super().forward(*args, **kwargs)
+        return output * 1.01, h_n
 
-    right, wrong = nn.RNN(4, 6), Wrong(4, 6)
-    wrong.load_state_dict(right.state_dict())
-    found, expected = outcome(pulled_back, wrong), outcome(pulled_back, right)
-    assert not torch.allclose(found[0], expected[0])
-    assert outcome(lambda rnn: rnn.nothing, right) is AttributeError
+
+def unlike(rnn: Any) -> bool:
+    return isinstance(rnn, ManualRNN)
+
+
+def raising_in_one(rnn: Any) -> bool:
+    if unlike(rnn):
+        raise ValueError
+    return False
+
+
+def without_one_gradient(rnn: Any) -> Any:
+    grads = gradients(trained(rnn) and rnn)
+    return [None, *grads[1:]] if unlike(rnn) else grads
+
+
+@pytest.mark.parametrize(
+    ("kind", "situation", "words"),
+    [
+        (Wrong, pulled_back, "not close"),
+        (ManualRNN, unlike, "True is not False"),
+        (ManualRNN, raising_in_one, "ValueError.* is not False"),
+        (ManualRNN, without_one_gradient, "None|not close|is not"),
+        (ManualRNN, lambda rnn: rnn.nothing, "nothing to compare"),
+    ],
+)
+def test_the_table_can_fail(kind: type[ManualRNN], situation: Situation, words: str) -> None:
+    """Another number, another value, a gradient that isn't there, and what raises in one or in both."""
+    with pytest.raises(AssertionError, match=words):
+        assert_as_nn_rnn(situation, "default", torch.float32, kind)
+    assert_as_nn_rnn(pulled_back, "default", torch.float32)

@@ -8,6 +8,7 @@ import torch
 from helpers import assert_same
 from internals import OPS, layer
 from loop import recurrence
+from pairwise import pairwise
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jvp, vjp, vmap
@@ -72,11 +73,16 @@ def test_values_and_derivatives_to_the_second(how: Any, bias: bool, entrance: st
     assert_same(*results)
 
 
-@every_way
+SUBSETS = [tuple(i for i in range(6) if n >> i & 1) for n in range(1, 64)]
+
+
 @pytest.mark.parametrize(
-    "mapped", [c for n in range(1, 64) if (c := tuple(i for i in range(6) if n >> i & 1))], ids=str
+    ("mapped", "packed", "phi", "reverse"),
+    pairwise(SUBSETS, [False, True], ["tanh", "relu"], [False, True]),
+    ids=str,
 )
-def test_vmap_over_any_of_them(how: Any, mapped: tuple[int, ...]) -> None:
+def test_vmap_over_any_of_them(mapped: tuple[int, ...], packed: bool, phi: str, reverse: bool) -> None:
+    how = SIZES if packed else None, phi, reverse
     args: list[Any] = draw(how)
     for i in mapped:
         args[i] = torch.stack([args[i] * (1 + k / 3) for k in range(3)], dim=i % args[i].dim())

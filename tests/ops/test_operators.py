@@ -10,6 +10,7 @@ from helpers import assert_same, packed
 from internals import OPS, elman, linear_recurrence
 from loop import recurrence
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import jvp, vmap
 
@@ -222,3 +223,19 @@ def test_sizes_without_values_are_refused_for_data_that_has_some(name: str) -> N
     x, w, sizes = torch.randn(8, 2), torch.randn(2, 2), SIZES.to("meta")
     with pytest.raises(RuntimeError, match="meta"):
         getattr(OPS, name)(x, torch.randn(3, 2), w, sizes, "tanh", False, "default")
+
+
+@pytest.mark.parametrize("name", ["elman", "linear_recurrence", "layer"])
+def test_sizes_without_numbers_are_refused_in_a_trace(name: str) -> None:
+    """The program would run without them, and return memory that nobody wrote."""
+    with FakeTensorMode():
+        x, h0, w, sizes = torch.empty(5, 3), torch.empty(3, 3), torch.empty(3, 3), torch.tensor([3, 2])
+        given: dict[str, tuple[Tensor | None, ...]] = {
+            "elman": (x, h0, w),
+            "linear_recurrence": (x, x, w),
+            "layer": (x, h0, w, w, None, None),
+        }
+        run = getattr(OPS, name)
+        run(*given[name], sizes, "tanh", False, "default")
+        with pytest.raises(RuntimeError, match="expected batch_sizes with values"):
+            run(*given[name], sizes.to("meta"), "tanh", False, "default")

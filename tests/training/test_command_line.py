@@ -5,7 +5,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from training_runs import (
     last,
     runs,
     started,
+    wait_for,
     weights,
 )
 
@@ -282,11 +282,9 @@ def test_an_interrupted_run_says_how_it_goes_on(train: Train, tmp_path: Path, ho
     command = [sys.executable, "-m", "training", *small, "--name=mine", "--stop_when_solved=false"]
     with started(command, tmp_path, stdout=subprocess.PIPE) as run:
         path = checkpoint(Path("runs") / "Adding" / "mine")
-        while not path.is_file():
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for(path, run)
         run.send_signal(how)
-        out, _ = run.communicate()
+        out, _ = run.communicate(timeout=120)
     assert run.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert "run folder: runs/Adding/mine" in out
     assert f"it goes on with: python -m training fit --ckpt_path {path}" in out

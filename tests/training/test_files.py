@@ -2,12 +2,15 @@
 
 import os
 import pickle
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_runs import started, wait_for
 
 from training.checkpoints import read_checkpoint
 from training.files import WholeCheckpoints, write_whole
@@ -45,6 +48,19 @@ def test_what_is_written_is_beside_the_target_until_it_is_whole(
     assert seen[0] == {"last.ckpt.part"}
     assert seen[-1] == {"last.ckpt"}
     assert torch.equal(WholeCheckpoints().load_checkpoint(path)["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("code", ["", "import time; time.sleep(60)"])
+def test_a_wait_for_a_file_ends(tmp_path: Path, code: str) -> None:
+    """When the process has ended, and when it takes too long."""
+    start = time.monotonic()
+    with (
+        started([sys.executable, "-c", code], tmp_path) as run,
+        pytest.raises(AssertionError, match="got none"),
+    ):
+        wait_for(tmp_path / "last.ckpt", run, seconds=0.5)
+    assert run.returncode is not None
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("load", [read_checkpoint, WholeCheckpoints().load_checkpoint])

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from training_runs import (
     last,
     runs,
     started,
+    wait_for,
     weights,
 )
 
@@ -247,11 +247,9 @@ def test_a_run_that_was_killed_resumes(train: Train, tmp_path: Path, how: signal
     command = [sys.executable, "-m", "training", *small, "--trainer.max_epochs=1000", "--save_every=7"]
     with started(command, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         killed = tmp_path / "runs" / "Adding" / "version_0"
-        while not checkpoint(killed).is_file():
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for(checkpoint(killed), run)
         run.send_signal(how)
-        assert run.wait() != 0
+        assert run.wait(timeout=120) != 0
     step = last(killed)["global_step"]
     assert step % 7 == 0
     ends = ["--trainer.max_epochs", str(step // 50 + 1)]

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,16 @@ def started(command: list[str], folder: Path, **streams: Any) -> subprocess.Pope
 
 def checkpoint(folder: Path, name: str = "last") -> Path:
     return folder / "checkpoints" / f"{name}.ckpt"
+
+
+def wait_for(path: Path, run: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Until that run has written the file, or ends without it, or takes too long and is killed."""
+    deadline = time.monotonic() + seconds
+    while not path.is_file():
+        if run.poll() is not None or time.monotonic() > deadline:
+            run.kill()
+            raise AssertionError(f"expected {path} within {seconds} s, got none; exit status {run.poll()}")
+        time.sleep(0.01)
 
 
 def last(folder: Path) -> dict[str, Any]:
