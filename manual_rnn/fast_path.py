@@ -3,8 +3,9 @@ r"""The fast path: from the module of a plain call to one operator, whose autogr
     on a CPU     aten::_cudnn_rnn, for which the engine in C is the kernel     `kernels/csrc/aten_operators.c`
     on CUDA      aten::_cudnn_rnn, cuDNN                                       `ops/cudnn.py`
 
-Any other call goes on in `module.py`: under a transform, a mode, a trace or autocast, of a recurrence of one's own, of
-partly frozen weights, with dropout at work, of anything that doesn't fit, for which the checks have the words.
+Any other call goes on in `module.py`: under a transform, a mode, a trace or autocast, of a recurrence of
+one's own, of partly frozen weights, with dropout at work, of anything that doesn't fit, for which the checks
+have the words.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn
 from .override import BUILTIN
 from .parameters import ASSIGNED, RNNBase
-from .torch_internals import any_autocast, cudnn_rnn, no_interposition, profiling
+from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
 __all__ = ["try_fast_path"]
 
@@ -43,7 +44,7 @@ _read = itemgetter(  # of a module's attributes
 
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if torch.compiler.is_compiling() or not no_interposition():
+    if torch.compiler.is_compiling() or not (no_interposition() or no_tracing()):
         return None
     if not isinstance(input, PackedSequence):
         return _run(rnn, input, hx)
@@ -72,7 +73,7 @@ def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
     own = rnn.__dict__
-    if type(x) not in PLAIN_TYPES or not _is_unmodified(type(rnn), own):
+    if type(x) not in PLAIN_TYPES or x.is_nested or not _is_unmodified(type(rnn), own):
         return None
     try:
         *options, training, dropout, projection, parameters, names, _ = _read(own)
@@ -95,8 +96,8 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
 
 
 def _is_unmodified(kind: type, own: dict[str, Any]) -> bool:
-    """Whether what `module.py` would call is what `ManualRNN` has: no method is overridden, on a class, on an object,
-    or by a module of that name."""
+    """Whether what `module.py` would call is what `ManualRNN` has: no method is overridden, on a class, on an
+    object, or by a module of that name."""
     modules = own["_modules"]
     if not own.keys().isdisjoint(UNCHANGED) or (modules and not modules.keys().isdisjoint(UNCHANGED)):
         return False
@@ -112,12 +113,14 @@ def _run_on_cpu(
         return None
     mode, bias, batch_first, bidirectional, layers, _, H = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
-    steps = len(sizes) or x.size(1 if batch_first else 0)
-    if recorded is None or (recorded and steps == 1 and not (hx is not None and hx.requires_grad)):
-        return None  # `ops/network.py` has a node that saves less
+    if recorded is None:
+        return None
     if recorded:
         batching_rule()
-        x, hx, weights = _aliases(x, hx, weights, batch_first and not sizes)
+        steps = len(sizes) or x.size(1 if batch_first else 0)
+        reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
+        weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))
+        x, hx = _input_alias(x, batch_first and not sizes), hx if hx is None else hx.view_as(hx)
     if hx is None:
         hx = _NO_STATE[x.dtype]
     code, step = MODES[mode], 4 if bias else 2
@@ -134,21 +137,34 @@ def _run_on_cpu(
 
 
 def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool | None:
-    """Whether a gradient is wanted; None unless it is of all weights or of nothing: else ATen's node, which has one
-    flag for all of them, would save and compute more than is needed."""
+    """Whether a gradient is wanted; None unless it is of all weights or of nothing: else ATen's node, which
+    has one flag for all of them, would save and compute more than is needed."""
     wanted = [w.requires_grad for w in weights]
     if all(wanted):
         return True
     return None if any(wanted) or x.requires_grad or (hx is not None and hx.requires_grad) else False
 
 
-def _aliases(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], batch_first: bool
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """What the node saves, as tensors of its own: `w.data = ...` leaves them as they are. No derivative reads a bias.
-    An input whose rows aren't evenly spaced is copied, as `nn.RNN` copies it, so that its memory may be used anew."""
-    x = as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
-    return x, hx if hx is None else hx.view_as(hx), [w.view_as(w) if w.dim() == 2 else w for w in weights]
+def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> list[Tensor]:
+    """What the node saves, as tensors of its own: `w.data = ...` leaves them as they are.
+
+    An edit in place is noticed, but of a matrix that backward doesn't read: `weight_ih` of the first `layer`
+    weights where the input wants no gradient, `weight_hh` of a single step. It reads no bias.
+    """
+    reads_dx, carried = reads
+    found = []
+    for at, w in enumerate(weights):
+        if w.dim() == 2:
+            needed = carried if at % 2 else reads_dx or at >= layer
+            w = w.view_as(w) if needed else unnoticed_alias(w, w.shape)
+        found.append(w)
+    return found
+
+
+def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
+    """The same of the input. Where its rows aren't evenly spaced it is copied, as `nn.RNN` copies it, so that
+    its memory may be filled anew before backward."""
+    return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
 
 
 def _run_on_cuda(
@@ -180,8 +196,8 @@ def _fits_cudnn(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int
 
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], packed: bool) -> bool:
-    """Whether the input is as `nn.RNN` expects it, and the weights are tensors as the constructor makes them, as many
-    as it makes. Their shapes are the kernel's to check."""
+    """Whether the input is as `nn.RNN` expects it, and the weights are tensors as the constructor makes them,
+    as many as it makes. Their shapes are the kernel's to check."""
     _, bias, _, bidirectional, layers, I, _ = options  # noqa: E741
     rank = x.dim()
     if (rank != 2 if packed else rank not in (2, 3)) or x.size(-1) != I:

@@ -61,6 +61,7 @@ __all__ = [
     "scan_op",
     "single_level",
     "torchscript",
+    "unnoticed_alias",
 ]
 
 
@@ -230,9 +231,9 @@ CUDNN_SCHEMAS = {
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "_cudnn_rnn_backward": (
-        "aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, "
-        "Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, "
-        "SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, "
+        "aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, "
+        "Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, "
+        "int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, "
         "bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) "
         "-> (Tensor, Tensor, Tensor, Tensor[])"
     ),
@@ -240,7 +241,7 @@ CUDNN_SCHEMAS = {
 
 
 def offers_cudnn_node() -> bool:
-    """Whether cuDNN's operators are those that the engine serves on a CPU, and nobody has a kernel for them there."""
+    """Whether cuDNN's operators are those that the engine serves on a CPU, where nobody has a kernel for them."""
     if cudnn_rnn is None or _has_kernel is None:
         return False
     for name, schema in CUDNN_SCHEMAS.items():
@@ -251,6 +252,9 @@ def offers_cudnn_node() -> bool:
             return False
     return not _has_kernel("aten::_cudnn_rnn_backward", "AutogradCPU")
 
+
+# A tensor over the same memory, with the same gradient, that notices no edit of the other.
+unnoticed_alias: Callable[..., Tensor] = torch.ops.aten._unsafe_view.default
 
 # Whether a profiler is at work, and the one event that tells it of shapes.
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled") or (lambda: False)

@@ -156,7 +156,7 @@ def opacus(case: Case, training: bool) -> Call | None:
 def limit(case: Case, training: bool) -> Call | None:
     """The multiply-adds of the case, in training three times as many, of registers alone, spread evenly over
     the threads: the peak of the processor."""
-    if not native.compiled():
+    if native.unavailable is not None:
         return None
     count = case.flops() / 2 * (3 if training else 1) / torch.get_num_threads()
     return lambda: native.multiply_adds(count, case.dtype)

@@ -77,8 +77,8 @@ _library, unavailable = _load()
 
 
 def _take_aten_node() -> bool:
-    """Make the engine ATen's kernel of cuDNN's network on a CPU, where the operators are as this package knows them
-    and have no kernel there."""
+    """Make the engine ATen's kernel of cuDNN's network on a CPU, where the operators are as this package
+    knows them and have no kernel there."""
     if unavailable is not None or not offers_cudnn_node():
         return False
     _library.manual_rnn_register_aten.restype = ctypes.c_char_p

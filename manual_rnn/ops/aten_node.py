@@ -1,7 +1,8 @@
 r"""What the autograd node of ATen's operator hasn't: gradients that are themselves to be differentiated.
 
 The node (`kernels/csrc/aten_operators.c`) saves the states of every layer as its first result. Under
-`create_graph` its backward comes here, and so does the cotangent of those states, which a second derivative brings.
+`create_graph` its backward comes here, and so does the cotangent of those states, which a second derivative
+brings.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def aten_network_backward(
     reserve: Tensor,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
-    """The arguments of `aten::_cudnn_rnn_backward`; of its results those that the mask asks for, as one list."""
+    """The arguments of `aten::_cudnn_rnn_backward`; of its results those that the mask asks for, as one
+    list."""
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")

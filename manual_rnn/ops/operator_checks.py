@@ -57,9 +57,10 @@ def check_network_vjp(
 ) -> None:
     """The same of a network's gradients."""
     weights = len(matrices) * (2 if options.has_biases else 1)
+    layers = len(matrices) // (2 * options.D)
     if len(need) != 2 + weights or len(states) * options.D * 2 != len(matrices):
         raise ValueError(
-            f"network_vjp: expected {2 + weights} flags, states of {len(matrices) // (2 * options.D)} layers, "
+            f"network_vjp: expected {2 + weights} flags, states of {layers} layers, "
             f"got {len(need)} and {len(states)}"
         )
     check_network(x, hx, matrices, options._replace(has_biases=False))

@@ -1,5 +1,5 @@
-r"""What a profiler is told of products that a kernel makes out of its sight: events of no length, from whose shapes
-`with_flops` counts."""
+r"""What a profiler is told of products that it doesn't see a kernel make: events of no length, from whose
+shapes `with_flops` counts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -2,7 +2,7 @@ r"""What an autograd node saves: the values that were used, whatever a user does
 
 alias           a tensor of its own over the same memory, connected to the graph: `x.data = ...` leaves it as
                 it is, and an edit in place is noticed
-as_nn_rnn       the input, copied where `nn.RNN` copies it, so that a buffer may be filled anew before backward
+as_nn_rnn       the input, copied where `nn.RNN` copies it: its buffer may be filled anew before backward
 """
 
 from typing import Any

@@ -173,7 +173,8 @@ assert Path(other_rnn.__file__).is_relative_to(folder)
 for package in (manual_rnn, other_rnn):
     check(package, package.ManualRNN(3, 4))
 with manual_rnn.use_kernel("reference"):
-    assert (manual_rnn.kernels.requested_kernel(), other_rnn.kernels.requested_kernel()) == ("reference", "default")
+    asked = manual_rnn.kernels.requested_kernel(), other_rnn.kernels.requested_kernel()
+    assert asked == ("reference", "default")
 """
 
 

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN, module, use_kernel
 
-pytestmark = pytest.mark.skipif(not native._exchanges, reason="no compiler, or another torch")
+pytestmark = pytest.mark.skipif(native.unavailable is not None, reason="no compiler, or another torch")
 Build = Callable[..., Any]
 X, HX = torch.randn(5, 3, 4), torch.randn(1, 3, 6)
 

@@ -45,7 +45,7 @@ assert same(), "in the parent, afterwards"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(not native.compiled(), reason="the C tells OpenMP of a fork")
+@pytest.mark.skipif(native.unavailable is not None, reason="the C tells OpenMP of a fork")
 @pytest.mark.parametrize("kernel", ["default", *kernels_for(torch.float32)])
 def test_a_child_goes_on_where_its_parent_was(kernel: str) -> None:
     sizes = [",".join(map(str, size)) for size in SIZES]

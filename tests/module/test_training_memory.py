@@ -33,7 +33,7 @@ print(1024 * (most() - before))
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
-    pytest.mark.skipif(not native._exchanges, reason="no compiler, or another torch"),
+    pytest.mark.skipif(native.unavailable is not None, reason="no compiler, or another torch"),
 ]
 
 

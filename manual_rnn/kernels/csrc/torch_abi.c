@@ -181,15 +181,31 @@ static bool read_memory(Tensor *x, Handle from)
     return true;
 }
 
-/* Where numbers lie at odd addresses, a copy is read. */
-static bool align(Tensor *x, Handle *keep)
+/* Whether there is memory before the offset is added: torch's zeros without memory have none. */
+static bool has_memory(const Tensor *x, Handle from)
+{
+    int64_t offset = 0;
+    torch.aoti_torch_get_storage_offset(from, &offset);
+    return (uintptr_t)x->data != (uintptr_t)offset * WIDTH[x->type];
+}
+
+static bool is_empty_tensor(const Tensor *x)
+{
+    bool empty = false;
+    for (long i = 0; i < x->dims; i++)
+        empty |= x->size[i] == 0;
+    return empty;
+}
+
+/* Where there is no memory, or numbers lie at odd addresses, a copy is read. */
+static bool make_readable(Tensor *x, Handle *keep)
 {
     int64_t *sizes = NULL, *strides = NULL;
     Handle copy = NULL;
-    if ((uintptr_t)x->data % WIDTH[x->type] == 0)
+    if (is_empty_tensor(x) || (has_memory(x, *keep) && (uintptr_t)x->data % WIDTH[x->type] == 0))
         return true;
     if (torch.aoti_torch_clone(*keep, &copy))
-        return fail("no memory for %s", x->name);
+        return fail("%s has no memory", x->name);
     release_tensor((Value)*keep);
     *keep = copy;
     return read_shape(x, copy, &sizes, &strides) && read_memory(x, copy);
@@ -203,7 +219,7 @@ bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep)
         return false;
     if (torch.aoti_torch__reinterpret_tensor((Handle)from, x->dims, sizes, strides, 0, keep))
         return fail("%s has no memory", name);
-    return read_memory(x, *keep) && align(x, keep);
+    return read_memory(x, *keep) && make_readable(x, keep);
 }
 
 bool read_sizes(int64_t **sizes, int64_t *count, Value from)
