@@ -1,9 +1,13 @@
 r"""The engine in C as tests call it: its operators, its instruction sets, and what it is given."""
 
 import ctypes
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ __all__ = [
     "draw_network",
     "every_variant",
     "flat",
+    "in_a_process_of_its_own",
     "misaligned",
     "on_threads",
     "places",
@@ -33,6 +38,7 @@ __all__ = [
 
 SIZES = torch.tensor([3, 3, 2, 1])
 Change = Callable[[Tensor], Tensor]
+ROOT = Path(__file__).parents[2]
 NEEDS_C = pytest.mark.skipif(native.unavailable is not None, reason=str(native.unavailable))
 
 
@@ -165,3 +171,14 @@ def calls(dtype: torch.dtype = torch.float32, packed: bool = False) -> dict[str,
 
 
 OPERATORS = pytest.mark.parametrize("name", ["network", "network_vjp", "elman", "linear_recurrence"])
+
+
+def in_a_process_of_its_own(file: str, call: str, **environment: str) -> list[int]:
+    """What a function of a file of this folder returns there, which a crash would end."""
+    name = Path(file).stem
+    code = f"import sys; sys.path[:0] = ['tests', 'tests/kernels']; import {name}; print(*{name}.{call})"
+    command = [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", code]
+    given = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return list(map(int, done.stdout.split()))

@@ -1,4 +1,4 @@
-r"""What the operators in C give back: of nothing, of more than there is memory for, and what a user may do with it."""
+r"""What the operators in C give back: of no rows, of more than there is memory for; tensors like others."""
 
 import pytest
 import torch

@@ -51,6 +51,8 @@ bool measure_network(Network *net)
         return fail("network: expected a hidden size of at least 1");
     if (x->dims != dims)
         return fail("network: expected an input of %ld axes, got %ld", dims, x->dims);
+    if (g && x->size[0] != net->G)
+        return fail("network: expected an input of %ld members, got %ld", net->G, x->size[0]);
     net->I = x->size[dims - 1];
     if (net->sizes) {
         net->rows = x->size[g];
