@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine import NEEDS_C, every_variant, on_threads, scattered
+from engine import NEEDS_C, VARIANTS, every_variant, on_threads, scattered
 from internals import native
 from loop import recurrence
 from torch import Tensor
@@ -163,6 +163,26 @@ def test_the_output_is_contiguous_whatever_comes_in() -> None:
     z = torch.randn(5, 7, 40).transpose(0, 1)
     assert native.elman(z, torch.zeros(5, 40), torch.zeros(40, 40), None, "tanh", False).is_contiguous()
     assert native.linear_recurrence(z, z, torch.zeros(40, 40), None, "tanh", False).is_contiguous()
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", native.TYPES, ids=str)
+def test_the_peak_counts_what_it_multiplied(dtype: torch.dtype) -> None:
+    made = native.peak_fma(1, dtype)
+    assert made > 0
+    assert native.peak_fma(100 * made, dtype) == 100 * made
+    peak = native._library.manual_rnn_peak
+    assert [peak(*wrong) for wrong in ((4, 1), (-1, 1), (0, 0), (0, -1))] == [0] * 4
+
+
+def test_instruction_sets_have_numbers() -> None:
+    """From the widest on; no other number is taken."""
+    library = native._library
+    before = library.manual_rnn_variant()
+    assert before == min(VARIANTS.values())
+    assert "plain" in VARIANTS
+    for wrong in (-1, 99, max(VARIANTS.values()) + 1):
+        assert library.manual_rnn_set_variant(wrong) == before
 
 
 @every_variant
