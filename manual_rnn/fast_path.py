@@ -20,9 +20,9 @@ from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
 from .kernels.nonlinearities import PHI_OF_MODE
-from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn
+from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn, tell_counters
 from .override import BUILTIN
-from .parameters import ASSIGNED, RNNBase
+from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
 __all__ = ["try_fast_path"]
@@ -30,7 +30,7 @@ __all__ = ["try_fast_path"]
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip
-UNCHANGED = {*METHODS, "begin", "step", ASSIGNED}
+UNCHANGED = {*METHODS, "begin", "step", ASSIGNED, RUNNER}
 FLAGS = frozenset({bool})
 MODES = {"RNN_TANH": 1, "RNN_RELU": 0}  # as ATen's operator numbers them
 _methods_of = attrgetter(*METHODS)
@@ -44,8 +44,12 @@ _read = itemgetter(  # of a module's attributes
 
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if torch.compiler.is_compiling() or not (no_interposition() or no_tracing()):
+    if torch.compiler.is_compiling():
         return None
+    if not no_interposition():
+        if not no_tracing():
+            return None
+        tell_counters()
     if not isinstance(input, PackedSequence):
         return _run(rnn, input, hx)
     data, batch_sizes, order, inverse = input

@@ -28,12 +28,10 @@ from .layout import Layout, layout_of
 from .ops import CustomStep, Options
 from .ops import rnn as ops_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RNNBase, is_expanded, weights_of
+from .parameters import RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
-__all__ = ["RUNNER", "ManualRNN"]
-
-RUNNER = "_manual_rnn_runner"  # what runs the layers of a module that `tracing.py` watches
+__all__ = ["ManualRNN"]
 
 
 class ManualRNN(RNNBase):

@@ -18,7 +18,7 @@ from .composed import input_projection
 from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
-from .dispatch import is_eager
+from .dispatch import is_eager, tell_counters
 from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
@@ -43,4 +43,5 @@ __all__ = [
     "rnn",
     "run_cudnn",
     "run_layers",
+    "tell_counters",
 ]

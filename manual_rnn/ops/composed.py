@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..kernels.interface import LayerWeights, NetworkOptions, grouped
 from ..kernels.time_order import Walk
-from .dispatch import statically_zero
+from .dispatch import statically
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
 __all__ = ["input_projection", "network", "network_vjp", "run_layer"]
@@ -74,7 +74,7 @@ def _direction(
 ) -> tuple[Tensor, Tensor]:
     z, w_hh = input_projection(x, *weights), weights.weight_hh
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
-    if statically_zero(x.size(walk.dim)):
+    if statically(x.size(walk.dim), 0):
         return z, h0.clone()
     states = elman(z, h0, w_hh, options.batch_sizes, options.nonlinearity, reverse, options.kernel)
     return states, walk.last(states, h0.size(-2)).clone()
@@ -163,7 +163,7 @@ def _direction_vjp(
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
     h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3) if h0 is None else h0
     c = torch.zeros_like(h) if c is None else c
-    if statically_zero(h.size(walk.dim)):
+    if statically(h.size(walk.dim), 0):
         dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
     else:
         c = c if c_last is None else walk.add_to_last(c, c_last)
@@ -183,7 +183,7 @@ def _direction_vjp(
 
 
 def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor:
-    if statically_zero(dz.size(walk.dim)):
+    if statically(dz.size(walk.dim), 0):
         return dz.new_zeros(*h0.shape[:-2], h.size(-1), h.size(-1))
     return weight_gradient(dz, h, h0, walk)
 

@@ -46,7 +46,8 @@ __all__ = [
     "op",
     "packet_of",
     "requires_grad",
-    "statically_zero",
+    "statically",
+    "tell_counters",
 ]
 
 Operator = Callable[..., Any]
@@ -55,9 +56,15 @@ NAMESPACE = "manual_rnn"
 
 def packet_of(name: str) -> Any:
     """`torch.ops.manual_rnn.<name>`, all its overloads, once the flop counters at work know its cost."""
-    if not torch.compiler.is_compiling() and (active := modes()):
-        flop_formulas.register(active)
+    if not torch.compiler.is_compiling():
+        tell_counters()
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def tell_counters() -> None:
+    """Give the flop counters at work the formulas of the operators."""
+    if active := modes():
+        flop_formulas.register(active)
 
 
 def op(name: str, kernel: str = DEFAULT) -> Operator:
@@ -173,13 +180,14 @@ def apply_at_functorch_level(function: Any, *args: Any) -> Any:
         return function.apply(*args)
 
 
-def statically_zero(size: int) -> bool:
-    """Whether a size is 0, where one that comes from data, which a trace can't know, is taken for another."""
+def statically(size: int, value: int) -> bool:
+    """Whether a size has this value, where one that comes from data, which a trace can't know, is taken for
+    another."""
     if not torch.compiler.is_compiling() and not isinstance(size, torch.SymInt):
-        return size == 0
+        return size == value
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
 
-    return guard_or_false(size == 0)
+    return guard_or_false(size == value)
 
 
 def is_dynamic(size: int) -> bool:

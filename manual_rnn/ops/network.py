@@ -33,7 +33,7 @@ def network(
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros, weights layer after layer and
     direction after direction; returns `output (T, B, D * H)` and `h_n`."""
-    if profiling() and native.runs(options.kernel, x):
+    if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network(x, weights)
     if not dispatch.can_bypass_dispatcher(x, hx, *weights):
         return dispatch.op("network", options.kernel)(x, hx, list(weights), *options[:-1], False)[:2]
@@ -142,7 +142,8 @@ def _needed(
     size = 4 if options.has_biases else 2
     layer = options.D * size
     sizes = options.batch_sizes
-    carried = need_hx or x.size(-3) > 1 if sizes is None else need_hx or sizes.size(0) > 1
+    steps = x.size(-3) if sizes is None else sizes.size(0)
+    carried = need_hx or not dispatch.statically(steps, 1)
     needed: list[Tensor | None] = []
     for at in range(0, len(weights), size):
         before = at - at % layer  # weights of the layers below
@@ -169,7 +170,7 @@ def network_vjp(
     tensors = x, hx, *matrices, *states, c, c_last
     if dispatch.forward_mode_is_active():
         return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
-    if profiling() and native.runs(options.kernel, x):
+    if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, len(states), options.batch_sizes)
     how = options[:3]
     if not dispatch.can_bypass_dispatcher(*tensors):
