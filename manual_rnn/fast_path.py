@@ -20,7 +20,15 @@ from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
 from .kernels.nonlinearities import PHI_OF_MODE
-from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn, tell_counters
+from .ops import (
+    as_nn_rnn,
+    as_separate_output,
+    batching_rule,
+    record_call,
+    register_flop_formulas,
+    run_cudnn,
+    tell_counters,
+)
 from .override import BUILTIN
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
@@ -33,6 +41,7 @@ METHODS = (
 UNCHANGED = {*METHODS, "begin", "step", ASSIGNED, RUNNER}
 FLAGS = frozenset({bool})
 MODES = {"RNN_TANH": 1, "RNN_RELU": 0}  # as ATen's operator numbers them
+_loaded = vars(torch.utils)
 _methods_of = attrgetter(*METHODS)
 _own_methods = _methods_of(RNNBase)
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
@@ -121,6 +130,8 @@ def _run_on_cpu(
         return None
     if recorded:
         batching_rule()
+        if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
+            register_flop_formulas()
         steps = len(sizes) or x.size(1 if batch_first else 0)
         reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
         weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))

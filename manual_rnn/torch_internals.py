@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree
 
 __all__ = [
     "CUDNN_DERIVATIVE",
@@ -39,15 +40,16 @@ __all__ = [
     "copy_on_write",
     "cow_data_ptr",
     "cudnn_rnn",
+    "cudnn_rnn_packet",
     "cudnn_saved_tensors",
     "dispatch_key_set",
     "flatten_dense",
+    "forward_mode_is_active",
     "functorch_active",
     "has_storage",
     "in_draft_export",
     "in_forward_mode",
     "is_cow",
-    "is_legacy_batched",
     "is_wrapper",
     "modes",
     "multiplies_in_tiles",
@@ -61,6 +63,7 @@ __all__ = [
     "scan_op",
     "single_level",
     "torchscript",
+    "under_legacy_vmap",
     "unnoticed_alias",
 ]
 
@@ -145,6 +148,33 @@ is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch
 is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor") or (
     lambda x: False
 )
+
+
+def under_legacy_vmap(operator: Any, *args: Any) -> Any:
+    """The rule of `is_grads_batched`, whose vmap is an older one: the operator under today's `torch.vmap`."""
+    flat, spec = _pytree.tree_flatten(args)
+    batched = [isinstance(x, Tensor) and is_legacy_batched(x) for x in flat]
+    level = 1  # no pass through a graph is batched twice
+    flat = [
+        torch._remove_batch_dim(x, level, 1, 0) if wrapped else x
+        for x, wrapped in zip(flat, batched, strict=True)
+    ]
+    places = [at for at, wrapped in enumerate(batched) if wrapped]
+
+    def run(*mapped: Any) -> Any:
+        given = list(flat)
+        for at, x in zip(places, mapped, strict=True):
+            given[at] = x
+        return operator(*_pytree.tree_unflatten(given, spec))
+
+    found = torch.vmap(run)(*[flat[at] for at in places])
+    return _pytree.tree_map_only(Tensor, lambda x: torch._add_batch_dim(x.contiguous(), 0, level), found)
+
+
+def forward_mode_is_active() -> bool:
+    """Whether tensors may carry tangents."""
+    return not hasattr(forward_ad, "_current_level") or forward_ad._current_level >= 0
+
 
 # The base of `autograd.Function` without what hands a Function to functorch: these rules are always at one
 # level, below the operator whose Autograd key they are. `Function` itself raises there since 2.14, and its
@@ -238,6 +268,9 @@ CUDNN_SCHEMAS = {
         "-> (Tensor, Tensor, Tensor, Tensor[])"
     ),
 }
+
+
+cudnn_rnn_packet: Any = getattr(torch.ops.aten, "_cudnn_rnn", None)
 
 
 def offers_cudnn_node() -> bool:

@@ -110,7 +110,7 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
 def _record_layers(
     passes: list[Pass], x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
 ) -> tuple[Tensor, Tensor]:
-    """`ops.rnn` by the reference, which adds to `passes` what it computes."""
+    """`ops.run_rnn` by the reference, which adds to `passes` what it computes."""
     run = partial(_record_layer, passes, options)
     return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
 

@@ -20,7 +20,7 @@ from ..kernels.time_order import Walk
 from .dispatch import statically
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
-__all__ = ["input_projection", "network", "network_vjp", "run_layer"]
+__all__ = ["input_projection", "network", "network_vjp", "run_direction", "run_layer"]
 
 
 Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
@@ -43,7 +43,7 @@ def network(
     h0 = hx.unbind(-3)
     for at in range(0, len(groups), options.D):
         layer = slice(at, at + options.D)
-        x, ends = run_layer(x, h0[layer], groups[layer], options, run or _direction)
+        x, ends = run_layer(x, h0[layer], groups[layer], options, run or run_direction)
         states.append(x)
         last += ends
     return x, _stacked(last), states
@@ -69,7 +69,7 @@ def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptio
     return x.new_zeros(*weight.shape[:-2], len(groups), B, weight.size(-1))
 
 
-def _direction(
+def run_direction(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
     z, w_hh = input_projection(x, *weights), weights.weight_hh

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.profiler import record_function
 
 from ..kernels import DEFAULT, NATIVE, REFERENCE
@@ -38,7 +37,6 @@ __all__ = [
     "below_autograd",
     "can_bypass_dispatcher",
     "dispatch",
-    "forward_mode_is_active",
     "is_dynamic",
     "is_eager",
     "named",
@@ -119,11 +117,6 @@ def _learn_keys(device: str) -> frozenset[Any]:
 def requires_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def forward_mode_is_active() -> bool:
-    """Whether tensors may carry tangents."""
-    return forward_ad._current_level >= 0
 
 
 def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:

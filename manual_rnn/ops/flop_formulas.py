@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..torch_internals import cudnn_rnn_packet
+
 __all__ = ["FORMULAS", "network_products", "network_vjp_products", "register"]
 
 Product = tuple[int, int, int]  # rows, inner size, columns
@@ -98,22 +100,27 @@ def cudnn_rnn_backward(x: Any, weight: Sequence[Any], *args: Any, out_val: Any =
 
 
 FORMULAS = {
-    "elman": elman, "linear_recurrence": linear_recurrence, "network": network, "network_vjp": network_vjp,
-}  # fmt: skip
+    "elman": elman,
+    "linear_recurrence": linear_recurrence,
+    "network": network,
+    "network_vjp": network_vjp,
+    "network_backward": cudnn_rnn_backward,
+}
 
 
-def register(modes: Iterable[Any]) -> None:
-    """Hand the formulas to the counters among these modes, and to those to come."""
-    module = getattr(torch.utils, "flop_counter", None)  # an attribute once it is imported
+def register(modes: Iterable[Any] = ()) -> None:
+    """Hand the formulas to the counters among these modes, and to those to come, once somebody has loaded them."""
+    module = vars(torch.utils).get("flop_counter")
     if module is None:
         return
-    known = {getattr(torch.ops.manual_rnn, name): formula for name, formula in FORMULAS.items()}
-    aten = {torch.ops.aten._cudnn_rnn: cudnn_rnn}
-    if hasattr(torch.ops.manual_rnn, "network_backward"):
-        aten[torch.ops.manual_rnn.network_backward] = cudnn_rnn_backward
+    known = {
+        getattr(torch.ops.manual_rnn, name): formula
+        for name, formula in FORMULAS.items()
+        if hasattr(torch.ops.manual_rnn, name)
+    }
     for packet in known.keys() - module.flop_registry.keys():
         module.register_flop_formula(packet, get_raw=True)(known[packet])
     for mode in modes:
         counter = getattr(mode, "counter", None)
         if isinstance(counter, module.FlopCounterMode):
-            counter.flop_registry = aten | known | counter.flop_registry
+            counter.flop_registry = {cudnn_rnn_packet: cudnn_rnn} | known | counter.flop_registry
