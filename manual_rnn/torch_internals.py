@@ -263,9 +263,9 @@ CUDNN_SCHEMAS = {
     "_cudnn_rnn_backward": (
         "aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, "
         "Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, "
-        "int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, "
-        "bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) "
-        "-> (Tensor, Tensor, Tensor, Tensor[])"
+        "int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, "
+        "bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, "
+        "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])"
     ),
 }
 
@@ -274,7 +274,7 @@ cudnn_rnn_packet: Any = getattr(torch.ops.aten, "_cudnn_rnn", None)
 
 
 def offers_cudnn_node() -> bool:
-    """Whether cuDNN's operators are those that the engine serves on a CPU, where nobody has a kernel for them."""
+    """Whether cuDNN's operators are those that the engine serves on a CPU, and nobody has a kernel there."""
     if cudnn_rnn is None or _has_kernel is None:
         return False
     for name, schema in CUDNN_SCHEMAS.items():

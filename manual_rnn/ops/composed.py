@@ -20,7 +20,7 @@ from ..kernels.time_order import Walk
 from .dispatch import statically
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
-__all__ = ["input_projection", "network", "network_vjp", "run_direction", "run_layer"]
+__all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
 
 
 Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
@@ -125,12 +125,13 @@ def network_vjp(
     for layer in reversed(range(len(states))):
         first = layer * D
         if not (need_x or need_hx or any(need_w[: (first + D) * size])):
-            dweights = [None] * (first + D) * size + dweights
+            dweights[:0] = [None] * (first + D) * size
             c = None
             break
         below = need_x or (layer > 0 and (need_hx or any(need_w[: first * size])))
-        c = _sum(c, c_states[layer]) if c_states else c
-        source, c_source = states[layer - 1] if layer else x, None
+        c = add(c, c_states[layer]) if c_states else c
+        source: Any = states[layer - 1] if layer else x
+        c_source: Tensor | None = None
         for d in reversed(range(D)):
             at = first + d
             h = states[layer].chunk(D, -1)[d]
@@ -142,7 +143,7 @@ def network_vjp(
                 bool(d),
                 options,
             )
-            c_source = _sum(found[0], c_source)
+            c_source = add(found[0], c_source)
             dhx.insert(0, found[1])
             dweights = found[2:] + dweights
         c = c_source
@@ -151,7 +152,7 @@ def network_vjp(
 
 def _direction_vjp(
     need: Sequence[bool],
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    inputs: tuple[Any, ...],
     h: Tensor,
     cotangents: tuple[Tensor | None, Tensor | None],
     reverse: bool,
@@ -160,6 +161,7 @@ def _direction_vjp(
     """Gradients of a layer's input, first state and weights in one direction, where `need` has True."""
     (x, h0, w_ih, w_hh), (c, c_last) = inputs, cotangents
     need_x, need_h0, need_ih, need_hh, *need_biases = need
+    dh0: Tensor | None
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
     h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3) if h0 is None else h0
     c = torch.zeros_like(h) if c is None else c
@@ -188,6 +190,6 @@ def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor
     return weight_gradient(dz, h, h0, walk)
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Of those that are there."""
     return b if a is None else a if b is None else a + b

@@ -87,8 +87,8 @@ def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """The same, though a mode may be active that traces nothing: what a user does with results and weights has the
-    effect that it has without the mode."""
+    """The same, though a mode may be active that traces nothing: what a user does with results and weights
+    has the effect that it has without the mode."""
     if torch.compiler.is_compiling() or not no_tracing():
         return False
     return all(x is None or has_plain_dispatch_keys(x) for x in tensors)

@@ -109,7 +109,7 @@ FORMULAS = {
 
 
 def register(modes: Iterable[Any] = ()) -> None:
-    """Hand the formulas to the counters among these modes, and to those to come, once somebody has loaded them."""
+    """Hand the formulas to the counters among these modes, and to those to come."""
     module = vars(torch.utils).get("flop_counter")
     if module is None:
         return

@@ -1,4 +1,4 @@
-r"""`torch.ops.manual_rnn.layer`, which programs exported by version 0.1 hold. They load for one more version."""
+r"""`torch.ops.manual_rnn.layer`, which exported programs of version 0.1 hold: they load for one more."""
 
 import torch
 from torch import Tensor

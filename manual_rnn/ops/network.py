@@ -108,16 +108,14 @@ class Network(Function):
     ) -> tuple[Tensor | None, ...]:
         saved, L = ctx.saved_tensors, ctx.layers
         states, kept = saved[:L], iter(saved[L:])
-        x, hx, *matrices = (next(kept) if there else None for there in ctx.saved)
+        x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         x = _unread(states[0], ctx.input_shape) if x is None else x
-        matrices = [
-            _unread(states[0], shape) if m is None else m
-            for m, shape in zip(matrices, ctx.shapes, strict=True)
-        ]
+        pairs = zip(saved_matrices, ctx.shapes, strict=True)
+        matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
         need = ctx.needs_input_grad[2:]
         inner = c_states if c_states.count(None) < L else ()
         if inner and L == 1:
-            c, inner = (inner[0] if c is None else c + inner[0]), ()
+            c, inner = composed.add(c, inner[0]), ()
         if inner:
             grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), ctx.options)
         else:
@@ -261,8 +259,9 @@ def vjp_of(
     """The gradients of a function's inputs, which have derivatives of their own where autograd records."""
     if functorch_active():
         outputs, pull = torch.func.vjp(function, *inputs)
-        given = [torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True)]
-        return pull(tuple(given))
+        return pull(
+            tuple(torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True))
+        )
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         views = [t.view_as(t) for t in inputs]  # one may have been computed from another
@@ -270,5 +269,5 @@ def vjp_of(
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
     if not pairs:
         return [None] * len(views)
-    outs, given = zip(*pairs, strict=True)
+    outs, given = [o for o, _ in pairs], [c for _, c in pairs]
     return torch.autograd.grad(outs, views, given, create_graph=further, allow_unused=True)

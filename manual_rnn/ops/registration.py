@@ -86,8 +86,9 @@ def _network_vjp_autograd(
     c_last: Tensor | None,
     *options: Any,
 ) -> list[Tensor]:
-    how, kernel = options[:3], options[3:]
-    named = NetworkOptions(*how, len(need) - 2 == 2 * len(matrices), *(kernel or (DEFAULT,)))
+    batch_sizes, phi, bidirectional, *kernel = options
+    has_biases = len(need) - 2 == 2 * len(matrices)
+    named = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
     if forward_mode_is_active():
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
@@ -118,7 +119,7 @@ def _fake_network(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     _check_values(x, batch_sizes)
     groups = len(weights) // (4 if has_biases else 2)
-    (*G, H, _), D = weights[0].shape, 1 + bidirectional
+    (*G, H), D = weights[0].shape[:-1], 1 + bidirectional
     B = x.size(-2) if batch_sizes is None else _packed_batch(batch_sizes, hx)
     output = x.new_empty((*x.shape[:-1], D * H))
     states = [output.new_empty(output.shape) for _ in range(groups // D)] if save_states else []

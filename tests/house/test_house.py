@@ -31,7 +31,10 @@ HOUSE = {
     "export": "validation ops",
     "explain": "module layout ops kernels validation override parameters",
     "inspect": "tracing validation",
-    "tracing": "module ops validation parameters kernels.reference kernels.nonlinearities kernels.time_order kernels.interface",
+    "tracing": (
+        "module ops validation parameters kernels.reference kernels.nonlinearities kernels.time_order "
+        "kernels.interface"
+    ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
