@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.datamodule import Batch, Task, cut, pieces
+from training.datamodule import Task
+from training.loading import Batch, cut, pieces
 from training.tasks import (
     TASKS,
     Adding,
@@ -24,8 +25,8 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def metric(task: Task, output: Tensor, target: Tensor) -> float:
-    measure = task.new_metric()
-    measure.update(*task.scored(output, target))
+    measure = task.objective.new_metric()
+    measure.update(*task.objective.scored(output, target))
     return measure.compute().item()
 
 
@@ -48,7 +49,7 @@ def test_shapes_are_as_declared(name: str) -> None:
     assert (B, features, len(target), starts) == (6, task.input_size, 6, True)
     assert input.dtype == torch.float32
     output = torch.zeros(B, T, task.output_size, requires_grad=True)
-    task.loss(output, target).backward()
+    task.objective.loss(output, target).backward()
     assert output.grad is not None
     assert (output.grad[:, -target.size(1) :] != 0).any()
 
