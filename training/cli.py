@@ -28,18 +28,19 @@ from .datamodule import Task
 from .entry import TRAINER, as_list, callbacks_of_a_run, quieten
 from .files import WholeCheckpoints, find_checkpoint, read_checkpoint
 from .messages import InFewWords, places, told, usage_error
-from .options import check_run, grouped, load_settings, options_named, values_of, with_config_files
-from .resume import (
-    GivenAnew,
-    check_state,
-    check_weights,
+from .options import (
+    check_run,
     differences,
     flat,
+    grouped,
     in_words,
+    load_settings,
+    options_named,
     plain,
-    settings_of,
-    why_finished,
+    values_of,
+    with_config_files,
 )
+from .resume import GivenAnew, check_state, check_weights, settings_of, why_finished
 from .twins import LEARNING_RATE, Twins
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"

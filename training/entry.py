@@ -60,6 +60,7 @@ def train(
         200 steps, 6 parameters: every gradient equal to nn.RNN's to round-off, the largest difference ...
     """
     quieten()
+    task.check()
     compare = compare or CompareGradients()
     model = model or Twins.for_task(task)
     options = {**TRAINER, "logger": False, "enable_checkpointing": False, **trainer}

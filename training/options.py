@@ -1,12 +1,13 @@
-r"""The words of a command line: options with their values, configs by name, and what no run can have."""
+r"""Options as words and as settings: configs by name, what no run can have, settings as plain data."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
+from jsonargparse import Namespace, get_loader
 
 from .datamodule import at_least
 from .files import no_file
@@ -20,6 +21,8 @@ UNFIT = {
 ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 """Strategies that train in other processes, and the report with them."""
 load_yaml = get_loader("yaml")
+NO_DATA = object()
+Flat = dict[str, Any]
 
 
 def grouped(words: Sequence[str]) -> list[list[str]]:
@@ -118,3 +121,51 @@ def check_run(trainer: Any, optimizer: str) -> None:
             "expected --trainer.strategy to leave the report in this process, as auto and ddp do; got "
             f"{trainer.strategy}"
         )
+
+
+def plain(value: Any) -> Any:
+    """Settings as data that YAML and ``weights_only`` can hold.
+
+    An object that has no such form, like a default ``torch.device``, is left out: when the settings are read
+    again, the default holds again.
+    """
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        found = {str(name): plain(part) for name, part in value.items()}
+        return {name: part for name, part in found.items() if part is not NO_DATA}
+    if isinstance(value, list | tuple | set):
+        return [part for part in map(plain, value) if part is not NO_DATA]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    for kind in (str, int, float):  # of which settings are subclasses, such as PositiveInt
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return kind(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, bool) else NO_DATA
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Settings by the name of their option: ``{"optimizer": "Adam", "optimizer.lr": 5e-3, ...}``."""
+    return dict(by_option(settings, prefix))
+
+
+def by_option(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if name == "class_path":
+            yield prefix.removesuffix("."), value
+        elif isinstance(value, Mapping):
+            yield from by_option(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differences(settings: Flat, others: Flat) -> Flat:
+    """Those of ``settings`` that ``others`` has not, or has otherwise."""
+    return {name: value for name, value in settings.items() if others.get(name, NO_DATA) != value}
+
+
+def in_words(settings: Flat) -> str:
+    """``model.hidden_size 64, optimizer.lr 0.01``."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"

@@ -4,13 +4,13 @@ Settings out of a file are data. They may name classes of torch, of Lightning an
 arguments that are data too; any other class has to be named on the command line.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import nn
@@ -18,37 +18,15 @@ from torch import nn
 from .callbacks import StopWhenSolved
 from .datamodule import Task
 from .files import CHECKPOINT
+from .options import Flat, differences
 
-NOT_RESTORED = ("ckpt_path", "name")
+NOT_RESTORED = ("ckpt_path", "name", "config")
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
 PACKAGE = Task.__module__.rpartition(".")[0]
 TRUSTED = ("torch", "pytorch_lightning", "lightning", "lightning_fabric")
-NO_DATA = object()
-Flat = dict[str, Any]
-
-
-def plain(value: Any) -> Any:
-    """Settings as data that YAML and ``weights_only`` can hold.
-
-    An object that has no such form, like a default ``torch.device``, is left out: when the settings are read
-    again, the default holds again.
-    """
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        found = {str(name): plain(part) for name, part in value.items()}
-        return {name: part for name, part in found.items() if part is not NO_DATA}
-    if isinstance(value, list | tuple | set):
-        return [part for part in map(plain, value) if part is not NO_DATA]
-    if isinstance(value, Enum):
-        return plain(value.value)
-    for kind in (str, int, float):  # of which settings are subclasses, such as PositiveInt
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return kind(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value if value is None or isinstance(value, bool) else NO_DATA
+DATA = (str, int, float, Path, timedelta, type(None))
+CONTAINERS = (Union, UnionType, list, dict, tuple)
 
 
 def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
@@ -84,20 +62,24 @@ def of_this_package(class_path: str) -> str:
 
 
 def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for settings that would run code, or read another file of settings."""
-    for name in ("data", "model", "optimizer", "lr_scheduler", "trainer", "compare"):
+    """Raises ValueError for settings that would run code, or read another file of settings.
+
+    jsonargparse takes a class or a function by its dotted path, and a class by a file that names one.
+    """
+    for name in ("data", "model", "compare", "optimizer", "lr_scheduler", "trainer"):
         if not isinstance(settings.get(name), Mapping | None):
             raise ValueError(f"expected settings of {name} in the checkpoint, got {settings[name]!r}")
     for name in ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator"):
-        for value in as_list(settings.get("trainer", {}).get(name)):
-            if isinstance(value, str) and Path(value).exists():
-                raise ValueError(f"expected a name as trainer.{name} in the checkpoint, got the file {value}")
+        check_data(f"trainer.{name}", settings["trainer"].get(name), named)
     for spec in specs(settings):
         check_class(spec, named)
 
 
-def as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+def check_data(name: str, value: Any, named: set[str]) -> None:
+    """Raises ValueError for a text that would be taken for a path to code."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and text not in named and ("." in text or Path(text).exists()):
+            raise ValueError(f"expected data as {name} in the checkpoint, got {text}")
 
 
 def specs(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -106,7 +88,7 @@ def specs(value: Any) -> Iterator[Mapping[str, Any]]:
         if "class_path" in value:
             yield value
         value = list(value.values())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         for part in value:
             yield from specs(part)
 
@@ -116,7 +98,7 @@ def check_class(spec: Mapping[str, Any], named: set[str]) -> None:
     path = str(spec["class_path"])
     if path in named:
         return
-    if "." not in path or not path.startswith(tuple(f"{package}." for package in (*TRUSTED, PACKAGE))):
+    if not path.startswith(tuple(f"{package}." for package in (*TRUSTED, PACKAGE))):
         raise ValueError(f"expected the command line to name {path}, a class that the checkpoint asks for")
     try:
         kind = resolve_name(path)
@@ -125,28 +107,28 @@ def check_class(spec: Mapping[str, Any], named: set[str]) -> None:
     if not isinstance(kind, type) or not kind.__module__.startswith((*TRUSTED, PACKAGE)):
         raise ValueError(f"expected a class of torch or Lightning in the checkpoint's settings, got {path}")
     for name, value in {**spec.get("init_args", {}), **spec.get("dict_kwargs", {})}.items():
-        if value is not None and takes_code(kind, name):
-            raise ValueError(f"expected data as {name} of {kind.__name__} in the checkpoint, got {value!r}")
+        if not takes_data(kind, name):
+            check_data(f"{name} of {kind.__name__}", value, named)
 
 
-def takes_code(kind: type, argument: str) -> bool:
-    """Whether a parameter of a class, or of its bases, is declared to be a function or a class."""
+def takes_data(kind: type, argument: str) -> bool:
+    """Whether a parameter of a class, or of the base that has it, is declared to be text or numbers alone."""
     for base in kind.__mro__:
         try:
             hints = get_type_hints(base.__init__)  # type: ignore[misc]
-        except (AttributeError, NameError, TypeError):
-            hints = getattr(base.__init__, "__annotations__", {})  # type: ignore[misc]
-        if argument in hints and mentions_code(hints[argument]):
-            return True
+        except (AttributeError, NameError, TypeError):  # names that are imported for type checkers alone
+            continue
+        if argument in hints:
+            return is_data(hints[argument])
     return False
 
 
-def mentions_code(hint: Any) -> bool:
-    if isinstance(hint, str):
-        return "Callable" in hint or "type[" in hint.lower()
-    if hint in (Callable, type) or get_origin(hint) in (Callable, get_origin(Callable[[], Any]), type):
+def is_data(hint: Any) -> bool:
+    if get_origin(hint) is Literal:
         return True
-    return any(mentions_code(part) for part in get_args(hint) if not isinstance(part, list))
+    if get_args(hint):
+        return get_origin(hint) in CONTAINERS and all(map(is_data, get_args(hint)))
+    return isinstance(hint, type) and issubclass(hint, DATA)
 
 
 def check_state(checkpoint: Mapping[str, Any]) -> None:
@@ -166,31 +148,6 @@ def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
                 f"expected {name} of shape {expected.get(name)}, got {got.get(name)} in the checkpoint; "
                 "a run goes on with its own task and sizes"
             )
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Settings by the name of their option: ``{"optimizer": "Adam", "optimizer.lr": 5e-3, ...}``."""
-    return dict(by_option(settings, prefix))
-
-
-def by_option(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if name == "class_path":
-            yield prefix.removesuffix("."), value
-        elif isinstance(value, Mapping):
-            yield from by_option(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def differences(settings: Flat, others: Flat) -> Flat:
-    """Those of ``settings`` that ``others`` has not, or has otherwise."""
-    return {name: value for name, value in settings.items() if others.get(name, NO_DATA) != value}
-
-
-def in_words(settings: Flat) -> str:
-    """``model.hidden_size 64, optimizer.lr 0.01``."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
 
 
 def why_finished(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ from training.compare import (
     partings,
     relative_differences,
     round_off,
+    same_random_numbers,
     unit_in_the_last_place,
     weights_of,
     within,
@@ -185,6 +186,16 @@ def test_the_comparison_draws_alike_for_every_network_and_leaves_the_generator_a
     assert found == again
     assert found.partings != compare(builtin, manual, noisy_sum, x, seed=4).partings
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_numbers_depend_on_the_seed_alone() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.rand(3)
+        with same_random_numbers(seed, torch.device("cpu")):
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def plain_sum(network: nn.Module, x: Tensor) -> Tensor:

@@ -27,15 +27,8 @@ from training_runs import (
 )
 
 from training.commands import load_model
-from training.resume import (
-    GivenAnew,
-    check_settings,
-    flat,
-    plain,
-    settings_of,
-    takes_code,
-    why_finished,
-)
+from training.options import flat, plain
+from training.resume import GivenAnew, check_settings, settings_of, takes_data, why_finished
 from training.tasks import Adding
 from training.twins import Twins
 
@@ -313,6 +306,17 @@ CODE = [
     {"trainer": {"callbacks": [{"class_path": "torch.os.system"}]}},
     {"trainer": {"profiler": {"class_path": "torch.hub.load"}}},
     {"trainer": {"callbacks": ["evil.yaml"]}},
+    {"trainer": {"callbacks": "evil.Callback"}},
+    {"trainer": {"callbacks": ["evil.Callback"]}},
+    {"trainer": {"plugins": ["settings_of_a_class"]}},
+    {
+        "trainer": {
+            "strategy": {
+                "class_path": "pytorch_lightning.strategies.SingleDeviceStrategy",
+                "init_args": {"checkpoint_io": "evil.IO"},
+            }
+        }
+    },
     {"trainer": {"profiler": "evil.yaml"}},
     {"model": "evil.yaml"},
     {"data": {"class_path": "training.tasks.Adding", "init_args": {"seed": {"class_path": "evil.Seed"}}}},
@@ -325,6 +329,7 @@ def test_settings_of_a_checkpoint_run_no_code(
 ) -> None:
     marker = Marker(tmp_path)
     Path("evil.yaml").write_text("class_path: evil.Callback")
+    Path("settings_of_a_class").write_text("class_path: evil.Callback")
     parts: dict[str, Any] = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
     torch.save({**parts, "pytorch-lightning_version": "2.6", "settings": settings(**changed)}, "bad.ckpt")
     for command in (["fit", "--ckpt_path=bad.ckpt"], ["inspect", "--ckpt_path=bad.ckpt"]):
@@ -333,6 +338,10 @@ def test_settings_of_a_checkpoint_run_no_code(
         assert exit.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert not marker.path.exists()
+
+
+def test_settings_read_no_other_file_of_settings() -> None:
+    assert "config" not in settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
 
 
 def test_what_the_command_line_names_may_stand_in_settings() -> None:
@@ -347,8 +356,10 @@ def test_settings_with_classes_of_lightning_and_data_are_taken() -> None:
     check_settings(
         settings(trainer={"callbacks": [callback], "strategy": "auto", "profiler": "simple"}), set()
     )
-    assert takes_code(StochasticWeightAveraging, "avg_fn")
-    assert not takes_code(StochasticWeightAveraging, "swa_lrs")
+    assert not takes_data(StochasticWeightAveraging, "avg_fn")
+    assert not takes_data(StochasticWeightAveraging, "device")
+    assert takes_data(StochasticWeightAveraging, "swa_lrs")
+    assert not takes_data(StochasticWeightAveraging, "nowhere")
 
 
 @pytest.mark.parametrize("options", [{"_class_path": "evil.Twins"}, {"_instantiator": "evil.f"}])
