@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .__main__ import prog
 from .compare import compare, relative_differences
 from .datamodule import Task, at_least
 from .files import note_start, save_whole, write_whole
@@ -229,8 +230,14 @@ class Interrupted(Callback):
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}; run folder: {trainer.log_dir}")
             last = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
+            task = type(trainer.datamodule)  # type: ignore[attr-defined]
+            own = (
+                ""
+                if task.__module__.startswith(str(__package__))
+                else f" --data {task.__module__}.{task.__name__}"
+            )
             if last.is_file():
-                print(f"it goes on with: python -m training fit --ckpt_path {last}")
+                print(f"it goes on with: {prog()} fit --ckpt_path {last}{own}")
 
 
 class WritePredictions(BasePredictionWriter):

@@ -99,7 +99,7 @@ def check_class(spec: Mapping[str, Any], named: set[str]) -> None:
     if path in named:
         return
     if not path.startswith(tuple(f"{package}." for package in (*TRUSTED, PACKAGE))):
-        raise ValueError(f"expected the command line to name {path}, a class that the checkpoint asks for")
+        raise ValueError(f"expected {path}, which the checkpoint asks for, to be named: --data {path}, say")
     try:
         kind = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as problem:

@@ -346,7 +346,7 @@ def test_settings_read_no_other_file_of_settings() -> None:
 
 def test_what_the_command_line_names_may_stand_in_settings() -> None:
     own = settings(data={"class_path": "echo.Echo", "init_args": {"length": 3}})
-    with pytest.raises(ValueError, match=r"expected the command line to name echo\.Echo"):
+    with pytest.raises(ValueError, match=r"expected echo\.Echo, .* --data echo\.Echo, say"):
         settings_of({"settings": own})
     assert settings_of({"settings": own}, ["echo.Echo"])["data"]["class_path"] == "echo.Echo"
 

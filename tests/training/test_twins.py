@@ -1,6 +1,7 @@
 """The twins as they train: equal, independent of each other, stopped when they should be, alone too."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,29 @@ def test_truncated_backpropagation_is_what_a_loop_does(monkeypatch: pytest.Monke
         torch.testing.assert_close(twins.builtin.state_dict()[name], weight, rtol=1e-6, atol=1e-8)
     assert len(record.compared) == 12
     assert record.failure is None
+
+
+def test_each_twin_carries_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ManualRNN's twin, begun elsewhere, takes the path that a loop takes from there."""
+    monkeypatch.setattr(Twins, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), 0.1))
+    task = small(Parity, length=7)
+    model = Twins.for_task(task, hidden_size=6, tbptt_steps=3)
+    with torch.no_grad():
+        for p in model.manual.parameters():
+            p.mul_(2)
+    alone = deepcopy(model.manual)
+    loose = CompareGradients(tolerance=1e30)
+    record = train(task, model, loose, max_epochs=1, enable_progress_bar=False, gradient_clip_val=0)
+    assert record.losses["manual"] == pytest.approx(truncated(alone, 3, 4), rel=1e-5)
+
+
+def test_dropout_draws_anew_for_each_batch_and_alike_for_both_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Twins(2, 1, hidden_size=6, num_layers=2, dropout=0.5, kernel="reference")
+    monkeypatch.setattr(model, "log", lambda *args, **options: None)
+    batch = small().batch("train", 0)  # type: ignore[attr-defined]
+    losses = [model.training_step(batch, number)["losses"] for number in (0, 0, 1)]
+    assert losses[0]["manual"] == losses[1]["manual"] != losses[2]["manual"]
+    assert all(step["manual"] == step["builtin"] for step in losses)
 
 
 def test_no_truncation_where_a_piece_would_have_no_target() -> None:
