@@ -164,8 +164,8 @@ class Record:
         if not self.compared:
             return "no gradients were compared"
         before = f"{self.divergence}; before that " if self.divergence else ""
-        steps = f"{len(self.compared)} steps" + f" of {len(self.steps)}" * (self.compared != self.steps)
-        shown = f"{before}{steps}, {len(self.partings)} parameters: every gradient"
+        steps = counted(len(self.compared), "step") + f" of {len(self.steps)}" * (self.compared != self.steps)
+        shown = f"{before}{steps}, {counted(len(self.partings), 'parameter')}: every gradient"
         if self.bitwise_equal:
             return f"{shown} bitwise equal to nn.RNN's, and so every loss and both twins' whole paths"
         largest = f"the largest difference {self.largest_parting:.2g} times round-off"
@@ -213,6 +213,10 @@ def lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: lists(v) for name, v in value.items()}
     return value.tolist()
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def number(x: float) -> str:
