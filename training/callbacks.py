@@ -1,16 +1,14 @@
-"""What happens beside the training: comparing, stopping, keeping states and settings, the progress bar."""
+"""What happens beside the training: comparing, stopping, keeping states, the progress bar."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from torch.optim import Optimizer
 from .__main__ import prog
 from .compare import compare, relative_differences
 from .datamodule import Task, at_least
-from .files import note_start, save_whole, write_whole
+from .files import save_whole
 from .report import NAMES, Record
 
 FOREVER = 10**9
@@ -189,38 +187,6 @@ class Bar(RichProgressBar):
             metric = getattr(pl_module, "objective").metric  # noqa: B009
             others |= {f"{metric}/nn.RNN": found["builtin"], "ManualRNN": found["manual"]}
         return others
-
-
-class Settings(Callback):
-    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # every process has to ask for it
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
-            write_whole(Path(folder or ".") / "config.yaml", text.encode())
-            for logger in trainer.loggers:
-                logger.log_hyperparams(self.settings)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = trainer.log_dir
-        if trainer.is_global_zero and folder and trainer.loggers:
-            note_start(Path(folder))
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """TensorBoard compares runs by what they reached."""
-        reached = {f"reached/{twin}": score for twin, score in scores(trainer).items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, reached)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["settings"] = self.settings
 
 
 class Interrupted(Callback):

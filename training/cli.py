@@ -17,16 +17,17 @@ from jsonargparse import set_loader
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from .__main__ import prog
-from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredictions, best_and_last
+from .callbacks import Bar, CompareGradients, Interrupted, WritePredictions, best_and_last, scores
 from .datamodule import Task
 from .entry import TRAINER, as_list, callbacks_of_a_run, quieten
-from .files import WholeCheckpoints, find_checkpoint, read_checkpoint
+from .files import WholeCheckpoints, find_checkpoint, note_start, read_checkpoint, write_whole
 from .messages import InFewWords, places, told, usage_error
 from .options import (
     check_run,
@@ -180,6 +181,43 @@ class Laboratory(LightningCLI):
         if self.checkpoint:
             own.append(GivenAnew(flat(self.restored), flat(self.settings)))
         return own
+
+
+class Settings(Callback):
+    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.begun = settings, False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # every process has to ask for it
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            write_whole(Path(folder or ".") / "config.yaml", text.encode())
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.settings)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes that the run has begun, once its first step is made and nothing can refuse it any more."""
+        if self.begun:
+            return
+        self.begun, folder = True, trainer.log_dir
+        if trainer.is_global_zero and folder and trainer.loggers:
+            note_start(Path(folder))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """TensorBoard compares runs by what they reached."""
+        reached = {f"reached/{twin}": score for twin, score in scores(trainer).items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.settings, reached)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["settings"] = self.settings
 
 
 def attribute(task: Task, name: str) -> Any:

@@ -5,10 +5,8 @@ r"""ManualRNN beside nn.RNN: twins with the same initial weights, trained on the
 
 Each twin has its own loss, gradients, clipping and optimizer state. The loss that Lightning sees is the sum
 of both; its gradient with respect to one twin is that of the twin's own loss, to the last bit.
-
-The twins' weights drift apart: each step rounds differently, and training amplifies the difference. So their
-gradients are those of two different functions before long. The comparison that counts is made at the same
-weights (``callbacks.CompareGradients``).
+The twins' weights drift apart: each step rounds differently, and training amplifies the difference. So the
+comparison that counts is made at the same weights (``callbacks.CompareGradients``).
 """
 
 from copy import deepcopy
@@ -37,8 +35,7 @@ Recurrent = Literal["identity", "orthogonal", "uniform"]
 class Network(nn.Module):
     r"""A recurrent network and a linear readout of every step.
 
-    Shapes: input (B, T, I), ``hx`` (L D, B, H) or None for zeros; output (B, T, O), ``h_n`` (L D, B, H), with
-    L layers in D directions.
+    Shapes: input (B, T, I), ``hx`` (L D, B, H) or None for zeros; output (B, T, O), ``h_n`` (L D, B, H).
     """
 
     def __init__(self, rnn: nn.Module, readout: nn.Linear) -> None:
@@ -56,8 +53,7 @@ class Twins(LightningModule):
     Args:
         input_size: features of the task at each step (set by the task).
         output_size: outputs at each step (set by the task).
-        metric: ``mse``, ``accuracy`` or ``perplexity`` (set by the task); the loss is the mean squared error
-            for the first, the cross-entropy for the others.
+        metric: ``mse``, ``accuracy`` or ``perplexity`` (set by the task); it decides the loss too.
         scored_steps: how many of the last steps count for the metric (set by the task).
         hidden_size: width H of the hidden state.
         num_layers: layers of the RNN.
@@ -66,10 +62,9 @@ class Twins(LightningModule):
         dropout: between layers; the twins draw the same masks.
         bidirectional: whether there is a second direction of time.
         kernel: how ManualRNN runs; ``reference`` is bitwise equal to nn.RNN on a CPU.
-        init_from: file with nn.RNN weights that both twins start from: a state_dict, or a
-            Lightning checkpoint.
-        recurrent: initial recurrent weights: ``identity``, ``orthogonal``, or nn.RNN's own ``uniform``; where
-            none are given, ``identity`` with relu (Le, Jaitly and Hinton 2015), ``uniform`` with tanh.
+        init_from: file with nn.RNN weights to start from: a state_dict, or a Lightning checkpoint.
+        recurrent: initial recurrent weights: ``identity`` (the default with relu; Le, Jaitly, Hinton 2015),
+            ``orthogonal``, or ``uniform``, those of nn.RNN (the default with tanh).
         tbptt_steps: steps after which backpropagation is cut, the weights move and the state goes on.
 
     Raises:
@@ -230,9 +225,7 @@ def check_options(
 def set_weights(rnn: nn.RNN, recurrent: Recurrent, init_from: Path | None) -> None:
     """Gives ``rnn`` its initial weights: those of a file, or recurrent ones; ``uniform`` are its own.
 
-    Raises:
-        ValueError: where the file has not one RNN of these shapes.
-        FileNotFoundError: where there is no such file.
+    Raises ValueError where the file has not one RNN of these shapes, FileNotFoundError where there is none.
     """
     if recurrent != "uniform":
         manual_rnn.ManualRNN.from_builtin(rnn).reset_parameters(recurrent=recurrent)  # it shares the weights

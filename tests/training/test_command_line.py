@@ -104,6 +104,7 @@ ERRORS = [
     ("fit --model.init_from no.pt --model.nonlinearity tanh", "nn.RNN weights, got no.pt: no such file"),
     ("fit --model.kernel nat", "expected --model.kernel to be one of 'default'"),
     ("fit --model.tbptt_steps 5 --data Adding", "expected targets in every 5 steps"),
+    ("fit --model.kernel triton", "triton"),
     ("fit --compare.every_n_steps 0", "expected --compare.every_n_steps to be a whole number above 0, got 0"),
     ("fit --compare.tolerance -1", "expected --compare.tolerance to be a number from 0 on, got -1"),
     ("fit --threads 0", "expected --threads to be a whole number from 1 to 1024, got 0"),
