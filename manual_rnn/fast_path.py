@@ -20,9 +20,17 @@ from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
 from .kernels.nonlinearities import PHI_OF_MODE
-from .ops import as_nn_rnn, as_separate_output, batching_rule, record_call, run_cudnn
+from .ops import (
+    as_nn_rnn,
+    as_separate_output,
+    batching_rule,
+    record_call,
+    register_flop_formulas,
+    run_cudnn,
+    tell_counters,
+)
 from .override import BUILTIN
-from .parameters import ASSIGNED, RNNBase
+from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
 __all__ = ["try_fast_path"]
@@ -30,9 +38,10 @@ __all__ = ["try_fast_path"]
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip
-UNCHANGED = {*METHODS, "begin", "step", ASSIGNED}
+UNCHANGED = {*METHODS, "begin", "step", ASSIGNED, RUNNER}
 FLAGS = frozenset({bool})
 MODES = {"RNN_TANH": 1, "RNN_RELU": 0}  # as ATen's operator numbers them
+_loaded = vars(torch.utils)
 _methods_of = attrgetter(*METHODS)
 _own_methods = _methods_of(RNNBase)
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
@@ -44,8 +53,12 @@ _read = itemgetter(  # of a module's attributes
 
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if torch.compiler.is_compiling() or not (no_interposition() or no_tracing()):
+    if torch.compiler.is_compiling():
         return None
+    if not no_interposition():
+        if not no_tracing():
+            return None
+        tell_counters()
     if not isinstance(input, PackedSequence):
         return _run(rnn, input, hx)
     data, batch_sizes, order, inverse = input
@@ -117,6 +130,8 @@ def _run_on_cpu(
         return None
     if recorded:
         batching_rule()
+        if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
+            register_flop_formulas()
         steps = len(sizes) or x.size(1 if batch_first else 0)
         reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
         weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))

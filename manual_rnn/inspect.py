@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import validation
-from .tracing import Pass, Trace, trace
+from .tracing import Pass, Trace, trace, trace_of, traces_in_graph
 
 __all__ = [
     "Pass",
@@ -41,15 +41,18 @@ def gradient_norms(loss: Tensor, states: Sequence[Tensor]) -> Tensor:
 
     Raises:
         TypeError: for anything but a tensor and a sequence of tensors.
-        RuntimeError: if `loss` depends on none of the states: it was computed from another run, a call of the
-            module say.
+        RuntimeError: if `loss` was computed from another run than the states, a call of the module say: it
+            doesn't depend on them, nor on anything else of their run.
     """
     validation.check_kind("loss", loss, Tensor)
     validation.check_kind("states", states, Sequence)
     for h in states:
         validation.check_kind("states", h, Tensor)
     grads = torch.autograd.grad(loss, list(states), retain_graph=True, allow_unused=True)
-    if states and all(g is None for g in grads):
+    unreached = {trace_of(h) for h, g in zip(states, grads, strict=True) if g is None}
+    if any(g is not None for g in grads):
+        unreached.discard(None)  # states of nobody's run, some of which the loss depends on
+    if unreached - traces_in_graph(loss):
         raise RuntimeError(
             "states: expected those of the run that loss was computed from, got some of which nothing is in "
             "its graph; compute loss from the output, h_n or states of the same trace"

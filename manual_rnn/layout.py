@@ -35,6 +35,7 @@ class Layout:
     """
 
     batch_sizes: Tensor | None = None
+    input: Any
 
     def __init__(self, rnn: RNNBase, data: Tensor, hx: Tensor | None) -> None:
         self.rnn, self.input, self.data = rnn, data, data

@@ -25,15 +25,12 @@ from .kernels.aten import autocasts_to_half
 from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
-from .ops import CustomStep, Options
-from .ops import rnn as ops_rnn
+from .ops import CustomStep, Options, run_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RNNBase, is_expanded, weights_of
+from .parameters import RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
-__all__ = ["RUNNER", "ManualRNN"]
-
-RUNNER = "_manual_rnn_runner"  # what runs the layers of a module that `tracing.py` watches
+__all__ = ["ManualRNN"]
 
 
 class ManualRNN(RNNBase):
@@ -183,7 +180,7 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     validation.check_tensors(rnn, x, hx, weights)
     dropout = partial(_dropout, rnn.dropout) if rnn.training and rnn.dropout and rnn.num_layers > 1 else None
     options = Options(phi, batch_sizes, rnn.bidirectional, dropout)
-    run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else ops_rnn)
+    run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else run_rnn)
     return run(x, hx, weights, options)
 
 

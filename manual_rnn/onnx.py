@@ -54,7 +54,7 @@ def check_exportable(input: Any, phi: Any) -> None:
 
 
 def rnn(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options) -> tuple[Tensor, Tensor]:
-    r"""`ops.rnn` with a node for each layer, for a padded `x (T, B, I)` and `hx (L * D, B, H)`."""
+    r"""`ops.run_rnn` with a node for each layer, for a padded `x (T, B, I)` and `hx (L * D, B, H)`."""
     run = partial(_run_layer, options.nonlinearity)
     return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
 

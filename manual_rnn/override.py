@@ -49,7 +49,7 @@ def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     own = _override(rnn, "step", _is_step)
     if own is not None:
         return own
-    kind = next(cls for cls in type(rnn).__mro__ if hasattr(vars(cls).get("step"), BUILTIN))
+    kind: Any = next(cls for cls in type(rnn).__mro__ if hasattr(vars(cls).get("step"), BUILTIN))
     return kind.step.__get__(rnn)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "CUSTOM_MODE",
     "FX_LEAF",
     "NN_RNN_CACHES",
+    "RUNNER",
     "RNNBase",
     "assigned_weights",
     "is_expanded",
@@ -28,6 +29,7 @@ __all__ = [
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
 
 CUSTOM_MODE = "RNN_OWN"
+RUNNER = "_manual_rnn_runner"  # what runs the layers of a module that `tracing.py` watches
 ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the module's own at the time
 # By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
 # takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.

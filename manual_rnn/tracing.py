@@ -22,10 +22,11 @@ from .kernels import reference
 from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
 from .kernels.time_order import Walk
-from .module import RUNNER, ManualRNN
+from .module import ManualRNN
 from .ops import CustomStep, Nonlinearity, Options, input_projection, run_layers
+from .parameters import RUNNER
 
-__all__ = ["Pass", "Trace", "trace"]
+__all__ = ["Pass", "Trace", "trace", "trace_of", "traces_in_graph"]
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,14 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
     watched = rnn.__new__(type(rnn))  # the same parameters, modules and hooks
     vars(watched).update(vars(rnn) | {RUNNER: partial(_record_layers, passes)})
     output, h_n = watched(input, hx)
+    _mark(passes)
     return Trace(output, h_n, tuple(passes))
 
 
 def _record_layers(
     passes: list[Pass], x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
 ) -> tuple[Tensor, Tensor]:
-    """`ops.rnn` by the reference, which adds to `passes` what it computes."""
+    """`ops.run_rnn` by the reference, which adds to `passes` what it computes."""
     run = partial(_record_layer, passes, options)
     return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
 
@@ -157,7 +159,7 @@ class StepRecorder:
     def gates(self, input: Tensor) -> Tensor:
         if isinstance(self.phi, str):
             return F.linear(input, self.w_ih, self.bias_ih)
-        return input_projection(input, self.w_ih, self.bias_ih, self.bias_hh)
+        return input_projection(input, self.w_ih, self.w_hh, self.bias_ih, self.bias_hh)
 
     def step(self, gates: Tensor, hidden: Tensor) -> Tensor:
         builtin = isinstance(self.phi, str)
@@ -166,3 +168,35 @@ class StepRecorder:
         self.preactivations.append(a)
         self.states.append(h)
         return h
+
+
+RUN = "manual_rnn.run"  # where a node of the graph keeps which trace it comes from
+
+
+def _mark(passes: Sequence[Pass]) -> None:
+    """Tell the states of this run apart from those of any other, in the graph itself."""
+    run = object()
+    for each in passes:
+        for x in (*each.preactivations, *each.states):
+            if x.grad_fn is not None:
+                _metadata(x.grad_fn)[RUN] = run
+
+
+def trace_of(x: Tensor) -> object:
+    """Which trace `x` is a state or pre-activation of, or None."""
+    return None if x.grad_fn is None else _metadata(x.grad_fn).get(RUN)
+
+
+def traces_in_graph(loss: Tensor) -> set[object]:
+    """Every trace of which a state or pre-activation is in the graph of `loss`."""
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    return {_metadata(node)[RUN] for node in seen if RUN in _metadata(node)}
+
+
+def _metadata(node: Any) -> dict[str, object]:
+    return node.metadata  # which torch's types take for a method

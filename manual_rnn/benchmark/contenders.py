@@ -159,7 +159,7 @@ def limit(case: Case, training: bool) -> Call | None:
     if native.unavailable is not None:
         return None
     count = case.flops() / 2 * (3 if training else 1) / torch.get_num_threads()
-    return lambda: native.multiply_adds(count, case.dtype)
+    return lambda: native.peak_fma(count, case.dtype)
 
 
 def agree(case: Case, found: Any, expected: Any) -> bool:

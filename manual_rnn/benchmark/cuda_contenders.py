@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from .. import KernelName, ManualRNN, kernels, use_kernel
+from .. import KernelName, ManualRNN, use_kernel
 from .cases import Case
 from .contenders import Call, Network, call_of
 from .contenders import builtin as one_network
 
-__all__ = ["BUILTIN", "CONTENDERS", "PADDED", "VENDOR", "seconds_on_the_card"]
+__all__ = ["ATEN", "BUILTIN", "CONTENDERS", "seconds_on_the_card"]
 
-BUILTIN, VENDOR, PADDED = "nn.RNN", "vendor", "vendor, padded"
+BUILTIN, ATEN = "nn.RNN", "aten"
 
 
 def seconds_on_the_card(call: Call) -> float:
@@ -69,31 +69,14 @@ def by_kernel(kernel: KernelName, case: Case, training: bool) -> Call:
     return asked
 
 
-def vendor(case: Case, training: bool) -> Call | str:
+def aten(case: Case, training: bool) -> Call | str:
     """cuDNN's network."""
-    return "cuDNN has no ensembles" if case.members > 1 else by_kernel("vendor", case, training)
-
-
-def padded(case: Case, training: bool) -> Call | str:
-    """The same of a packed batch as a padded one, whether or not the rule says that it pays."""
-    if not case.shortest:
-        return "nothing is packed"
-    call = by_kernel("vendor", case, training)
-
-    def forced() -> Any:  # by hand: `mock.patch` would take longer than some calls
-        rule, kernels.padding_pays = kernels.padding_pays, lambda *_: True
-        try:
-            return call()
-        finally:
-            kernels.padding_pays = rule
-
-    return forced
+    return "cuDNN has no ensembles" if case.members > 1 else by_kernel("aten", case, training)
 
 
 CONTENDERS: dict[str, Callable[[Case, bool], Call | str]] = {
     BUILTIN: builtin,
-    VENDOR: vendor,
-    PADDED: padded,
+    ATEN: aten,
     "triton": partial(by_kernel, "triton"),
     "torch": partial(by_kernel, "torch"),
 }

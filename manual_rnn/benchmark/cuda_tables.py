@@ -6,14 +6,14 @@ A row is what `cuda.measure` returns, and a line of JSON as well.
 from collections.abc import Iterator
 from typing import Any
 
-from .cuda_contenders import BUILTIN, CONTENDERS, PADDED, VENDOR
+from .cuda_contenders import ATEN, BUILTIN, CONTENDERS
 from .timing import geometric_mean
 
 __all__ = ["Row", "choices", "tables"]
 
 Row = dict[str, Any]
 OTHERS = [name for name in CONTENDERS if name != BUILTIN]
-DEFAULT = (VENDOR, "triton", "torch")  # the first that can is the default
+DEFAULT = (ATEN, "triton", "torch")  # the first that can is the default
 
 
 def ratios(row: Row) -> dict[str, float]:
@@ -34,11 +34,9 @@ def tables(rows: list[Row]) -> Iterator[str]:
 
 
 def choices(rows: list[Row]) -> Iterator[str]:
-    """By case and precision what is the default, and the fastest, in a forward and a training step together;
-    then whether packed batches are to be padded."""
+    """By case and precision the default and the fastest, in a forward and a training step together."""
     yield "| (T, B, I, H) | precision | default | times as fast | fastest | times as fast |"
     yield "|:--|:--|:--|--:|:--|--:|"
-    padded = []
     for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):
         times = _means([row for row in rows if (row["case"], row["precision"]) == (case, precision)])
         default = next((name for name in DEFAULT if name in times), None)
@@ -46,11 +44,6 @@ def choices(rows: list[Row]) -> Iterator[str]:
             continue
         best = max(times, key=lambda name: times[name])
         yield f"| {case} | {precision} | {default} | {times[default]:.2f} | {best} | {times[best]:.2f} |"
-        if PADDED in times and VENDOR in times:
-            padded.append(times[PADDED] / times[VENDOR])
-    if padded:
-        yield f"\n{PADDED} / {VENDOR}: {min(padded):.2f} to {max(padded):.2f} times as fast"
-        yield f"so PADS_PACKED = {min(padded) >= 1}"
 
 
 def _means(rows: list[Row]) -> dict[str, float]:

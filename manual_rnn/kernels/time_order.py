@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "Walk", "carry", "check_sizes", "time_of_rows"]
+__all__ = ["Walk", "carry", "check_sizes", "time_of_rows"]
 
 
 class Walk(NamedTuple):
@@ -83,33 +83,6 @@ class Walk(NamedTuple):
         """Zeros for the state before the first step; for packed rows at least one per sequence, since
         how many there are a graph can't know."""
         return torch.zeros_like(x.select(self.dim, 0) if self.batch_sizes is None else x)
-
-
-class Places(NamedTuple):
-    """How a packed batch and a padded one, in which every sequence runs forward from step 0, read each other.
-
-    Attributes:
-        padded: of each place `(T * B,)` the packed row; past the end of a sequence its last one.
-        packed: of each packed row `(N,)` the place.
-        last: of each sequence `(B,)` the place of its last step.
-    """
-
-    padded: Tensor
-    packed: Tensor
-    last: Tensor
-
-    @classmethod
-    def of(cls, batch_sizes: Tensor, N: int, reverse: bool, device: torch.device) -> "Places":
-        """With `reverse` each sequence is turned round within its own length."""
-        T, B = batch_sizes.size(0), int(batch_sizes[0])
-        place = batch_sizes.device
-        sequence, starts = torch.arange(B, device=place), _starts(batch_sizes)
-        ends = (batch_sizes.unsqueeze(1) > sequence).sum(0) - 1  # the last step of each
-        when = torch.minimum(torch.arange(T, device=place).unsqueeze(1), ends)
-        padded = starts[ends - when if reverse else when] + sequence
-        step, owner = time_of_rows(batch_sizes, N)
-        packed = (ends[owner] - step if reverse else step) * B + owner
-        return cls(*(x.to(device) for x in (padded.flatten(), packed, ends * B + sequence)))
 
 
 def check_sizes(batch_sizes: Tensor | None, N: int) -> None:

@@ -13,16 +13,17 @@ decomposition.py     the operators in operations of torch's own
 flop_formulas.py     what each operator multiplies
 """
 
-from . import aten_node, registration
+from . import aten_node, layer, registration
 from .composed import input_projection
 from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
-from .dispatch import is_eager
+from .dispatch import is_eager, tell_counters
+from .flop_formulas import register as register_flop_formulas
 from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
-from .rnn import Nonlinearity, Options, choose_network_kernel, rnn, run_layers
+from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
 from .saved_tensors import as_nn_rnn
 
 __all__ = [
@@ -38,9 +39,12 @@ __all__ = [
     "decompositions",
     "input_projection",
     "is_eager",
+    "layer",
     "record_call",
+    "register_flop_formulas",
     "registration",
-    "rnn",
     "run_cudnn",
     "run_layers",
+    "run_rnn",
+    "tell_counters",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import DEFAULT
+from ..kernels import DEFAULT, native
 from ..kernels.aten import CUDNN_MODE
 from ..kernels.interface import NetworkOptions
 from ..torch_internals import CUDNN_SCHEMAS
@@ -20,11 +20,11 @@ from .network import network_vjp
 
 __all__ = ["define", "of_many"]
 
-NAME = "manual_rnn::aten_network_backward"
+NAME = "manual_rnn::composed_network_backward"
 PHI_OF_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 
 
-def aten_network_backward(
+def composed_network_backward(
     input: Tensor,
     weight: Sequence[Tensor],
     weight_stride0: int,
@@ -69,17 +69,26 @@ def aten_network_backward(
 def of_many(*args: Any) -> tuple[Any, ...]:
     """The node's backward for many cotangents at once, `is_grads_batched`, for which torch has no rule."""
     mask, no_state = args[-1], args[4].dim() == 1
-    found = iter(aten_network_backward(*args))
+    found = iter(composed_network_backward(*args))
     dx, dhx = (next(found) if wanted else None for wanted in (mask[0], mask[1] and not no_state))
     return dx, dhx, None, list(found)
 
 
+def fake_backward(input: Tensor, weight: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """The shapes of the node's own backward, for tracing."""
+    hx, mask = args[2], args[19]
+    found = [input] * mask[0] + [hx] * (mask[1] and hx.dim() > 1) + list(weight) * mask[3]
+    return [x.new_empty(x.shape) for x in found]
+
+
 def define() -> None:
-    """Define the operator, once in a process."""
-    if not hasattr(torch.ops.manual_rnn, "aten_network_backward"):
+    """Define the operator, once in a process, and the fake of the other."""
+    if not hasattr(torch.ops.manual_rnn, "composed_network_backward"):
         arguments = CUDNN_SCHEMAS["_cudnn_rnn_backward"].partition("(")[2].partition(")")[0]
         torch.library.define(NAME, f"({arguments}) -> Tensor[]")
-        torch.library.impl(NAME, "CompositeImplicitAutograd", aten_network_backward)
+        torch.library.impl(NAME, "CompositeImplicitAutograd", composed_network_backward)
+        if native.has_aten_node:
+            torch.library.register_fake("manual_rnn::network_backward", fake_backward)
 
 
 define()

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..kernels.interface import LayerWeights, NetworkOptions, grouped
 from ..kernels.time_order import Walk
-from .dispatch import statically_zero
+from .dispatch import statically
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
-__all__ = ["input_projection", "network", "network_vjp", "run_layer"]
+__all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
 
 
 Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
@@ -43,7 +43,7 @@ def network(
     h0 = hx.unbind(-3)
     for at in range(0, len(groups), options.D):
         layer = slice(at, at + options.D)
-        x, ends = run_layer(x, h0[layer], groups[layer], options, run or _direction)
+        x, ends = run_layer(x, h0[layer], groups[layer], options, run or run_direction)
         states.append(x)
         last += ends
     return x, _stacked(last), states
@@ -69,12 +69,12 @@ def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptio
     return x.new_zeros(*weight.shape[:-2], len(groups), B, weight.size(-1))
 
 
-def _direction(
+def run_direction(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
     z, w_hh = input_projection(x, *weights), weights.weight_hh
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
-    if statically_zero(x.size(walk.dim)):
+    if statically(x.size(walk.dim), 0):
         return z, h0.clone()
     states = elman(z, h0, w_hh, options.batch_sizes, options.nonlinearity, reverse, options.kernel)
     return states, walk.last(states, h0.size(-2)).clone()
@@ -125,12 +125,13 @@ def network_vjp(
     for layer in reversed(range(len(states))):
         first = layer * D
         if not (need_x or need_hx or any(need_w[: (first + D) * size])):
-            dweights = [None] * (first + D) * size + dweights
+            dweights[:0] = [None] * (first + D) * size
             c = None
             break
         below = need_x or (layer > 0 and (need_hx or any(need_w[: first * size])))
-        c = _sum(c, c_states[layer]) if c_states else c
-        source, c_source = states[layer - 1] if layer else x, None
+        c = add(c, c_states[layer]) if c_states else c
+        source: Any = states[layer - 1] if layer else x
+        c_source: Tensor | None = None
         for d in reversed(range(D)):
             at = first + d
             h = states[layer].chunk(D, -1)[d]
@@ -142,7 +143,7 @@ def network_vjp(
                 bool(d),
                 options,
             )
-            c_source = _sum(found[0], c_source)
+            c_source = add(found[0], c_source)
             dhx.insert(0, found[1])
             dweights = found[2:] + dweights
         c = c_source
@@ -151,7 +152,7 @@ def network_vjp(
 
 def _direction_vjp(
     need: Sequence[bool],
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    inputs: tuple[Any, ...],
     h: Tensor,
     cotangents: tuple[Tensor | None, Tensor | None],
     reverse: bool,
@@ -160,10 +161,11 @@ def _direction_vjp(
     """Gradients of a layer's input, first state and weights in one direction, where `need` has True."""
     (x, h0, w_ih, w_hh), (c, c_last) = inputs, cotangents
     need_x, need_h0, need_ih, need_hh, *need_biases = need
+    dh0: Tensor | None
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
     h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3) if h0 is None else h0
     c = torch.zeros_like(h) if c is None else c
-    if statically_zero(h.size(walk.dim)):
+    if statically(h.size(walk.dim), 0):
         dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
     else:
         c = c if c_last is None else walk.add_to_last(c, c_last)
@@ -183,11 +185,11 @@ def _direction_vjp(
 
 
 def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor:
-    if statically_zero(dz.size(walk.dim)):
+    if statically(dz.size(walk.dim), 0):
         return dz.new_zeros(*h0.shape[:-2], h.size(-1), h.size(-1))
     return weight_gradient(dz, h, h0, walk)
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Of those that are there."""
     return b if a is None else a if b is None else a + b

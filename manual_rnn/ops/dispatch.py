@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.profiler import record_function
 
 from ..kernels import DEFAULT, NATIVE, REFERENCE
@@ -38,7 +37,6 @@ __all__ = [
     "below_autograd",
     "can_bypass_dispatcher",
     "dispatch",
-    "forward_mode_is_active",
     "is_dynamic",
     "is_eager",
     "named",
@@ -46,7 +44,8 @@ __all__ = [
     "op",
     "packet_of",
     "requires_grad",
-    "statically_zero",
+    "statically",
+    "tell_counters",
 ]
 
 Operator = Callable[..., Any]
@@ -55,9 +54,15 @@ NAMESPACE = "manual_rnn"
 
 def packet_of(name: str) -> Any:
     """`torch.ops.manual_rnn.<name>`, all its overloads, once the flop counters at work know its cost."""
-    if not torch.compiler.is_compiling() and (active := modes()):
-        flop_formulas.register(active)
+    if not torch.compiler.is_compiling():
+        tell_counters()
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def tell_counters() -> None:
+    """Give the flop counters at work the formulas of the operators."""
+    if active := modes():
+        flop_formulas.register(active)
 
 
 def op(name: str, kernel: str = DEFAULT) -> Operator:
@@ -82,8 +87,8 @@ def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """The same, though a mode may be active that traces nothing: what a user does with results and weights has the
-    effect that it has without the mode."""
+    """The same, though a mode may be active that traces nothing: what a user does with results and weights
+    has the effect that it has without the mode."""
     if torch.compiler.is_compiling() or not no_tracing():
         return False
     return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
@@ -112,11 +117,6 @@ def _learn_keys(device: str) -> frozenset[Any]:
 def requires_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def forward_mode_is_active() -> bool:
-    """Whether tensors may carry tangents."""
-    return forward_ad._current_level >= 0
 
 
 def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
@@ -173,13 +173,14 @@ def apply_at_functorch_level(function: Any, *args: Any) -> Any:
         return function.apply(*args)
 
 
-def statically_zero(size: int) -> bool:
-    """Whether a size is 0, where one that comes from data, which a trace can't know, is taken for another."""
+def statically(size: int, value: int) -> bool:
+    """Whether a size has this value, where one that comes from data, which a trace can't know, is taken for
+    another."""
     if not torch.compiler.is_compiling() and not isinstance(size, torch.SymInt):
-        return size == 0
+        return size == value
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # sympy comes with it
 
-    return guard_or_false(size == 0)
+    return guard_or_false(size == value)
 
 
 def is_dynamic(size: int) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..torch_internals import cudnn_rnn_packet
+
 __all__ = ["FORMULAS", "network_products", "network_vjp_products", "register"]
 
 Product = tuple[int, int, int]  # rows, inner size, columns
@@ -81,20 +83,44 @@ def network_vjp(
     return _flops(network_vjp_products(need, x, matrices, directions, batch_sizes))
 
 
+def cudnn_rnn(x: Any, weight: Sequence[Any], *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Of ATen's operator, where the engine is its kernel."""
+    return network(x, None, weight) if x.is_cpu else 0
+
+
+def cudnn_rnn_backward(x: Any, weight: Sequence[Any], *args: Any, out_val: Any = None, **__: Any) -> int:
+    if not x.is_cpu:
+        return 0
+    states, hx, batch_first, sizes, mask = args[4], args[2], args[12], args[16], args[19]
+    need = mask[0], mask[1] and hx.dim() > 1, *[mask[3]] * len(weight)
+    rows = x.transpose(0, 1) if batch_first and not sizes else x
+    matrices = [w for w in weight if w.dim() == 2]
+    directions = len(matrices) // 2 // states.size(0)
+    return _flops(network_vjp_products(need, rows, matrices, directions, sizes or None))
+
+
 FORMULAS = {
-    "elman": elman, "linear_recurrence": linear_recurrence, "network": network, "network_vjp": network_vjp,
-}  # fmt: skip
+    "elman": elman,
+    "linear_recurrence": linear_recurrence,
+    "network": network,
+    "network_vjp": network_vjp,
+    "network_backward": cudnn_rnn_backward,
+}
 
 
-def register(modes: Iterable[Any]) -> None:
+def register(modes: Iterable[Any] = ()) -> None:
     """Hand the formulas to the counters among these modes, and to those to come."""
-    module = getattr(torch.utils, "flop_counter", None)  # an attribute once it is imported
+    module = vars(torch.utils).get("flop_counter")
     if module is None:
         return
-    known = {getattr(torch.ops.manual_rnn, name): formula for name, formula in FORMULAS.items()}
+    known = {
+        getattr(torch.ops.manual_rnn, name): formula
+        for name, formula in FORMULAS.items()
+        if hasattr(torch.ops.manual_rnn, name)
+    }
     for packet in known.keys() - module.flop_registry.keys():
         module.register_flop_formula(packet, get_raw=True)(known[packet])
     for mode in modes:
         counter = getattr(mode, "counter", None)
         if isinstance(counter, module.FlopCounterMode):
-            counter.flop_registry = known | counter.flop_registry
+            counter.flop_registry = {cudnn_rnn_packet: cudnn_rnn} | known | counter.flop_registry

@@ -69,8 +69,8 @@ def batching_rule() -> Any:
 
 
 def _of_many(*args: Any) -> tuple[Any, ...]:
-    """The derivative of cotangents any of which may be many: of the engine's node from the states that it saved,
-    of cuDNN's from states that are computed once more."""
+    """The derivative of cotangents any of which may be many: of the engine's node from the states that it
+    saved, of cuDNN's from states that are computed once more."""
     if args[6].dim() > args[0].dim():  # states of all layers
         return aten_node.of_many(*args)
     schema = getattr(torch.ops.aten, CUDNN_DERIVATIVE).default._schema

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.interface import NetworkOptions
-from ..torch_internals import Function, profiling
+from ..torch_internals import Function, forward_mode_is_active, functorch_active, profiling
 from . import composed, dispatch
 from .operator_checks import check_network, check_network_vjp
 from .profiler import record_network, record_network_vjp
@@ -33,7 +33,7 @@ def network(
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros, weights layer after layer and
     direction after direction; returns `output (T, B, D * H)` and `h_n`."""
-    if profiling() and native.runs(options.kernel, x):
+    if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network(x, weights)
     if not dispatch.can_bypass_dispatcher(x, hx, *weights):
         return dispatch.op("network", options.kernel)(x, hx, list(weights), *options[:-1], False)[:2]
@@ -108,16 +108,14 @@ class Network(Function):
     ) -> tuple[Tensor | None, ...]:
         saved, L = ctx.saved_tensors, ctx.layers
         states, kept = saved[:L], iter(saved[L:])
-        x, hx, *matrices = (next(kept) if there else None for there in ctx.saved)
+        x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         x = _unread(states[0], ctx.input_shape) if x is None else x
-        matrices = [
-            _unread(states[0], shape) if m is None else m
-            for m, shape in zip(matrices, ctx.shapes, strict=True)
-        ]
+        pairs = zip(saved_matrices, ctx.shapes, strict=True)
+        matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
         need = ctx.needs_input_grad[2:]
         inner = c_states if c_states.count(None) < L else ()
         if inner and L == 1:
-            c, inner = (inner[0] if c is None else c + inner[0]), ()
+            c, inner = composed.add(c, inner[0]), ()
         if inner:
             grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), ctx.options)
         else:
@@ -142,7 +140,8 @@ def _needed(
     size = 4 if options.has_biases else 2
     layer = options.D * size
     sizes = options.batch_sizes
-    carried = need_hx or x.size(-3) > 1 if sizes is None else need_hx or sizes.size(0) > 1
+    steps = x.size(-3) if sizes is None else sizes.size(0)
+    carried = need_hx or not dispatch.statically(steps, 1)
     needed: list[Tensor | None] = []
     for at in range(0, len(weights), size):
         before = at - at % layer  # weights of the layers below
@@ -167,9 +166,9 @@ def network_vjp(
     if c is None and c_last is None:
         return [None] * len(need)
     tensors = x, hx, *matrices, *states, c, c_last
-    if dispatch.forward_mode_is_active():
+    if forward_mode_is_active():
         return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
-    if profiling() and native.runs(options.kernel, x):
+    if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, len(states), options.batch_sizes)
     how = options[:3]
     if not dispatch.can_bypass_dispatcher(*tensors):
@@ -238,22 +237,37 @@ class NetworkVjp(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        further = torch.is_grad_enabled()
-        with torch.enable_grad():
-            inputs = [t if t is None else t.view_as(t) for t in ctx.saved_tensors]
-            x, hx, c, c_last, *rest = inputs
+        saved, asked = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        places = [at for at, needed in enumerate(asked) if needed]
+
+        def composed_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+            given = list(saved)
+            for at, t in zip(places, inputs, strict=True):
+                given[at] = t
+            x, hx, c, c_last, *rest = given
             parts = rest[: ctx.count], rest[ctx.count :]
             found = composed.network_vjp(ctx.need, x, hx, *parts, (c, c_last), ctx.options)
-        outputs = [g for g in found if g is not None]
-        pairs = [
-            (out, c)
-            for out, c in zip(outputs, cotangents, strict=True)
-            if c is not None and out.requires_grad
-        ]
-        asked = ctx.needs_input_grad[4:]
-        wanted = [t for t, needed in zip(inputs, asked, strict=True) if needed]
-        if not pairs:
-            return (None,) * (4 + len(inputs))
-        outs, given = zip(*pairs, strict=True)
-        grads = iter(torch.autograd.grad(outs, wanted, given, create_graph=further, allow_unused=True))
+            return tuple(g for g in found if g is not None)
+
+        grads = iter(vjp_of(composed_gradients, [saved[at] for at in places], cotangents))
         return None, None, None, None, *(next(grads) if needed else None for needed in asked)
+
+
+def vjp_of(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """The gradients of a function's inputs, which have derivatives of their own where autograd records."""
+    if functorch_active():
+        outputs, pull = torch.func.vjp(function, *inputs)
+        return pull(
+            tuple(torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True))
+        )
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        views = [t.view_as(t) for t in inputs]  # one may have been computed from another
+        outputs = function(*views)
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
+    if not pairs:
+        return [None] * len(views)
+    outs, given = [o for o, _ in pairs], [c for _, c in pairs]
+    return torch.autograd.grad(outs, views, given, create_graph=further, allow_unused=True)

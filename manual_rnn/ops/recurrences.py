@@ -55,7 +55,7 @@ def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def differentiable(ctx: Any, *tangents: Any) -> Any:
-        with in_forward_mode():
+        with in_forward_mode(True):
             saved = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
             return jvp(SimpleNamespace(**vars(ctx), saved_tensors=saved), *tangents)
 
@@ -221,7 +221,7 @@ def weight_gradient(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
     B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
     n = m.size(-2) - B
-    if dispatch.statically_zero(n):
+    if dispatch.statically(n, 0):
         return m.mT @ start
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
     at_first = m.narrow(-2, at, B).mT @ start

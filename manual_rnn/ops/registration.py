@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
-from ..torch_internals import is_legacy_batched
+from ..torch_internals import forward_mode_is_active, under_legacy_vmap
 from . import composed, dispatch, network
 from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
 from .network import Network, NetworkVjp
@@ -47,7 +46,7 @@ class Rules(NamedTuple):
 
 def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
     run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, y, w) and not dispatch.forward_mode_is_active():
+    if not dispatch.requires_grad(x, y, w) and not forward_mode_is_active():
         return run(x, y, w, *options)
     batch_sizes, phi, reverse, *kernel = options
     how = batch_sizes, phi, reverse, *(kernel or [DEFAULT])
@@ -60,7 +59,7 @@ def _network_autograd(
     *how, save_states = options[:5]
     kernel = options[5:]
     named = NetworkOptions(*how, *(kernel or (DEFAULT,)))
-    if dispatch.forward_mode_is_active():
+    if forward_mode_is_active():
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
     run = partial(below_autograd, operator)
@@ -87,9 +86,10 @@ def _network_vjp_autograd(
     c_last: Tensor | None,
     *options: Any,
 ) -> list[Tensor]:
-    how, kernel = options[:3], options[3:]
-    named = NetworkOptions(*how, len(need) - 2 == 2 * len(matrices), *(kernel or (DEFAULT,)))
-    if dispatch.forward_mode_is_active():
+    batch_sizes, phi, bidirectional, *kernel = options
+    has_biases = len(need) - 2 == 2 * len(matrices)
+    named = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
+    if forward_mode_is_active():
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
     run = partial(below_autograd, operator)
@@ -119,7 +119,7 @@ def _fake_network(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     _check_values(x, batch_sizes, hx, *weights)
     groups = len(weights) // (4 if has_biases else 2)
-    (*G, H, _), D = weights[0].shape, 1 + bidirectional
+    (*G, H), D = weights[0].shape[:-1], 1 + bidirectional
     B = x.size(-2) if batch_sizes is None else _packed_batch(batch_sizes, hx)
     output = x.new_empty((*x.shape[:-1], D * H))
     states = [output.new_empty(output.shape) for _ in range(groups // D)] if save_states else []
@@ -247,27 +247,6 @@ def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> t
     return [t.unflatten(0, members) for t in found], [0] * len(found)
 
 
-def legacy_vmap(operator: Any, *args: Any) -> Any:
-    """The rule of `is_grads_batched`, whose vmap is an older one: the operator under today's `torch.vmap`."""
-    flat, spec = tree_flatten(args)
-    batched = [isinstance(x, Tensor) and is_legacy_batched(x) for x in flat]
-    level = 1  # no pass through a graph is batched twice
-    flat = [
-        torch._remove_batch_dim(x, level, 1, 0) if wrapped else x
-        for x, wrapped in zip(flat, batched, strict=True)
-    ]
-    places = [at for at, wrapped in enumerate(batched) if wrapped]
-
-    def run(*mapped: Any) -> Any:
-        given = list(flat)
-        for at, x in zip(places, mapped, strict=True):
-            given[at] = x
-        return operator(*tree_unflatten(given, spec))
-
-    found = torch.vmap(run)(*[flat[at] for at in places])
-    return tree_map_only(Tensor, lambda x: torch._add_batch_dim(x.contiguous(), 0, level), found)
-
-
 def _none_batched(dims: Any) -> bool:
     return dims is None or all(d is None for d in dims)
 
@@ -330,7 +309,7 @@ def define() -> None:
                 "compute": partial(torch.library.impl, qualified, "CompositeExplicitAutograd", compute),
                 "fake": partial(torch.library.register_fake, qualified, rules.fake),
                 "legacy vmap": partial(
-                    torch.library.impl, qualified, "Batched", partial(legacy_vmap, operator)
+                    torch.library.impl, qualified, "Batched", partial(under_legacy_vmap, operator)
                 ),
                 "vmap": partial(torch.library.register_vmap, qualified, partial(rules.vmap, operator)),
             }

@@ -21,7 +21,7 @@ from . import composed, cudnn, custom_step, dispatch
 from .custom_step import CustomStep
 from .network import network
 
-__all__ = ["LayerRunner", "Nonlinearity", "choose_network_kernel", "rnn", "run_layers"]
+__all__ = ["LayerRunner", "Nonlinearity", "choose_network_kernel", "run_layers", "run_rnn"]
 
 Nonlinearity = str | Callable[[Tensor, Tensor], CustomStep]  # a name, or what gives a step of one's own
 LayerRunner = Callable[[Tensor, Tensor, Sequence[LayerWeights], Any], tuple[Tensor, Tensor]]
@@ -37,7 +37,9 @@ class Options(NamedTuple):
     dropout: Dropout | None = None
 
 
-def rnn(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options) -> tuple[Tensor, Tensor]:
+def run_rnn(
+    x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
+) -> tuple[Tensor, Tensor]:
     r"""Run `x (T, B, I)` or packed `(N, I)` from `hx (L * D, B, H)`, with weights layer after layer and
     direction after direction.
 

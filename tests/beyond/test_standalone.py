@@ -229,7 +229,11 @@ def test_packed_operators(name: str, reverse: bool, nonlinearity: str) -> None:
 
 def test_every_operator_has_one() -> None:
     names = {str(op) for op in decompositions()}
-    assert names == {f"manual_rnn.{name}.default" for name in ("elman", "linear_recurrence", "layer")}
+    assert names == {
+        f"manual_rnn.{name}.{overload}"
+        for name in ("elman", "linear_recurrence", "network")
+        for overload in ("default", "kernel")
+    }
 
 
 def test_a_model_that_holds_no_operator_of_this_package_is_left_alone() -> None:

@@ -177,7 +177,7 @@ def test_a_kernel_asked_for_is_what_is_traced(kernel: KernelName) -> None:
         program = traced(manual, x)
     kinds = [node.kind() for node in program.inlined_graph.nodes()]
     assert ("aten::rnn_tanh" in kinds) == (kernel == "aten")
-    assert ("manual_rnn::layer" in kinds) == (kernel not in ("reference", "aten"))
+    assert ("manual_rnn::network" in kinds) == (kernel not in ("reference", "aten"))
     assert_same(gradients(program, x), gradients(builtin, x), 5e-6)
 
 

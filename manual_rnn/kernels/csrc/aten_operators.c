@@ -1,5 +1,8 @@
 /* aten::_cudnn_rnn and aten::_cudnn_rnn_backward on the CPU. torch has no kernel of its own for them there; what a
- * training step gains is their autograd node, which is torch's, in C++.
+ * training step gains is their autograd node, which is torch's, in C++. Its backward calls one of two operators:
+ *
+ *     manual_rnn::network_backward             C
+ *     manual_rnn::composed_network_backward    Python: what is itself to be differentiated
  *
  *     forward     states, h_n, output, -, -  <-  input, weights, -, hx, ...
  *
@@ -161,8 +164,10 @@ static bool run_backward(Held *held, const Value *args, Network *net, Value *mad
     return fine;
 }
 
-static void backward(Value *stack)
+/* The gradients that the mask asks for, as one list. */
+void network_backward_kernel(Value *stack, uint64_t arguments, uint64_t count)
 {
+    (void)arguments, (void)count;
     Held held = {0};
     Network net = {0};
     bool mask[4];
@@ -172,23 +177,18 @@ static void backward(Value *stack)
         mask[i] = list_item(stack[B_OUTPUT_MASK], i) & 1;
     release_list(stack[B_OUTPUT_MASK]);
     const bool done = made && run_backward(&held, stack, &net, made, mask);
-    if (done) {
-        stack[0] = made[0] ? made[0] : undefined_tensor();
-        stack[1] = made[1] ? made[1] : undefined_tensor();
-        stack[2] = undefined_tensor();
-        stack[3] = list_of(made + 2, mask[3] ? weights : 0);
-    } else
+    size_t wanted = 0;
+    for (size_t i = 0; done && i < weights + 2; i++)
+        if (made[i])
+            made[wanted++] = made[i];
+    if (done)
+        stack[0] = list_of(made, wanted);
+    else
         release_results(made, made ? weights + 2 : 0);
     free(made);
     end_network(&net), release_all(&held);
     if (!done)
         raise_error();
-}
-
-void cudnn_rnn_backward_kernel(Value *stack, uint64_t arguments, uint64_t count)
-{
-    (void)arguments, (void)count;
-    backward(stack);
 }
 
 /* The list of gradients that the mask asks for, in their places. */
@@ -208,20 +208,17 @@ static void spread(Value *stack, const bool *mask, bool has_hx)
 }
 
 /* Above autograd: gradients that are themselves to be differentiated, or that of the states, which a second derivative
- * brings, are Python's to compose. */
+ * brings, are Python's to compose. All others go on through the dispatcher, so that a mode sees them. */
 void cudnn_rnn_backward_autograd(Value *stack, uint64_t arguments, uint64_t count)
 {
     (void)arguments, (void)count;
     const Value of_states = stack[B_GRAD_OUTPUT] ? *(Value *)stack[B_GRAD_OUTPUT] : 0;
+    const bool plain = !grad_mode_is_enabled() && !is_defined(of_states);
     bool mask[4];
-    if (!grad_mode_is_enabled() && !is_defined(of_states)) {
-        backward(stack);
-        return;
-    }
     for (int i = 0; i < 4; i++)
         mask[i] = list_item(stack[B_OUTPUT_MASK], i) & 1;
     const bool has_hx = tensor_dims(stack[B_HX]) != 1;
-    if (!call_operator("manual_rnn::aten_network_backward", stack))
+    if (!call_operator(plain ? "manual_rnn::network_backward" : "manual_rnn::composed_network_backward", stack))
         raise_error();
     spread(stack, mask, has_hx);
 }

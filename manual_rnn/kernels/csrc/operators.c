@@ -318,11 +318,20 @@ static int threads_released;
 static void before_fork(void) { threads_released = !omp_pause_resource_all(omp_pause_soft); }
 static void after_fork(void) { most_threads = threads_released ? most_threads : 1; }
 
+/* The backward of ATen's operator once more: what its autograd node calls, below autograd. */
+#define BACKWARD_SCHEMA \
+    "network_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, Tensor hx, Tensor? cx, " \
+    "Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, int mode, SymInt hidden_size, " \
+    "SymInt proj_size, int num_layers, bool batch_first, float dropout, bool train, bool bidirectional, " \
+    "SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, bool[4] output_mask) " \
+    "-> Tensor[]"
+
 /* ATen's own operators; without them the project's serve. */
 static bool register_aten(void)
 {
-    return register_kernel("aten", "CPU", "_cudnn_rnn", cudnn_rnn_kernel)
-        && register_kernel("aten", "CPU", "_cudnn_rnn_backward", cudnn_rnn_backward_kernel)
+    return define_operator(BACKWARD_SCHEMA)
+        && register_kernel("manual_rnn", "CPU", "network_backward", network_backward_kernel)
+        && register_kernel("aten", "CPU", "_cudnn_rnn", cudnn_rnn_kernel)
         && register_kernel("aten", "AutogradCPU", "_cudnn_rnn_backward", cudnn_rnn_backward_autograd);
 }
 

@@ -26,6 +26,6 @@ bool make_results(Network *net, Value *output, Value *h_n);
 bool make_gradients(Network *net, const bool *need, Value *made);
 void release_results(const Value *results, size_t count);
 
-Kernel cudnn_rnn_kernel, cudnn_rnn_backward_kernel, cudnn_rnn_backward_autograd;
+Kernel cudnn_rnn_kernel, network_backward_kernel, cudnn_rnn_backward_autograd;
 
 #endif
