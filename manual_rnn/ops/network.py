@@ -253,6 +253,13 @@ class NetworkVjp(Function):
         return None, None, None, None, *(next(grads) if needed else None for needed in asked)
 
 
+def _differentiable(x: Tensor) -> Tensor:
+    """`x` apart from what it was computed from, which may be another input. What is left of a transform that
+    has ended, as of `torch.func.vjp` whose result is called outside, records nothing by itself."""
+    view = x.view_as(x)
+    return view if view.requires_grad else view.detach().requires_grad_()
+
+
 def vjp_of(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> Sequence[Tensor | None]:
@@ -264,7 +271,7 @@ def vjp_of(
         )
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        views = [t.view_as(t) for t in inputs]  # one may have been computed from another
+        views = [_differentiable(t) for t in inputs]
         outputs = function(*views)
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
     if not pairs:
