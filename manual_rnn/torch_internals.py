@@ -48,6 +48,7 @@ __all__ = [
     "torchscript",
     "under_legacy_vmap",
     "unnoticed_alias",
+    "unwrap_if_dead",
 ]
 
 MISSING: list[str] = []
@@ -72,6 +73,7 @@ torchscript: Callable[[], Any] = find("torch._C", "_get_tracing_state", never)
 
 # What may be active: a transform of torch.func, modes, a level of forward mode, a profiler, autocast.
 functorch_active: Callable[[], bool] = find("torch._C", "_are_functorch_transforms_active", never)
+unwrap_if_dead: Callable[[Tensor], Tensor] = find("torch._C._functorch", "unwrap_if_dead")
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled", never)
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled", never)
 _mode_count: Callable[[], int] = find("torch._C", "_len_torch_dispatch_stack", never)
