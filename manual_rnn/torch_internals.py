@@ -49,6 +49,7 @@ __all__ = [
     "under_legacy_vmap",
     "unnoticed_alias",
     "unwrap_if_dead",
+    "without_gradient_levels",
 ]
 
 MISSING: list[str] = []
@@ -82,6 +83,16 @@ _function_mode_count: Callable[[], int] = find("torch._C", "_len_torch_function_
 _function_mode_at = find("torch._C", "_get_function_stack_at")
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 find("torch.autograd.forward_ad", "_current_level")
+_is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gradtrackingtensor", never)
+_unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
+
+
+def without_gradient_levels(x: Tensor | None) -> Tensor | None:
+    """A tensor that has no gradient, out of what `torch.func.grad` and its like wrap every tensor in: their
+    wrapper can't be read once they have ended."""
+    while x is not None and _is_gradtracking(x):
+        x = _unwrapped(x)
+    return x
 
 
 def forward_mode_is_active() -> bool:
