@@ -55,6 +55,13 @@ typedef int32_t Status; /* 0 for success */
 static struct { SYMBOLS(DECLARE) } torch;
 static int32_t dtypes[TYPES], int64_dtype, cpu, strided;
 
+/* Seen by all first: there an allocator that was loaded before all others has its own `delete`, as torch uses it. */
+static void *find_symbol(void *library, const char *name)
+{
+    void *found = dlsym(RTLD_DEFAULT, name);
+    return found ? found : dlsym(library, name);
+}
+
 /* libtorch is loaded, and perhaps not visible to all: so it is asked for by name, and not loaded anew. */
 bool torch_abi_load(void)
 {
@@ -66,7 +73,7 @@ bool torch_abi_load(void)
     if (!library)
         return fail("libtorch_cpu isn't loaded");
 #define LOOK_UP(name, result, arguments) \
-    if (!(torch.name = (result (*) arguments)dlsym(library, #name))) \
+    if (!(torch.name = (result (*) arguments)find_symbol(library, #name))) \
         return fail("this torch lacks %s", #name);
     SYMBOLS(LOOK_UP)
     dtypes[FLOAT] = torch.aoti_torch_dtype_float32(), dtypes[DOUBLE] = torch.aoti_torch_dtype_float64();
