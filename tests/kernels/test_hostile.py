@@ -31,6 +31,7 @@ INSTEAD: list[Callable[[Tensor], Any]] = [  # none of them reads the numbers, wh
     lambda x: x.new_zeros(1).expand(x.shape),
     lambda x: x.as_strided(x.shape, (0,) * x.dim()),
     lambda x: x.expand(2**20, *x.shape),
+    lambda x: x[:1].expand(2**45, *x.shape[1:]),
     lambda x: x.mT,
     lambda x: x[None],
     torch._lazy_clone,
@@ -38,8 +39,8 @@ INSTEAD: list[Callable[[Tensor], Any]] = [  # none of them reads the numbers, wh
 ]
 STRANGE: list[Callable[[], Any]] = [
     lambda: None,
-    lambda: torch.randn(1).expand(2**40, 2**20),
-    lambda: torch.randn(1).expand(2**45, 3, 5),
+    lambda: torch.randn(1).expand(1, 2**40, 2**20),  # 1: torch takes rows for a list, one by one
+    lambda: torch.randn(1).expand(3, 2**45, 5),
     lambda: torch.randn((1,) * 6),
     lambda: torch.randn(1, 1, 1).as_strided((1, 1, 1), (2**60,) * 3),
     lambda: torch.randn(9).as_strided((4, 3, 2), (1, 1, 1)),
