@@ -179,7 +179,11 @@ def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> lis
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
     """The same of the input. Where its rows aren't evenly spaced it is copied, as `nn.RNN` copies it, so that
     its memory may be filled anew before backward."""
-    return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
+    if batch_first:
+        return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1)
+    if not x.is_contiguous():
+        return as_nn_rnn(x.view_as(x))
+    return x.view_as(x) if x.requires_grad else x.detach()
 
 
 def _run_on_cuda(
