@@ -25,6 +25,7 @@ __all__ = [
     "any_autocast",
     "below_autograd",
     "below_autograd_keep_forward_ad",
+    "carry_tangents",
     "cudnn_rnn",
     "cudnn_rnn_packet",
     "cudnn_saved_tensors",
@@ -80,11 +81,22 @@ _function_mode_count: Callable[[], int] = find("torch._C", "_len_torch_function_
 _function_mode_at = find("torch._C", "_get_function_stack_at")
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 find("torch.autograd.forward_ad", "_current_level")
+_unpack_dual: Any = find("torch._VF", "_unpack_dual")
 
 
 def forward_mode_is_active() -> bool:
     """Whether tensors may carry tangents."""
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def carry_tangents(*tensors: Tensor | None) -> bool:
+    """Whether any of them does. In a compiled graph the level of forward mode is entered unseen by Python, so
+    there the tensors are asked."""
+    if forward_mode_is_active():
+        return True
+    if no_tracing() and not functorch_active():
+        return False
+    return any(x is not None and _unpack_dual(x, level=0).tangent is not None for x in tensors)
 
 
 def no_interposition() -> bool:
