@@ -142,7 +142,7 @@ def _run_on_cpu(
     how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
-    except RuntimeError:  # something doesn't fit, for which the checks have the words
+    except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
         return None
     if profiling():
         record_call(x.transpose(0, 1) if batch_first and not sizes else x, hx, weights, layers, sizes, h_n)

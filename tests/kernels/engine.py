@@ -28,6 +28,7 @@ __all__ = [
     "flat",
     "in_a_process_of_its_own",
     "misaligned",
+    "nan_in_new_memory",
     "on_threads",
     "places",
     "scattered",
@@ -53,7 +54,13 @@ def _variants() -> dict[str, int]:
 
 
 VARIANTS = _variants()
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def every_variant(test: Any) -> Any:
+    """A test once by each instruction set."""
+    return pytest.mark.usefixtures("_variant")(
+        pytest.mark.parametrize("_variant", VARIANTS, indirect=True)(test)
+    )
 
 
 @contextmanager
@@ -126,13 +133,20 @@ def vjp_arguments(arguments: list[Any]) -> list[Any]:
     return [need, x, hx, matrices, states, c, c_last, sizes, phi, bidirectional]
 
 
-def with_nan_in_new_memory(call: Callable[[], Any]) -> list[Tensor]:
-    """Tensors that a call makes: a number that it leaves out is NaN."""
+@contextmanager
+def nan_in_new_memory() -> Iterator[None]:
+    """What is left out of a result is NaN."""
     torch.use_deterministic_algorithms(True)
     try:
-        return flat(call())
+        yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def with_nan_in_new_memory(call: Callable[[], Any]) -> list[Tensor]:
+    """Tensors that a call makes: a number that it leaves out is NaN."""
+    with nan_in_new_memory():
+        return flat(call())
 
 
 def places(arguments: list[Any]) -> list[tuple[int, int | None]]:

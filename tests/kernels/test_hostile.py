@@ -65,8 +65,8 @@ STRANGE: list[Callable[[], Any]] = [
 
 
 def spoil(call: list[Any], choice: random.Random, whole: set[int]) -> None:
-    """Put something else in a place, or in one of a list's; or change a tensor in place, while it is whole: torch
-    itself reads memory that is gone, to negate it or to print it."""
+    """Put something else in a place, or in one of a list's; or change a tensor, if it is whole: torch itself
+    reads memory that is gone, to negate it or to print it."""
     place = choice.randrange(len(call))
     old = call[place]
     if isinstance(old, list) and old and choice.random() < 0.9:
