@@ -17,6 +17,7 @@ __all__ = [
     "ASSIGNED",
     "CUSTOM_MODE",
     "FX_LEAF",
+    "NN_RNN",
     "NN_RNN_CACHES",
     "RUNNER",
     "RNNBase",
@@ -34,6 +35,13 @@ ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the mo
 # By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
 # takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.
 FX_LEAF = {"__module__": nn.RNN.__module__}
+# PyTorch's own class, also where `torch.nn.RNN` was replaced before this import (`patch.py`). No code here asks
+# torch for it by name.
+NN_RNN: Any = next(
+    cls
+    for cls in nn.RNNBase.__subclasses__()
+    if (cls.__module__, cls.__qualname__) == ("torch.nn.modules.rnn", "RNN")
+)
 NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
 
 

@@ -81,7 +81,7 @@ class SideBySide(LightningModule):
         check_twins(compare_every, tolerance, tbptt_steps, bidirectional, nonlinearity, init_from)
         phi = nonlinearity or "relu"
         self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
-        rnn = nn.RNN(
+        rnn = manual_rnn.patch_rnn.original(
             input_size,
             hidden_size,
             num_layers,
