@@ -168,7 +168,8 @@ def test_fx() -> None:
     assert [node.op for node in traced.graph.nodes] == [node.op for node in control.graph.nodes]
     x = torch.randn(5, 2, 3)
     assert torch.allclose(traced(x), builtin(x), atol=1e-6)
-    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), traced(x))
+    again: Any = pickle.loads(pickle.dumps(traced))
+    assert torch.equal(again(x), traced(x))
 
 
 @pytest.mark.usefixtures("patched")

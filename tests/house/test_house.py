@@ -39,7 +39,7 @@ HOUSE = {
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
-    "parameters": "validation kernels.nonlinearities kernels.aten kernels.interface",
+    "parameters": "validation torch_internals kernels.nonlinearities kernels.aten kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",
