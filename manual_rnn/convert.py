@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .override import is_recurrence
+from .own_names import OWN_NAMES, hide, make_visible
 from .parameters import ASSIGNED, NN_RNN, NN_RNN_CACHES, RNNBase, assigned_weights
 from .validation import is_kind, is_same
 
@@ -40,7 +42,8 @@ def unsupported_reason(rnn: nn.Module, source: type, to: type) -> str | None:
     own = [
         name
         for name in (vars(rnn).keys() | rnn._modules.keys()) - ALLOWED_OVERRIDES
-        if callable(getattr(source, name, None)) or callable(getattr(to, name, None))
+        if (callable(getattr(source, name, None)) or callable(getattr(to, name, None)))
+        and (name not in OWN_NAMES or is_recurrence(rnn, name))
     ]
     if own:
         return f"expected the methods of its class, got {', '.join(sorted(own))} set on the module itself"
@@ -60,7 +63,10 @@ def convert(rnn: nn.Module, to: type) -> Any:
     state.setdefault("nonlinearity", rnn.mode.removeprefix("RNN_").lower())  # type: ignore
     rnn.__class__ = _with_parametrizations(rnn, to)
     if isinstance(rnn, NN_RNN):
+        hide(rnn)
         _fill_caches(rnn)
+    else:
+        make_visible(rnn)
     if assigned is not None:
         rnn._flat_weights = assigned  # type: ignore[assignment]
     return rnn

@@ -12,6 +12,7 @@ from . import validation
 from .kernels import aten
 from .kernels.interface import PLAIN_TYPES, LayerWeights, grouped
 from .kernels.nonlinearities import PHI
+from .own_names import OWN_NAMES, free, make_visible, watch_modules, without_visible
 from .torch_internals import MODULE_CALL, fx_tracer
 
 __all__ = [
@@ -86,8 +87,26 @@ class RNNBase(nn.RNNBase):
     pickling are again those of an `nn.Module`.
     """
 
-    if not TYPE_CHECKING:  # mypy finds attributes set only where this is a method
-        __setattr__ = nn.Module.__setattr__
+    if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """As an `nn.Module`, which also knows a module under a name that is a method here."""
+            if name in OWN_NAMES and isinstance(value, nn.Module):
+                watch_modules(self, name)
+            nn.Module.__setattr__(self, name, value)
+
+        def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+            with free(self, "_buffers", name):
+                super().register_buffer(name, *args, **kwargs)
+
+        def register_parameter(self, name: str, param: Any) -> None:
+            with free(self, "_parameters", name):
+                super().register_parameter(name, param)
+
+        def add_module(self, name: str, module: Any) -> None:
+            with free(self, "_modules", name):
+                super().add_module(name, module)
+
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
         _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
@@ -206,11 +225,14 @@ class RNNBase(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was assigned, which a copy of an `nn.RNN` loses too."""
-        return {name: value for name, value in self.__dict__.items() if name != ASSIGNED}
+        state = without_visible(self.__dict__)
+        state.pop(ASSIGNED, None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
         super(nn.RNNBase, self).__setstate__(state)
+        make_visible(self)
         own = self.__dict__
         own.pop("__module__", None)  # of earlier versions, which told torch.fx so to see a leaf
         own.setdefault("proj_size", 0)  # there since torch 1.8

@@ -91,7 +91,7 @@ class Client(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.rnn = nn.RNN(3, 4, **options)
+        self.rnn: Any = nn.RNN(3, 4, **options)
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,16 +37,17 @@ HOUSE = {
         "kernels.interface"
     ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
+    "own_names": "",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
-    "parameters": "validation torch_internals kernels.nonlinearities kernels.aten kernels.interface",
+    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",
     "kernels": "kernels torch_internals",
     "validation": "torch_internals kernels.interface",
     "torch_internals": "",
-    "convert": "validation parameters",
+    "convert": "validation parameters override own_names",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
