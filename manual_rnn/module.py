@@ -27,7 +27,7 @@ from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, run_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RUNNER, RNNBase, is_expanded, weights_of
+from .parameters import NN_RNN, RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
 __all__ = ["ManualRNN"]
@@ -85,7 +85,7 @@ class ManualRNN(RNNBase):
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
         if torchscript() is not None and _matches_nn_rnn(self):
-            nn_rnn: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
+            nn_rnn: Any = NN_RNN.forward  # the operation of torch, which every runtime and exporter knows
             return nn_rnn(self, input, hx)
         found = try_fast_path(self, input, hx)
         if found is not None:
@@ -150,7 +150,8 @@ class ManualRNN(RNNBase):
             TypeError: for a subclass of `nn.RNN`, one with methods set on the object, or a projected one.
         """
         check_target(cls, ManualRNN)
-        return shared_copy(rnn, nn.RNN, cls)
+        patched = type(rnn) is nn.RNN  # a ManualRNN, where that stands in the place of nn.RNN
+        return shared_copy(rnn, nn.RNN if patched else NN_RNN, cls)
 
     def to_builtin(self) -> nn.RNN:
         """A new `nn.RNN` with the Parameters and hooks of this module, which stays as it is.
@@ -158,7 +159,7 @@ class ManualRNN(RNNBase):
         Raises:
             TypeError: for a recurrence of your own, which `nn.RNN` can't run.
         """
-        return shared_copy(self, ManualRNN, nn.RNN)
+        return shared_copy(self, ManualRNN, NN_RNN)
 
 
 def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -197,7 +198,7 @@ def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, T
     """
     if not isinstance(nonlinearity_of(rnn), str):
         raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")
-    nn_rnn: Any = nn.RNN.forward
+    nn_rnn: Any = NN_RNN.forward
     return nn_rnn(rnn, input, hx)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "CUDNN_DERIVATIVE",
     "CUDNN_SCHEMAS",
     "MISSING",
+    "MODULE_CALL",
     "Function",
     "any_autocast",
     "below_autograd",
@@ -33,6 +34,7 @@ __all__ = [
     "flatten_dense",
     "forward_mode_is_active",
     "functorch_active",
+    "fx_tracer",
     "in_draft_export",
     "in_forward_mode",
     "is_wrapper",
@@ -133,6 +135,27 @@ if _raw is not None and not hasattr(_raw, "raw_repr"):
 def dispatch_key_set(x: Tensor) -> Any:
     """What a tensor asks the dispatcher for, to be compared."""
     return _dispatch_keys(x).raw_repr()
+
+
+# A module's call, hooks included.
+MODULE_CALL: Callable[..., Any] = torch.nn.Module._call_impl
+
+
+def fx_tracer(args: Any, kwargs: Any) -> Any:
+    """The tracer of torch.fx that traces the model around a call with these arguments, or None.
+
+    Each Proxy knows its tracer. Without one among the arguments, the tracer is found in the closure that
+    it has put in place of `nn.Module.__call__`. `make_fx` traces by modes, through a call of its own.
+    """
+    for x in _pytree.tree_leaves((args, kwargs)):
+        if isinstance(x, torch.fx.Proxy):
+            return x.tracer
+    for cell in getattr(torch.nn.Module.__call__, "__closure__", None) or ():
+        found = cell.cell_contents
+        if isinstance(found, torch.fx.Tracer):
+            plain = type(found).call_module is torch.fx.Tracer.call_module
+            return found if plain else None
+    return None
 
 
 is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch_wrapped_tensor", never)
