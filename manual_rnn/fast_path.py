@@ -97,7 +97,7 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     mode, *flags, layers, _, _ = options
     if type(dropout) is not float or (training and dropout and layers > 1):
         return None
-    if projection or mode not in PHI_OF_MODE:
+    if projection or mode not in MODES:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None

@@ -24,6 +24,7 @@ TRAINING = sorted((ROOT / "training").glob("*.py"))
 # Who may import whom. A folder's name stands for all of it; "ops" for what its __init__ offers.
 HOUSE = {
     "__init__": "export explain functional kernels module patch swap",
+    "__main__": "",  # what `manual_rnn` exports
     "benchmark": "benchmark kernels",  # and what `manual_rnn` exports
     "pictures": "inspect module validation",
     "training": "training",  # the laboratory's place in an editable install
