@@ -102,7 +102,7 @@ def test_one_program(what: str, strict: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_steps_at_all(dtype: torch.dtype) -> None:
-    """What `nn.RNN` refuses gives an empty output, and the states that were begun with; gradients are zero."""
+    """What `nn.RNN` refuses gives an empty output, and the states it began with; gradients are zero."""
     _, manual, x = case({}, "steps", dtype)
     manual.compile(fullgraph=True, backend="aot_eager")
     manual(x, torch.tensor(MASKS[0]).bool())

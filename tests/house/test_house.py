@@ -41,7 +41,8 @@ HOUSE = {
     "own_names": "",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
-    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten kernels.interface",
+    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
+    "kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",

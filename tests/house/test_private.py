@@ -105,7 +105,7 @@ def check(manual_rnn, needed):
                     assert refused(situation, rnn, kernel)
                 else:
                     same(situation(rnn), situation(builtin))
-    if (owner, name) == tuple(names[0]):  # Dynamo takes modules that were imported anew for an error of its own
+    if (owner, name) == tuple(names[0]):  # Dynamo refuses modules imported anew
         same(compiled(manual_rnn.ManualRNN.from_builtin(builtin), x), builtin(x)[0])
 
 for owner, name in names:
