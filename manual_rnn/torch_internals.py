@@ -51,6 +51,8 @@ __all__ = [
     "torchscript",
     "under_legacy_vmap",
     "unnoticed_alias",
+    "unwrap_if_dead",
+    "without_gradient_levels",
 ]
 
 MISSING: list[str] = []
@@ -75,6 +77,7 @@ torchscript: Callable[[], Any] = find("torch._C", "_get_tracing_state", never)
 
 # What may be active: a transform of torch.func, modes, a level of forward mode, a profiler, autocast.
 functorch_active: Callable[[], bool] = find("torch._C", "_are_functorch_transforms_active", never)
+unwrap_if_dead: Callable[[Tensor], Tensor] = find("torch._C._functorch", "unwrap_if_dead")
 profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled", never)
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled", never)
 _mode_count: Callable[[], int] = find("torch._C", "_len_torch_dispatch_stack", never)
@@ -84,6 +87,16 @@ _function_mode_at = find("torch._C", "_get_function_stack_at")
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 find("torch.autograd.forward_ad", "_current_level")
 _unpack_dual: Any = find("torch._VF", "_unpack_dual")
+_is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gradtrackingtensor", never)
+_unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
+
+
+def without_gradient_levels(x: Tensor | None) -> Tensor | None:
+    """A tensor that has no gradient, out of what `torch.func.grad` and its like wrap every tensor in: their
+    wrapper can't be read once they have ended."""
+    while x is not None and _is_gradtracking(x):
+        x = _unwrapped(x)
+    return x
 
 
 def forward_mode_is_active() -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
-from ..torch_internals import carry_tangents, under_legacy_vmap
+from ..torch_internals import carry_tangents, under_legacy_vmap, without_gradient_levels
 from . import composed, dispatch, network
 from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
 from .network import Network, NetworkVjp
@@ -49,16 +49,16 @@ def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tens
     if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
         return run(x, y, w, *options)
     batch_sizes, phi, reverse, *kernel = options
-    how = batch_sizes, phi, reverse, *(kernel or [DEFAULT])
+    how = without_gradient_levels(batch_sizes), phi, reverse, *(kernel or [DEFAULT])
     return apply_at_functorch_level(node, lambda *args: run(*args[:3], *options), x, y, w, *how)
 
 
 def _network_autograd(
     operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> Any:
-    *how, save_states = options[:5]
+    batch_sizes, *how, save_states = options[:5]
     kernel = options[5:]
-    named = NetworkOptions(*how, *(kernel or (DEFAULT,)))
+    named = NetworkOptions(without_gradient_levels(batch_sizes), *how, *(kernel or (DEFAULT,)))
     if carry_tangents(x, hx, *weights):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
@@ -87,8 +87,8 @@ def _network_vjp_autograd(
     *options: Any,
 ) -> list[Tensor]:
     batch_sizes, phi, bidirectional, *kernel = options
-    has_biases = len(need) - 2 == 2 * len(matrices)
-    named = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
+    sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
+    named = NetworkOptions(sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
     if carry_tangents(x, hx, *matrices, *states, c, c_last):
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
