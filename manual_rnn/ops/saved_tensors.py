@@ -32,7 +32,9 @@ def as_nn_rnn(x: Tensor) -> Tensor:
 
 
 def _with_columns_in_memory(rows: Tensor) -> Tensor:
-    """A view of `rows (N, I)` whose gradient has contiguous columns, as `rows` itself has: the gradient of the
-    flat view in the middle is contiguous."""
+    """A view of `rows (N, I)` whose gradient has contiguous columns, as `rows` itself has.
+
+    The gradient of the flat view in the middle is contiguous.
+    """
     columns = rows.t()
     return columns.reshape(-1).view(columns.shape).t()
