@@ -146,10 +146,12 @@ def step_jacobians(run: Pass, sequence: int = 0) -> Tensor:
     after = run.walk(sequence)
     before = [run.start, *after[:-1]]
     rows = torch.eye(run.start.size(-1), dtype=run.start.dtype, device=run.start.device)
-    jacobians = [
-        torch.autograd.grad(h[sequence], h_before, rows, is_grads_batched=True, retain_graph=True)[0]
-        for h_before, h in zip(before, after, strict=True)
-    ]
+    jacobians = []
+    for h_before, h in zip(before, after, strict=True):
+        (found,) = torch.autograd.grad(
+            h[sequence], h_before, rows, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+        jacobians.append(rows.new_zeros(len(rows), *h_before.shape) if found is None else found)
     return torch.stack([jacobian[:, sequence] for jacobian in jacobians])
 
 

@@ -5,6 +5,7 @@ r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a s
 """
 
 from collections.abc import Callable
+from functools import wraps
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -14,7 +15,7 @@ from . import validation
 from .kernels.nonlinearities import PHI_OF_MODE
 from .parameters import CUSTOM_MODE
 
-__all__ = ["BUILTIN", "builtin", "is_recurrence", "nonlinearity_of", "step_of"]
+__all__ = ["BUILTIN", "builtin", "is_recurrence", "nonlinearity_of", "overrides_step", "step_of"]
 
 VARARGS = 4  # a flag of a code object
 BUILTIN = "_manual_rnn_builtin"
@@ -41,7 +42,12 @@ def nonlinearity_of(rnn: Any) -> Any:
         return lambda h0, weight_hh: step_of(rnn)
     if _accepts(begin, 2):
         return begin
-    return lambda h0, weight_hh: begin(h0)
+    return wraps(begin)(lambda h0, weight_hh: begin(h0))
+
+
+def overrides_step(rnn: Any) -> bool:
+    """Whether the step is the user's, and not that of a nonlinearity."""
+    return any(_override(rnn, name, check) is not None for name, check in RECURRENCES.items())
 
 
 def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -69,9 +75,8 @@ def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
 
 def is_recurrence(rnn: nn.Module, name: str) -> bool:
     """Whether what is set on an object under this name would run as its recurrence."""
-    checks: dict[str, Callable[[Any], bool]] = {"step": _is_step, "begin": _is_begin}
     found = vars(rnn).get(name, rnn._modules.get(name))
-    return name in checks and checks[name](found)
+    return name in RECURRENCES and RECURRENCES[name](found)
 
 
 def _is_step(found: Any) -> bool:
@@ -103,3 +108,6 @@ def _accepts(function: Any, count: int) -> bool:
 
 def _bound(function: Any) -> int:
     return int(isinstance(function, MethodType))
+
+
+RECURRENCES: dict[str, Callable[[Any], bool]] = {"begin": _is_begin, "step": _is_step}

@@ -65,18 +65,28 @@ def names_of_weights(layers: int, directions: int, bias: bool) -> list[list[str]
 
 
 class FlatWeights(list):
-    """The weights of a module as a list; to assign an item of it reaches the module."""
+    """The weights of a module as a list; to change the list reaches the module."""
 
     def __init__(self, rnn: "RNNBase", weights: list[Any]) -> None:
         super().__init__(weights)
         self._rnn = rnn
 
-    def __setitem__(self, index: Any, weight: Any) -> None:
-        super().__setitem__(index, weight)
-        self._rnn._flat_weights = self
-
     def __reduce__(self) -> Any:
         return list, (list(self),)
+
+
+def _reaching_the_module(change: Callable[..., Any]) -> Callable[..., Any]:
+    def changed(self: FlatWeights, *args: Any, **kwargs: Any) -> Any:
+        found = change(self, *args, **kwargs)
+        self._rnn._flat_weights = self
+        return found
+
+    return changed
+
+
+CHANGES = "__setitem__ __delitem__ __iadd__ append clear extend insert pop remove reverse"
+for _name in CHANGES.split():
+    setattr(FlatWeights, _name, _reaching_the_module(getattr(list, _name)))
 
 
 class RNNBase(nn.RNNBase):
@@ -189,8 +199,15 @@ class RNNBase(nn.RNNBase):
 
     @_flat_weights_names.setter
     def _flat_weights_names(self, names: list[str]) -> None:
-        if list(names) != self._flat_weights_names:
+        """As they are; or without the last layers, which are then taken off. `nn.RNNBase.__init__` assigns
+        before there are any."""
+        groups = self.__dict__.get("_all_weights")
+        if groups is None:
+            return
+        kept = [group for at, group in enumerate(groups) if at * len(group) < len(names)]
+        if list(names) != [name for group in kept for name in group]:
             raise AttributeError(f"expected _flat_weights_names {self._flat_weights_names}, got {names}")
+        self._all_weights = kept
 
     @property
     def _flat_weights(self) -> list[Any]:
@@ -298,15 +315,15 @@ def assigned_weights(rnn: RNNBase) -> list[Any] | None:
 
 def weights_of(rnn: RNNBase) -> list[LayerWeights]:
     """The weights of every layer and direction, read anew, so that no change goes unseen."""
-    validation.check_counts(rnn, rnn._all_weights)
     flat = assigned_weights(rnn)
     if flat is None:
+        validation.check_counts(rnn, rnn._all_weights)
         known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
         flat = [known[n] if n in known else getattr(rnn, n) for names in rnn._all_weights for n in names]
         for name, weight in zip(rnn._flat_weights_names, flat, strict=True):
             if not isinstance(weight, Tensor):
                 raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
-    expected = len(rnn._all_weights) * len(rnn._all_weights[0])
+    expected = rnn.num_layers * (2 if rnn.bidirectional else 1) * (4 if rnn.bias else 2)
     if len(flat) != expected:
         raise RuntimeError(f"Expected {expected} _flat_weights, got {len(flat)}")
     return grouped(flat, rnn.bias)

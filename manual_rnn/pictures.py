@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .inspect import Pass, eigenvalues, gradient_norms, spectral_radius, trace
+from .inspect import Pass, eigenvalues, gradient_norms, spectral_radius, step_jacobians, trace
 from .module import ManualRNN
 from .validation import check_kind
 
@@ -131,9 +131,9 @@ def gradient_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
         states = run.walk()[::-1]  # the nearest first
         norms = gradient_norms(states[0].sum(), states)
         line = ax.plot(_numbers(norms / norms[0]), label=run.name)[0]
-        radius = spectral_radius(run.weight_hh.detach()).double().cpu() ** torch.arange(len(states))
+        radius = spectral_radius(_matrix(run)).double().cpu() ** torch.arange(len(states))
         ax.plot(_numbers(radius), color=line.get_color(), linestyle="--", linewidth=0.8)
-    ax.plot([], [], color="gray", linestyle="--", linewidth=0.8, label=r"$\rho(W_{hh})^{\,k}$")
+    ax.plot([], [], color="gray", linestyle="--", linewidth=0.8, label=rf"$\rho({_symbols(passes)})^{{\,k}}$")
     ax.set(
         title="Gradient through time of L = sum of the last state",
         xlabel="distance k to the last state (steps)",
@@ -146,6 +146,7 @@ def gradient_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     return figure
 
 
+<<<<<<< HEAD
 def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it.
 
@@ -161,6 +162,13 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
         >>> figure = eigenvalue_picture(passes)
         >>> len(figure.axes[0].lines[0].get_xdata())  # one point for each of four units
         4
+=======
+def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
+    r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it.
+
+    For a `step` of your own, those of its Jacobian $J = \partial h_T / \partial h_{T-1}$ at the last step of
+    the first sequence.
+>>>>>>> never
     """
     from matplotlib.patches import Circle
 
@@ -169,11 +177,12 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     rows = -(-len(passes) // columns)
     figure, axes = _panels(ax, len(passes), rows, columns, (4 * columns, 4 * rows))
     for run, ax in zip(passes, axes, strict=False):
-        values = eigenvalues(run.weight_hh.detach())
+        values = eigenvalues(_matrix(run))
         ax.add_patch(Circle((0, 0), 1, fill=False, color="gray"))
         ax.plot(_numbers(values.real), _numbers(values.imag), ".")
         ax.set(
-            title=f"Eigenvalues of $W_{{hh}}$, {run.name}\nlargest modulus {values.abs().max().item():.3f}",
+            title=f"Eigenvalues of ${_symbols([run])}$, {run.name}\n"
+            f"largest modulus {values.abs().max().item():.3f}",
             xlabel="real part",
             ylabel="imaginary part",
             aspect="equal",
@@ -182,6 +191,16 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     for ax in axes[len(passes) :]:
         ax.remove()
     return figure
+
+
+def _matrix(run: Pass) -> Tensor:
+    """What a state is multiplied by: `weight_hh`, or the last Jacobian of a step of one's own."""
+    return step_jacobians(run)[-1] if run.own_step else run.weight_hh.detach()
+
+
+def _symbols(passes: Sequence[Pass]) -> str:
+    """The matrices in the words of a formula."""
+    return ", ".join(sorted({"J" if run.own_step else "W_{hh}" for run in passes}))
 
 
 def _check_passes(passes: Sequence[Pass]) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "check_rnn",
     "check_sizes",
     "check_state",
+    "check_step",
     "check_tensors",
     "is_kind",
     "is_same",
@@ -283,8 +284,22 @@ def raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None
     raise RuntimeError(f"{name} must have the dtype of the input, {input.dtype}, got {other.dtype}")
 
 
-def check_state(state: Tensor, expected: torch.Size) -> Tensor:
-    """A step or nonlinearity of one's own kept the shape of the state."""
-    if state.shape != expected:
-        raise RuntimeError(f"a step must return a state of shape {tuple(expected)}, got {tuple(state.shape)}")
-    return state
+def check_state(state: Any, expected: torch.Size, step: Any) -> Tensor:
+    """A step or nonlinearity of one's own gave a state of the same shape."""
+    if isinstance(state, Tensor) and state.shape == expected:
+        return state
+    name = getattr(step, "__qualname__", type(step).__qualname__)
+    words = f"a step must return a state of shape {tuple(expected)}, got"
+    if isinstance(state, Tensor):
+        raise RuntimeError(f"{words} {tuple(state.shape)} from {name}")
+    raise TypeError(
+        f"{words} a {type(state).__name__} from {name}; a method or module `step` that takes (gates, hidden, "
+        "weight_hh) is the recurrence of its network: one for anything else needs another name"
+    )
+
+
+def check_step(step: Any, begin: Any) -> None:
+    """`begin` gave something to call."""
+    if not callable(step):
+        name = getattr(begin, "__qualname__", type(begin).__qualname__)
+        raise TypeError(f"begin must return a function like step, got a {type(step).__name__} from {name}")

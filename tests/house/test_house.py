@@ -34,7 +34,7 @@ HOUSE = {
     "explain": "module layout ops kernels validation override parameters",
     "inspect": "tracing validation",
     "tracing": (
-        "module ops validation parameters kernels.reference kernels.nonlinearities kernels.time_order "
+        "module ops validation override parameters kernels.reference kernels.nonlinearities kernels.time_order "
         "kernels.interface"
     ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from internals import address, is_shared, native
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from manual_rnn import ManualRNN
