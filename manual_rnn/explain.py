@@ -53,6 +53,8 @@ def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, .
     if not isinstance(nonlinearity_of(rnn), str):
         reasons = dict.fromkeys(reasons, CUSTOM_STEP) | {kernels.REFERENCE: None}
     asked = kernels.requested_kernel()
+    if whole in reasons:  # a network may run where an operator of ours means nothing
+        reasons |= {whole: None}
     able = [name for name, reason in reasons.items() if reason is None]
     chosen = able[0] if whole in (None, kernels.DEFAULT) else whole
     runs = chosen if asked == kernels.DEFAULT else asked

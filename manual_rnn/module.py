@@ -27,7 +27,7 @@ from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, run_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RUNNER, RNNBase, is_expanded, weights_of
+from .parameters import NN_RNN, RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
 __all__ = ["ManualRNN"]
@@ -97,7 +97,7 @@ class ManualRNN(RNNBase):
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
         if torchscript() is not None and _matches_nn_rnn(self):
-            nn_rnn: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
+            nn_rnn: Any = NN_RNN.forward  # the operation of torch, which every runtime and exporter knows
             return nn_rnn(self, input, hx)
         found = try_fast_path(self, input, hx)
         if found is not None:
@@ -175,7 +175,8 @@ class ManualRNN(RNNBase):
             True
         """
         check_target(cls, ManualRNN)
-        return shared_copy(rnn, nn.RNN, cls)
+        patched = type(rnn) is nn.RNN  # a ManualRNN, where that stands in the place of nn.RNN
+        return shared_copy(rnn, nn.RNN if patched else NN_RNN, cls)
 
     def to_builtin(self) -> nn.RNN:
         """A new `nn.RNN` with the Parameters and hooks of this module, which stays as it is.
@@ -187,7 +188,7 @@ class ManualRNN(RNNBase):
             >>> ManualRNN(3, 4).to_builtin()
             RNN(3, 4)
         """
-        return shared_copy(self, ManualRNN, nn.RNN)
+        return shared_copy(self, ManualRNN, NN_RNN)
 
 
 def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -226,7 +227,7 @@ def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, T
     """
     if not isinstance(nonlinearity_of(rnn), str):
         raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")
-    nn_rnn: Any = nn.RNN.forward
+    nn_rnn: Any = NN_RNN.forward
     return nn_rnn(rnn, input, hx)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .convert import check_target, convert, unsupported_reason
 from .module import ManualRNN
+from .parameters import NN_RNN
 from .validation import check_kind, is_kind
 
 __all__ = ["swap_rnn"]
@@ -47,8 +48,8 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
         RNN(3, 4)
     """
     check_kind("model", model, nn.Module)
-    source = ManualRNN if to is nn.RNN else nn.RNN
-    if to is not nn.RNN:
+    source = ManualRNN if to is NN_RNN else NN_RNN
+    if to is not NN_RNN:
         check_target(to, ManualRNN)
     found = {name: module for name, module in model.named_modules() if is_kind(type(module), source)}
     reasons = {name: unsupported_reason(rnn, source, to) for name, rnn in found.items()}
@@ -56,7 +57,7 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     if refused:
         raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")
     if not found and not any(is_kind(type(module), to) for module in model.modules()):
-        warnings.warn(_nothing_in(model, "a ManualRNN" if to is nn.RNN else "an nn.RNN"), stacklevel=2)
+        warnings.warn(_nothing_in(model, "a ManualRNN" if to is NN_RNN else "an nn.RNN"), stacklevel=2)
     for rnn in found.values():
         convert(rnn, to)
     return model

@@ -258,7 +258,7 @@ def vjp_of(
 ) -> Sequence[Tensor | None]:
     """The gradients of a function's inputs, which have derivatives of their own where autograd records."""
     if functorch_active():
-        outputs, pull = torch.func.vjp(function, *inputs)
+        outputs, pull, *_ = torch.func.vjp(function, *inputs)
         return pull(
             tuple(torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True))
         )

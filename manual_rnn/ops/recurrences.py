@@ -55,7 +55,7 @@ def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def differentiable(ctx: Any, *tangents: Any) -> Any:
-        with in_forward_mode():
+        with in_forward_mode(True):
             saved = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
             return jvp(SimpleNamespace(**vars(ctx), saved_tensors=saved), *tangents)
 

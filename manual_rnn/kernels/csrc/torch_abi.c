@@ -2,6 +2,7 @@
 #include "torch_abi.h"
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 #include "half.h"
 
 typedef int32_t Status; /* 0 for success */
@@ -222,26 +223,43 @@ bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep)
     return read_memory(x, *keep) && make_readable(x, keep);
 }
 
+/* A copy, since another thread may write to them at any time. */
+static bool copy_sizes(int64_t *sizes, int64_t count, int64_t stride, Handle from)
+{
+    int64_t bytes = 0, offset = 0;
+    const char *data = NULL;
+    torch.aoti_torch_get_storage_size(from, &bytes), torch.aoti_torch_get_storage_offset(from, &offset);
+    if (offset + (count - 1) * stride >= bytes / (int64_t)sizeof *sizes)
+        return fail("batch_sizes are out of bounds for storage of size %ld", (long)bytes);
+    if (torch.torch_get_const_data_ptr(from, (const void **)&data) || !data)
+        return fail("batch_sizes have no memory");
+    for (int64_t t = 0; t < count; t++)
+        memcpy(&sizes[t], data + t * stride * (int64_t)sizeof *sizes, sizeof *sizes);
+    return true;
+}
+
 bool read_sizes(int64_t **sizes, int64_t *count, Value from)
 {
-    int32_t dtype = -1, device = -1;
+    int32_t dtype = -1, device = -1, layout = -1;
     int64_t dims = 0, *shape = NULL, *strides = NULL;
-    const void *data = NULL;
-    torch.aoti_torch_get_dtype((Handle)from, &dtype);
-    torch.aoti_torch_get_device_type((Handle)from, &device);
-    torch.aoti_torch_get_dim((Handle)from, &dims);
-    torch.aoti_torch_get_sizes((Handle)from, &shape), torch.aoti_torch_get_strides((Handle)from, &strides);
-    if (dtype != int64_dtype || device != cpu || dims != 1)
+    Handle alias = NULL; /* keeps the storage, whatever becomes of the tensor */
+    torch.aoti_torch_get_dtype((Handle)from, &dtype), torch.aoti_torch_get_layout((Handle)from, &layout);
+    torch.aoti_torch_get_device_type((Handle)from, &device), torch.aoti_torch_get_dim((Handle)from, &dims);
+    if (dtype != int64_dtype || device != cpu || layout != strided || dims != 1)
         return fail("expected batch_sizes (T,) of int64 on the CPU");
-    *count = shape[0];
-    *sizes = malloc(sizeof(int64_t) * (*count + 1));
+    torch.aoti_torch_get_sizes((Handle)from, &shape), torch.aoti_torch_get_strides((Handle)from, &strides);
+    const int64_t steps = shape[0], stride = steps > 1 ? strides[0] : 1;
+    *sizes = steps < MAX_EXTENT / 8 && stride < MAX_EXTENT / (steps + 1) ? malloc(sizeof(int64_t) * (steps + 1)) : NULL;
     if (!*sizes)
         return fail("no memory for batch_sizes");
-    if (*count && torch.torch_get_const_data_ptr((Handle)from, &data))
+    *count = steps;
+    if (!steps)
+        return true;
+    if (torch.aoti_torch__reinterpret_tensor((Handle)from, 1, &steps, &stride, 0, &alias))
         return fail("batch_sizes have no memory");
-    for (int64_t t = 0; t < *count; t++) /* a copy, since another thread may write to them at any time */
-        (*sizes)[t] = ((const int64_t *)data)[t * strides[0]];
-    return true;
+    const bool fine = copy_sizes(*sizes, steps, stride, alias);
+    release_tensor((Value)alias);
+    return fine;
 }
 
 bool new_tensor(Value *made, Tensor *x, int type, int dims, const int64_t *sizes, const int64_t *strides)

@@ -1,47 +1,22 @@
-r"""The short way from the module to C: which calls take it, and that all others give the same answers.
-
-Each case builds a network of a kind, `nn.RNN` or ours, and calls it. What comes back, or is raised, is that
-of `nn.RNN`; and where the way is told, it's that way.
-"""
+r"""Calls of a network of a kind, `nn.RNN` or ours: those for which ours has a fast path, and others."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from inspect import getattr_static
 from typing import Any
 
-import pytest
 import torch
 from helpers import packed
-from internals import native
 from situations import Beneath, Through
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.checkpoint import checkpoint
 
-from manual_rnn import ManualRNN, module, use_kernel
+__all__ = ["FAST", "HX", "OTHER", "OWN_WAY", "Build", "X", "backward", "builder", "flat", "outcome"]
 
-pytestmark = pytest.mark.skipif(native.unavailable is not None, reason="no compiler, or another torch")
 Build = Callable[..., Any]
 X, HX = torch.randn(5, 3, 4), torch.randn(1, 3, 6)
-
-
-@pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every call of a ManualRNN, whether it took the short way."""
-    found: list[bool] = []
-    at_once = module.at_once
-
-    def watched(*args: Any) -> Any:
-        result = at_once(*args)
-        found.append(result is not None)
-        return result
-
-    monkeypatch.setattr(module, "at_once", watched)
-    return found
 
 
 def builder(kind: type[nn.Module]) -> Build:
@@ -151,7 +126,7 @@ def negated(x: Tensor) -> Tensor:
 
 
 CPU = lambda: torch.device("cpu")  # noqa: E731
-SHORT: dict[str, Callable[[Build], Any]] = {
+FAST: dict[str, Callable[[Build], Any]] = {
     "padded": call(X),
     "with hx": call(X, HX),
     "batch_first": call(X, torch.randn(1, 5, 6), batch_first=True),
@@ -178,30 +153,32 @@ SHORT: dict[str, Callable[[Build], Any]] = {
     "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T)),
     "of one sequence": call(X[:, :1]),
     "of one step": call(X[:1], HX),
-}
-LONG: dict[str, Callable[[Build], Any]] = {
-    "unbatched, with a batch of states": call(X[:, 0], HX),
-    "unbatched, a subclass for hx": call(X[:, 0], HX[:, 0].as_subclass(Sub)),
-    "unbatched, of a wrong size": call(X[:, 0, :3]),
     "unbatched, no steps": call(X[:0, 0]),
     "no steps": call(X[:0]),
     "no sequences": call(X[:, :0]),
-    "a subclass": call(X.as_subclass(Sub)),
-    "a subclass for hx": call(X, HX.as_subclass(Sub)),
-    "vmap": transform,
     "a function mode": call(X, under=Through),
     "a dispatch mode": call(X, under=Beneath),
-    "forward mode": jvp,
-    "autocast": call(X, under=lambda: torch.autocast("cpu", torch.bfloat16)),
-    "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
-    "dropout at work": changed(lambda rnn: torch.manual_seed(1) and None, num_layers=2, dropout=0.5),
-    "parametrized": changed(
-        lambda rnn: parametrizations.weight_norm(rnn, "weight_hh_l0")  # type: ignore[arg-type]
-    ),
     "pending negation": call(negated(X)),
     "pending negation of hx": call(X, negated(HX)),
     "misaligned": call(misaligned(X)),
     "misaligned hx": call(X, misaligned(HX)),
+}
+OTHER: dict[str, Callable[[Build], Any]] = {
+    "unbatched, with a batch of states": call(X[:, 0], HX),
+    "unbatched, a subclass for hx": call(X[:, 0], HX[:, 0].as_subclass(Sub)),
+    "unbatched, of a wrong size": call(X[:, 0, :3]),
+    "a subclass": call(X.as_subclass(Sub)),
+    "a subclass for hx": call(X, HX.as_subclass(Sub)),
+    "vmap": transform,
+    "forward mode": jvp,
+    "autocast": call(X, under=lambda: torch.autocast("cpu", torch.bfloat16)),
+    "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
+    "a frozen weight": changed(lambda rnn: rnn.weight_hh_l0.requires_grad_(False) and None),
+    "frozen, but not the input": changed(lambda rnn: rnn.requires_grad_(False), X.clone().requires_grad_()),
+    "dropout at work": changed(lambda rnn: torch.manual_seed(1) and None, num_layers=2, dropout=0.5),
+    "parametrized": changed(
+        lambda rnn: parametrizations.weight_norm(rnn, "weight_hh_l0")  # type: ignore[arg-type]
+    ),
     "of a wrong type": call(X.double()),
     "of whole numbers": call(X.long()),
     "hx of a wrong type": call(X, HX.double()),
@@ -241,124 +218,3 @@ OWN_WAY: dict[str, Callable[[Build], Any]] = {  # and the way isn't told
     "weights of a functional call": swapped,
     "hooks on what is kept": saved,
 }
-
-
-@pytest.mark.parametrize("name", SHORT)
-def test_a_plain_call_takes_the_short_way(name: str, ways: list[bool]) -> None:
-    compare(SHORT[name])
-    assert ways == [True]
-
-
-@pytest.mark.parametrize("name", LONG)
-def test_any_other_takes_the_long_way(name: str, ways: list[bool]) -> None:
-    compare(LONG[name])
-    assert not any(ways)
-
-
-@pytest.mark.parametrize("name", OWN_WAY)
-@pytest.mark.filterwarnings("ignore")
-def test_answers_alike_whichever_way_it_takes(name: str) -> None:
-    compare(OWN_WAY[name])
-
-
-def compare(case: Callable[[Build], Any]) -> None:
-    """With nn.RNN, or where it raises, or does worse, with the long way."""
-    expected, found = outcome(case, nn.RNN), outcome(case, ManualRNN)
-    if isinstance(expected, tuple):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "at_once", lambda *args: None)
-            expected = outcome(case, ManualRNN)
-    if isinstance(expected, tuple):
-        assert found == expected
-        return
-    assert isinstance(found, list), found
-    for ours, right in zip(found, expected, strict=True):
-        assert ours.shape == right.shape
-        assert ours.dtype == right.dtype
-        assert ours.requires_grad == right.requires_grad
-        bound = 2e-2 if right.dtype in (torch.bfloat16, torch.float16) else 2e-6
-        torch.testing.assert_close(ours, right, rtol=bound, atol=bound)
-
-
-@pytest.mark.parametrize("kernel", ["reference", "torch", "aten"])
-def test_another_kernel_is_heeded(kernel: Any, ways: list[bool]) -> None:
-    with use_kernel(kernel):
-        builder(ManualRNN)()(X)
-    with use_kernel("native"):
-        builder(ManualRNN)()(X)
-    assert ways == [False, True]
-
-
-@pytest.mark.parametrize("name", sorted(ManualRNN._called.names))
-def test_an_overridden_method_is_heeded(name: str, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a class below, on the object, and on the class itself."""
-    method = getattr(ManualRNN, name)
-
-    static = isinstance(getattr_static(ManualRNN, name), staticmethod)
-
-    def own(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    of_class: Any = staticmethod(own) if static else own
-    expected = flat(builder(ManualRNN)()(X))
-    below, on_object = builder(type("Below", (ManualRNN,), {name: of_class}))(), builder(ManualRNN)()
-    setattr(on_object, name, own if static else partial(own, on_object))
-    found = [flat(rnn(X)) for rnn in (below, on_object)]
-    monkeypatch.setattr(ManualRNN, name, of_class)
-    found.append(flat(builder(ManualRNN)()(X)))
-    assert ways == [True, False, False, False]
-    for results in found:
-        for ours, right in zip(results, expected, strict=True):
-            torch.testing.assert_close(ours, right, rtol=2e-6, atol=2e-6)
-
-
-def test_a_subclass_of_the_module_is_as_short(ways: list[bool]) -> None:
-    builder(type("Below", (ManualRNN,), {"more": 1}))()(X)
-    assert ways == [True]
-
-
-def test_a_recurrence_of_ones_own_and_assigned_weights(ways: list[bool]) -> None:
-    builder(ManualRNN)(nonlinearity=torch.sin)(X)
-    for kind in (nn.RNN, ManualRNN):
-        rnn = builder(kind)()
-        rnn._flat_weights = [torch.zeros_like(w) for w in rnn.parameters()]
-        assert not rnn(X)[0].any()
-    assert ways == [False, False]
-
-
-@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # of torch 2.11
-def test_a_profiler_is_told(ways: list[bool]) -> None:
-    with torch.profiler.profile(record_shapes=True):
-        builder(ManualRNN)()(X)
-    assert ways == [False]
-
-
-@pytest.mark.parametrize("mode", [Through, Beneath])
-@pytest.mark.parametrize("steps", [3, 5])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_what_a_mode_saw_is_recomputed_without_it(batch_first: bool, steps: int, mode: Any) -> None:
-    """Either way keeps the same tensors in the same order and shape, of a batch of 3 too."""
-    rnn, x = builder(ManualRNN)(batch_first=batch_first), torch.randn(steps, 3, 4)
-    x = x.transpose(0, 1) if batch_first else x
-    with mode():
-        output, h_n = checkpoint(rnn, x, use_reentrant=False)
-    loss = output.square().sum() + h_n.sum()
-    found = torch.autograd.grad(loss, list(rnn.parameters()))
-    for ours, right in zip(found, backward(builder(nn.RNN)(batch_first=batch_first), x), strict=True):
-        torch.testing.assert_close(ours, right, rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", ["padded", "hx", "packed", "unbatched"])
-def test_both_ways_give_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, tuple[Any, ...]] = {
-        "padded": (X,),
-        "hx": (X, HX),
-        "packed": (packed(X, [2, 5, 4]), HX),
-        "unbatched": (X[:, 0], HX[:, 0]),
-    }
-    short = backward(builder(ManualRNN)(), *given[name])
-    monkeypatch.setattr(module, "at_once", lambda *args: None)
-    long = backward(builder(ManualRNN)(), *given[name])
-    for a, b, c in zip(short, long, backward(builder(nn.RNN)(), *given[name]), strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-5)

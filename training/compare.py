@@ -18,17 +18,41 @@ while a relative difference grows without bound where a gradient cancels (near a
 float32, a gradient wrong by one part in a thousand has a ``d_p`` from hundreds to thousands.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 Gradients = Mapping[str, Tensor]
 Loss = Callable[[nn.Module], Tensor]
+LossOnBatch = Callable[[nn.Module, Any], Tensor]
 MANY = 20
 """Nudges for a second judgement: a kink that each misses half of the time escapes them once in a million."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a network is called with: the parameters that are trained, and all else that it holds."""
+
+    trained: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+
+    def double(self) -> "Weights":
+        return Weights(
+            *({n: doubled(w.detach()) for n, w in part.items()} for part in (self.trained, self.fixed))
+        )
+
+    def nudged(self, size: float, generator: torch.Generator) -> "Weights":
+        """Moves every trained weight ``w`` by ``size * w * u``, ``u`` standard normal."""
+        moved = {
+            name: w * (1 + size * torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device))
+            for name, w in self.trained.items()
+        }
+        return replace(self, trained=moved)
 
 
 @dataclass
@@ -48,37 +72,50 @@ class Comparison:
 def compare(
     builtin: nn.Module,
     manual: nn.Module,
-    loss: Loss,
-    exact_loss: Loss,
-    nudge_by: float,
-    tolerance: float,
+    loss: LossOnBatch,
+    batch: Any,
+    tolerance: float = 16.0,
     seed: int = 0,
 ) -> Comparison:
-    """Compares the gradients of ``loss`` at the weights of ``builtin``.
+    r"""Compares the gradients of ``loss`` at the weights of ``builtin``; the networks stay as they are.
+
+    A parameter whose gradient by ``builtin`` isn't finite says nothing of ``manual``, and is left out.
 
     Args:
         builtin: the network whose weights and gradients count as given.
         manual: a network with parameters of the same names, whose own values don't matter.
-        loss: of one of them.
-        exact_loss: of a network in float64.
-        nudge_by: one unit in the last place of the precision that they run in.
+        loss: ``loss(network, batch)``, of either network; of both in float64 where the batch is in float64.
+        batch: tensors, in any nesting of tuples, lists and dictionaries.
         tolerance: the parting of which a quarter makes many nudges judge again.
-        seed: of the nudges.
+        seed: of the nudges, and of what the networks draw (dropout), which is the same for all.
 
-    A parameter whose gradient by ``builtin`` isn't finite says nothing of ``manual``, and is left out.
+    Raises:
+        ValueError: where the networks have parameters of different names.
+
+    Example:
+        >>> def loss(network, x):
+        ...     return network(x)[0].square().mean()
+        >>> found = compare(nn.RNN(3, 4), ManualRNN(3, 4), loss, torch.randn(9, 2, 3))
+        >>> max(found.partings.values()) < 16
+        True
     """
-    same = deepcopy(manual)
-    same.load_state_dict(builtin.state_dict())
-    loss_given, all_given = gradients(builtin, loss)
-    loss_found, all_found = gradients(same, loss)
+    device = next(builtin.parameters()).device
+    weights, size = weights_of(builtin), unit_in_the_last_place(builtin)
+    exact_weights, exact_batch = weights.double(), doubled(batch)
+
+    def of(network: nn.Module, weights: Weights, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with same_random_numbers(seed, device):
+            return gradients(network, lambda network: loss(network, batch), weights)
+
+    loss_given, all_given = of(builtin, weights, batch)
+    loss_found, all_found = of(manual, weights, batch)
     names = [name for name, gradient in all_given.items() if gradient.isfinite().all()]
     given, found = only(names, all_given), only(names, all_found)
-    exact = deepcopy(builtin).double()
 
     def judge(nudges: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
-        networks = [exact, *(nudge(deepcopy(exact), nudge_by, generator) for _ in range(nudges))]
-        here, *beside = (only(names, gradients(network, exact_loss)[1]) for network in networks)
+        every = [exact_weights, *(exact_weights.nudged(size, generator) for _ in range(nudges))]
+        here, *beside = (only(names, of(builtin, each, exact_batch)[1]) for each in every)
         return partings(found, given, round_off(given, here, beside))
 
     parted = judge(nudges=1)
@@ -99,13 +136,62 @@ def only(names: Iterable[str], gradients: Gradients) -> Gradients:
     return {name: gradients[name] for name in names}
 
 
-def gradients(network: nn.Module, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The value of ``loss(network)`` and its gradients by name; ``.grad`` isn't touched."""
-    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    value = loss(network)
+def doubled(value: Any) -> Any:
+    """Floating-point tensors in float64, all else as it is."""
+    return apply_to_collection(value, Tensor, lambda x: x.double() if x.is_floating_point() else x)
+
+
+def weights_of(network: nn.Module) -> Weights:
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
+    return Weights(trained, {**frozen, **dict(network.named_buffers())})
+
+
+class LossOf(nn.Module):
+    """The loss of a network as a module, for ``torch.func.functional_call``."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self) -> Tensor:
+        return self.loss(self.network)
+
+
+def gradients(
+    network: nn.Module, loss: Loss, weights: Weights | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The value of ``loss(network)`` and its gradients by name, at other weights than the network's own too.
+
+    The network is called with detached tensors in the places of its weights. So neither ``.grad`` nor a hook
+    of a parameter is touched, and modules that can't be copied (pruned ones, say) can be compared.
+    """
+    weights = weights or weights_of(network)
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.trained.items()}
+    fixed = {name: w.detach().clone() for name, w in weights.fixed.items()}
+    called_with = {f"network.{name}": w for name, w in {**leaves, **fixed}.items()}
+    value = torch.func.functional_call(LossOf(network, loss), called_with, ())
     with torch.autocast(value.device.type, enabled=False):  # Lightning's backward is outside of it, too
-        found = torch.autograd.grad(value, list(parameters.values()))
-    return value.detach(), dict(zip(parameters, found, strict=True))
+        found = torch.autograd.grad(value, list(leaves.values()))
+    return value.detach(), dict(zip(leaves, found, strict=True))
+
+
+def unit_in_the_last_place(network: nn.Module) -> float:
+    """One unit in the last place of the precision that the network runs in, autocast considered."""
+    weight = next(network.parameters())
+    mixed = torch.is_autocast_enabled(weight.device.type)
+    return torch.finfo(torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype).eps
+
+
+@contextmanager
+def same_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """What is drawn within depends on the seed alone, and what is drawn afterwards doesn't depend on it."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a traceback of each call
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
@@ -158,11 +244,3 @@ def ratio(part: float, whole: float) -> float:
 def distance(a: Gradients, b: Gradients) -> float:
     """``|| a - b ||`` over all parameters, in float64."""
     return sum(norm(a[name].double() - b[name].double()) ** 2 for name in same_names(a, b)) ** 0.5
-
-
-def nudge(network: nn.Module, size: float, generator: torch.Generator) -> nn.Module:
-    """Moves every weight ``w`` by ``size * w * u``, ``u`` standard normal; returns the network."""
-    with torch.no_grad():
-        for p in network.parameters():
-            p.mul_(1 + size * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device))
-    return network

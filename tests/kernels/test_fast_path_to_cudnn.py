@@ -1,4 +1,4 @@
-r"""The short way to cuDNN: which calls take it, and the weights as it hands them over (`standin.py`)."""
+r"""The fast path to cuDNN: which calls take it, and the weights as it hands them over (`standin.py`)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, twins
-from internals import aten, cudnn
+from internals import aten, fast_path
 from standin import Calls
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from manual_rnn import ManualRNN
 
@@ -32,7 +33,7 @@ def dropping(rnn: ManualRNN) -> None:
     rnn.dropout, rnn.num_layers = 0.5, 2
 
 
-# What isn't as the constructor leaves it, or as the call should be: the checks of the long way name it.
+# What isn't as the constructor leaves it, or as the call should be: the checks of the other way name it.
 ODD: dict[str, Callable[[ManualRNN], Any]] = {
     "a missing weight": missing,
     "a weight of another shape": transposed,
@@ -45,7 +46,7 @@ ODD: dict[str, Callable[[ManualRNN], Any]] = {
     "a deleted attribute": lambda rnn: delattr(rnn, "batch_first"),
 }
 WRONG: dict[str, tuple[Any, ...]] = {
-    "rank": (torch.zeros(3, 5),),
+    "rank": (torch.zeros(2, 4, 3, 5),),
     "features": (torch.zeros(4, 3, 4),),
     "dtype": (torch.zeros(4, 3, 5, dtype=torch.float64),),
     "hx": (torch.zeros(4, 3, 5), torch.zeros(1, 2, 6)),
@@ -60,17 +61,20 @@ WRONG: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_module_goes_the_long_way(odd: str, calls: Calls) -> None:
+def test_an_odd_module_goes_another_way(odd: str, calls: Calls) -> None:
     rnn, x = ManualRNN(5, 6), torch.randn(4, 3, 5)
-    assert cudnn.run_on_cuda(vars(rnn), x, None) is not None
+    assert fast_path.try_fast_path(rnn, x, None) is not None
+    assert len(calls) == 1
     ODD[odd](rnn)
-    assert cudnn.run_on_cuda(vars(rnn), x, None) is None
+    assert fast_path.try_fast_path(rnn, x, None) is None
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_an_odd_call_goes_the_long_way(wrong: str, calls: Calls) -> None:
+def test_an_odd_call_goes_another_way(wrong: str, calls: Calls) -> None:
     x, hx, sizes = (*WRONG[wrong], None, None)[:3]
-    assert cudnn.run_on_cuda(vars(ManualRNN(5, 6)), x, hx, sizes) is None
+    given = x if sizes is None else PackedSequence(x, sizes)
+    assert fast_path.try_fast_path(ManualRNN(5, 6), given, hx) is None
     assert not calls
 
 
