@@ -141,6 +141,7 @@ def test_without_it_answers_stay_right(part: int) -> None:
     assert done.stdout == f"{len(names)} names\n", done.stderr
 
 
+@pytest.mark.pins_torch
 def test_every_name_is_one_of_this_torch() -> None:
     """A misspelt one would pass for one that is missing."""
     from manual_rnn.torch_internals import MISSING

@@ -102,7 +102,7 @@ def test_commands_name_what_is_there(name: str) -> None:
     """Modules that are run, tests and scripts, in blocks of shell and in the text."""
     for module in re.findall(r"python -m ((?:manual_rnn|training)[\w.]*)", PAGES[name]):
         assert find_spec(module) is not None, module
-    for path in re.findall(r"(?<![\w/.])((?:\.ci|tests|training/configs)/[\w./-]+\w)", PAGES[name]):
+    for path in re.findall(r"(?<![\w/.])((?:\.ci|tests)/[\w./-]+\w)", PAGES[name]):
         assert (ROOT / path.partition("::")[0]).exists(), path
 
 
@@ -120,6 +120,15 @@ def _anchors(text: str) -> set[str]:
     """Of the headings, as a forge makes them."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_changelog_has_the_form_that_people_know() -> None:
+    heads = re.findall(r"^(##+) (.*)$", PAGES[".github/CHANGELOG.md"], re.MULTILINE)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert {title for level, title in heads if level == "###"} <= kinds
+    versions = [title for level, title in heads if level == "##"]
+    assert versions[0] == "Unreleased"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", version) for version in versions[1:])
 
 
 def test_the_description_of_the_package_stands_alone() -> None:

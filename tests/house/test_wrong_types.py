@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "explain_kernel: input": (partial(manual_rnn.explain_kernel, RNN), X),
     "swap_rnn: model": (manual_rnn.swap_rnn, nn.Sequential(nn.RNN(3, 4))),
     "swap_rnn: to": (lambda bad: manual_rnn.swap_rnn(nn.RNN(3, 4), bad), ManualRNN),
+    "patch_rnn: to": (lambda bad: manual_rnn.patch_rnn(bad).undo(), ManualRNN),
     "export_standalone: model": (lambda bad: manual_rnn.export_standalone(bad, (X,)), None),
     "use_kernel: name": (lambda bad: manual_rnn.use_kernel(bad).__enter__(), None),
     "use_kernel: function": (lambda bad: manual_rnn.use_kernel("torch")(bad), None),
