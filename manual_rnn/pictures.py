@@ -146,9 +146,11 @@ def gradient_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     return figure
 
 
-<<<<<<< HEAD
 def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it.
+
+    For a `step` of your own, those of its Jacobian $J = \partial h_T / \partial h_{T-1}$ at the last step of
+    the first sequence.
 
     Args:
         passes: of a `Trace`, or some of them.
@@ -162,13 +164,6 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
         >>> figure = eigenvalue_picture(passes)
         >>> len(figure.axes[0].lines[0].get_xdata())  # one point for each of four units
         4
-=======
-def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
-    r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it.
-
-    For a `step` of your own, those of its Jacobian $J = \partial h_T / \partial h_{T-1}$ at the last step of
-    the first sequence.
->>>>>>> never
     """
     from matplotlib.patches import Circle
 

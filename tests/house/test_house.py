@@ -34,8 +34,8 @@ HOUSE = {
     "explain": "module layout ops kernels validation override parameters",
     "inspect": "tracing validation",
     "tracing": (
-        "module ops validation override parameters kernels.reference kernels.nonlinearities kernels.time_order "
-        "kernels.interface"
+        "module ops validation override parameters kernels.reference kernels.nonlinearities "
+        "kernels.time_order kernels.interface"
     ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
     "own_names": "",
