@@ -9,6 +9,7 @@ from .export import decompositions, export_standalone
 from .functional import bidirectional_rnn_forward, rnn_forward
 from .kernels import KernelName, use_kernel
 from .module import ManualRNN
+from .patch import patch_rnn
 from .swap import swap_rnn
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "decompositions",
     "explain_kernel",
     "export_standalone",
+    "patch_rnn",
     "rnn_forward",
     "swap_rnn",
     "use_kernel",

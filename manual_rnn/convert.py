@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from .parameters import ASSIGNED, FX_LEAF, NN_RNN_CACHES, RNNBase, assigned_weights
+from .override import is_recurrence
+from .own_names import OWN_NAMES, hide, make_visible
+from .parameters import ASSIGNED, NN_RNN, NN_RNN_CACHES, RNNBase, assigned_weights
 from .validation import is_kind, is_same
 
 __all__ = ["check_target", "convert", "shared_copy", "unsupported_reason"]
@@ -40,7 +42,8 @@ def unsupported_reason(rnn: nn.Module, source: type, to: type) -> str | None:
     own = [
         name
         for name in (vars(rnn).keys() | rnn._modules.keys()) - ALLOWED_OVERRIDES
-        if callable(getattr(source, name, None)) or callable(getattr(to, name, None))
+        if (callable(getattr(source, name, None)) or callable(getattr(to, name, None)))
+        and (name not in OWN_NAMES or is_recurrence(rnn, name))
     ]
     if own:
         return f"expected the methods of its class, got {', '.join(sorted(own))} set on the module itself"
@@ -54,15 +57,16 @@ def unsupported_reason(rnn: nn.Module, source: type, to: type) -> str | None:
 def convert(rnn: nn.Module, to: type) -> Any:
     """Make `rnn` a `to` in place, once `unsupported_reason` has found nothing."""
     state, assigned = vars(rnn), _assigned_weights(rnn)
-    for cache in (*NN_RNN_CACHES, *FX_LEAF, ASSIGNED):
+    for cache in (*NN_RNN_CACHES, ASSIGNED):
         state.pop(cache, None)
     state.setdefault("proj_size", 0)  # modules pickled long ago lack these two
     state.setdefault("nonlinearity", rnn.mode.removeprefix("RNN_").lower())  # type: ignore
     rnn.__class__ = _with_parametrizations(rnn, to)
-    if isinstance(rnn, nn.RNN):
+    if isinstance(rnn, NN_RNN):
+        hide(rnn)
         _fill_caches(rnn)
     else:
-        state.update(FX_LEAF)
+        make_visible(rnn)
     if assigned is not None:
         rnn._flat_weights = assigned  # type: ignore[assignment]
     return rnn

@@ -23,8 +23,13 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     Raises:
         TypeError: for another module, an `nn.RNN` say, which has no kernels to choose from.
         TypeError, ValueError, RuntimeError: for input that `rnn` doesn't take.
+
+    Example:
+        >>> rnn = ManualRNN(3, 4, nonlinearity=torch.sin)
+        >>> print(explain_kernel(rnn, torch.randn(5, 2, 3)).splitlines()[-1])
+        reference runs: the fastest that can
     """
-    validation.check_kind("rnn", rnn, ManualRNN)
+    validation.check_rnn(rnn, ManualRNN)
     validation.check_kind("input", input, Tensor, PackedSequence)
     layout = layout_of(rnn, input, hx)
     hx = layout.hx

@@ -29,7 +29,7 @@ from .ops import (
     run_cudnn,
     tell_counters,
 )
-from .override import BUILTIN
+from .override import BUILTIN, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
@@ -38,7 +38,8 @@ __all__ = ["try_fast_path"]
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip
-UNCHANGED = {*METHODS, "begin", "step", ASSIGNED, RUNNER}
+UNCHANGED = {*METHODS, ASSIGNED, RUNNER}
+COMMON_WORDS = {"begin", "step"}
 FLAGS = frozenset({bool})
 MODES = {"RNN_TANH": 1, "RNN_RELU": 0}  # as ATen's operator numbers them
 _loaded = vars(torch.utils)
@@ -86,7 +87,7 @@ def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
     own = rnn.__dict__
-    if type(x) not in PLAIN_TYPES or x.is_nested or not _is_unmodified(type(rnn), own):
+    if type(x) not in PLAIN_TYPES or x.is_nested or not _is_unmodified(type(rnn), rnn):
         return None
     try:
         *options, training, dropout, projection, parameters, names, _ = _read(own)
@@ -96,7 +97,7 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     mode, *flags, layers, _, _ = options
     if type(dropout) is not float or (training and dropout and layers > 1):
         return None
-    if projection or mode not in PHI_OF_MODE:
+    if projection or mode not in MODES:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
@@ -108,15 +109,20 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     return run(x, hx, weights, options, sizes)
 
 
-def _is_unmodified(kind: type, own: dict[str, Any]) -> bool:
+def _is_unmodified(kind: type, rnn: Any) -> bool:
     """Whether what `module.py` would call is what `ManualRNN` has: no method is overridden, on a class, on an
-    object, or by a module of that name."""
-    modules = own["_modules"]
+    object, or by a module of that name. `step` and `begin` may be something else than a recurrence."""
+    own, modules = rnn.__dict__, rnn.__dict__["_modules"]
     if not own.keys().isdisjoint(UNCHANGED) or (modules and not modules.keys().isdisjoint(UNCHANGED)):
         return False
-    if not (hasattr(kind.step, BUILTIN) and hasattr(kind.begin, BUILTIN)):  # type: ignore[attr-defined]
+    if _methods_of(kind) != _own_methods:
         return False
-    return _methods_of(kind) == _own_methods
+    taken = not own.keys().isdisjoint(COMMON_WORDS) or (
+        modules and not modules.keys().isdisjoint(COMMON_WORDS)
+    )
+    if not taken and hasattr(kind.step, BUILTIN) and hasattr(kind.begin, BUILTIN):  # type: ignore[attr-defined]
+        return True
+    return isinstance(nonlinearity_of(rnn), str)
 
 
 def _run_on_cpu(
@@ -179,7 +185,11 @@ def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> lis
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
     """The same of the input. Where its rows aren't evenly spaced it is copied, as `nn.RNN` copies it, so that
     its memory may be filled anew before backward."""
-    return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
+    if batch_first:
+        return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1)
+    if not x.is_contiguous():
+        return as_nn_rnn(x.view_as(x))
+    return x.view_as(x) if x.requires_grad else x.detach()
 
 
 def _run_on_cuda(

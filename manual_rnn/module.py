@@ -27,7 +27,7 @@ from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, run_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import RUNNER, RNNBase, is_expanded, weights_of
+from .parameters import NN_RNN, RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
 __all__ = ["ManualRNN"]
@@ -60,6 +60,18 @@ class ManualRNN(RNNBase):
 
     Raises:
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
+
+    Example:
+        >>> builtin = nn.RNN(3, 4, num_layers=2, bidirectional=True)
+        >>> rnn = ManualRNN(3, 4, num_layers=2, bidirectional=True)
+        >>> rnn.load_state_dict(builtin.state_dict())
+        <All keys matched successfully>
+        >>> input = torch.randn(5, 2, 3)  # (T, B, I)
+        >>> output, h_n = rnn(input)
+        >>> output.shape, h_n.shape  # (T, B, D * H) and (L * D, B, H)
+        (torch.Size([5, 2, 8]), torch.Size([4, 2, 4]))
+        >>> torch.allclose(output, builtin(input)[0], atol=1e-6)
+        True
     """
 
     @overload
@@ -85,7 +97,7 @@ class ManualRNN(RNNBase):
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
         if torchscript() is not None and _matches_nn_rnn(self):
-            nn_rnn: Any = nn.RNN.forward  # the operation of torch, which every runtime and exporter knows
+            nn_rnn: Any = NN_RNN.forward  # the operation of torch, which every runtime and exporter knows
             return nn_rnn(self, input, hx)
         found = try_fast_path(self, input, hx)
         if found is not None:
@@ -125,6 +137,13 @@ class ManualRNN(RNNBase):
                 alive, the longest first.
             hidden: the state before the step, of the same sequences.
             weight_hh: `(H, H)`.
+
+        Example:
+            >>> class LeakyRNN(ManualRNN):
+            ...     def step(self, gates, hidden, weight_hh):
+            ...         return torch.lerp(hidden, super().step(gates, hidden, weight_hh), 0.2)
+            >>> LeakyRNN(3, 4)(torch.randn(5, 2, 3))[0].shape
+            torch.Size([5, 2, 4])
         """
         phi: Any = PHI[PHI_OF_MODE[self.mode]].apply if self.mode in PHI_OF_MODE else self.nonlinearity
         return phi(torch.addmm(gates, hidden, weight_hh.t()))
@@ -148,17 +167,28 @@ class ManualRNN(RNNBase):
 
         Raises:
             TypeError: for a subclass of `nn.RNN`, one with methods set on the object, or a projected one.
+
+        Example:
+            >>> builtin = nn.RNN(3, 4)
+            >>> rnn = ManualRNN.from_builtin(builtin)
+            >>> rnn.weight_hh_l0 is builtin.weight_hh_l0
+            True
         """
         check_target(cls, ManualRNN)
-        return shared_copy(rnn, nn.RNN, cls)
+        patched = type(rnn) is nn.RNN  # a ManualRNN, where that stands in the place of nn.RNN
+        return shared_copy(rnn, nn.RNN if patched else NN_RNN, cls)
 
     def to_builtin(self) -> nn.RNN:
         """A new `nn.RNN` with the Parameters and hooks of this module, which stays as it is.
 
         Raises:
             TypeError: for a recurrence of your own, which `nn.RNN` can't run.
+
+        Example:
+            >>> ManualRNN(3, 4).to_builtin()
+            RNN(3, 4)
         """
-        return shared_copy(self, ManualRNN, nn.RNN)
+        return shared_copy(self, ManualRNN, NN_RNN)
 
 
 def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -197,7 +227,7 @@ def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, T
     """
     if not isinstance(nonlinearity_of(rnn), str):
         raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")
-    nn_rnn: Any = nn.RNN.forward
+    nn_rnn: Any = NN_RNN.forward
     return nn_rnn(rnn, input, hx)
 
 

@@ -5,7 +5,8 @@ r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a s
 """
 
 from collections.abc import Callable
-from types import MethodType
+from functools import wraps
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from . import validation
 from .kernels.nonlinearities import PHI_OF_MODE
 from .parameters import CUSTOM_MODE
 
-__all__ = ["BUILTIN", "builtin", "nonlinearity_of", "step_of"]
+__all__ = ["BUILTIN", "builtin", "is_recurrence", "nonlinearity_of", "overrides_step", "step_of"]
 
 VARARGS = 4  # a flag of a code object
 BUILTIN = "_manual_rnn_builtin"
@@ -41,7 +42,12 @@ def nonlinearity_of(rnn: Any) -> Any:
         return lambda h0, weight_hh: step_of(rnn)
     if _accepts(begin, 2):
         return begin
-    return lambda h0, weight_hh: begin(h0)
+    return wraps(begin)(lambda h0, weight_hh: begin(h0))
+
+
+def overrides_step(rnn: Any) -> bool:
+    """Whether the step is the user's, and not that of a nonlinearity."""
+    return any(_override(rnn, name, check) is not None for name, check in RECURRENCES.items())
 
 
 def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -57,26 +63,35 @@ def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
     """What stands under this name on the object or its class, if it is a recurrence and not the builtin
     one."""
     own, modules = rnn.__dict__, rnn.__dict__["_modules"]
+    of_class = getattr(type(rnn), name)
     if name in own:
         found = own[name]
-    elif hasattr(getattr(type(rnn), name), BUILTIN):
+    elif isinstance(of_class, FunctionType) and hasattr(of_class, BUILTIN):
         found = modules.get(name) if modules else None
     else:
         found = getattr(rnn, name)
     return found if found is not None and is_recurrence(found) else None
 
 
+def is_recurrence(rnn: nn.Module, name: str) -> bool:
+    """Whether what is set on an object under this name would run as its recurrence."""
+    found = vars(rnn).get(name, rnn._modules.get(name))
+    return name in RECURRENCES and RECURRENCES[name](found)
+
+
 def _is_step(found: Any) -> bool:
-    return callable(found) and _accepts(found, 3)
+    """A function or module of three arguments; a layer of torch that happens to be called so is none."""
+    layer = isinstance(found, nn.Module) and type(found).__module__.startswith("torch.nn")
+    return callable(found) and not layer and _accepts(found, 3)
 
 
 def _is_begin(found: Any) -> bool:
-    """A function whose first argument is `h0`; a layer that happens to be called so is none."""
+    """A function whose first argument is `h0`, or its second `weight_hh`; a layer of that name is none."""
     code = getattr(found, "__code__", None)
     if isinstance(found, nn.Module) or code is None:
         return False
     names = code.co_varnames[_bound(found) : code.co_argcount]
-    return (bool(names) and names[0] == "h0") or (_accepts(found, 2) and not _accepts(found, 1))
+    return names[:1] == ("h0",) or names[1:2] == ("weight_hh",)
 
 
 def _accepts(function: Any, count: int) -> bool:
@@ -93,3 +108,6 @@ def _accepts(function: Any, count: int) -> bool:
 
 def _bound(function: Any) -> int:
     return int(isinstance(function, MethodType))
+
+
+RECURRENCES: dict[str, Callable[[Any], bool]] = {"begin": _is_begin, "step": _is_step}

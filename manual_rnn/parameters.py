@@ -12,11 +12,13 @@ from . import validation
 from .kernels import aten
 from .kernels.interface import PLAIN_TYPES, LayerWeights, grouped
 from .kernels.nonlinearities import PHI
+from .own_names import OWN_NAMES, free, make_visible, watch_modules, without_visible
+from .torch_internals import MODULE_CALL, fx_tracer
 
 __all__ = [
     "ASSIGNED",
     "CUSTOM_MODE",
-    "FX_LEAF",
+    "NN_RNN",
     "NN_RNN_CACHES",
     "RUNNER",
     "RNNBase",
@@ -26,14 +28,19 @@ __all__ = [
     "weights_of",
 ]
 
+PLAIN_CALL = nn.Module.__call__  # which a tracer of torch.fx replaces while it traces
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
 
 CUSTOM_MODE = "RNN_OWN"
 RUNNER = "_manual_rnn_runner"  # what runs the layers of a module that `tracing.py` watches
 ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the module's own at the time
-# By an object's `__module__`, and by that alone, a tracer of torch.fx knows torch's own layers, which it
-# takes as they are. So each object here answers like an `nn.RNN`; its class says where it stands.
-FX_LEAF = {"__module__": nn.RNN.__module__}
+# PyTorch's own class, also where `torch.nn.RNN` was replaced before this import (`patch.py`). No code here
+# asks torch for it by name.
+NN_RNN: Any = next(
+    cls
+    for cls in nn.RNNBase.__subclasses__()
+    if (cls.__module__, cls.__qualname__) == ("torch.nn.modules.rnn", "RNN")
+)
 NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
 
 
@@ -58,18 +65,28 @@ def names_of_weights(layers: int, directions: int, bias: bool) -> list[list[str]
 
 
 class FlatWeights(list):
-    """The weights of a module as a list; to assign an item of it reaches the module."""
+    """The weights of a module as a list; to change the list reaches the module."""
 
     def __init__(self, rnn: "RNNBase", weights: list[Any]) -> None:
         super().__init__(weights)
         self._rnn = rnn
 
-    def __setitem__(self, index: Any, weight: Any) -> None:
-        super().__setitem__(index, weight)
-        self._rnn._flat_weights = self
-
     def __reduce__(self) -> Any:
         return list, (list(self),)
+
+
+def _reaching_the_module(change: Callable[..., Any]) -> Callable[..., Any]:
+    def changed(self: FlatWeights, *args: Any, **kwargs: Any) -> Any:
+        found = change(self, *args, **kwargs)
+        self._rnn._flat_weights = self
+        return found
+
+    return changed
+
+
+CHANGES = "__setitem__ __delitem__ __iadd__ append clear extend insert pop remove reverse"
+for _name in CHANGES.split():
+    setattr(FlatWeights, _name, _reaching_the_module(getattr(list, _name)))
 
 
 class RNNBase(nn.RNNBase):
@@ -80,8 +97,26 @@ class RNNBase(nn.RNNBase):
     pickling are again those of an `nn.Module`.
     """
 
-    if not TYPE_CHECKING:  # mypy finds attributes set only where this is a method
-        __setattr__ = nn.Module.__setattr__
+    if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """As an `nn.Module`, which also knows a module under a name that is a method here."""
+            if name in OWN_NAMES and isinstance(value, nn.Module):
+                watch_modules(self, name)
+            nn.Module.__setattr__(self, name, value)
+
+        def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+            with free(self, "_buffers", name):
+                super().register_buffer(name, *args, **kwargs)
+
+        def register_parameter(self, name: str, param: Any) -> None:
+            with free(self, "_parameters", name):
+                super().register_parameter(name, param)
+
+        def add_module(self, name: str, module: Any) -> None:
+            with free(self, "_modules", name):
+                super().add_module(name, module)
+
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
         _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
@@ -101,7 +136,6 @@ class RNNBase(nn.RNNBase):
     ) -> None:
         validation.check_nonlinearity(nonlinearity, PHI)
         super(nn.RNNBase, self).__init__()
-        self.__dict__.update(FX_LEAF)
         self.nonlinearity = nonlinearity
         self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else CUSTOM_MODE
         self.input_size = input_size
@@ -145,6 +179,15 @@ class RNNBase(nn.RNNBase):
             for bias in biases if recurrent == "identity" else []:
                 nn.init.zeros_(bias)
 
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
+        `nn.RNN`."""
+        if nn.Module.__call__ is not PLAIN_CALL and not torch.compiler.is_compiling():
+            tracer = fx_tracer(args, kwargs)
+            if tracer is not None:
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return MODULE_CALL(self, *args, **kwargs)
+
     @property
     def all_weights(self) -> list[list[Any]]:
         """Per layer and direction the list of its weights."""
@@ -156,8 +199,15 @@ class RNNBase(nn.RNNBase):
 
     @_flat_weights_names.setter
     def _flat_weights_names(self, names: list[str]) -> None:
-        if list(names) != self._flat_weights_names:
+        """As they are; or without the last layers, which are then taken off. `nn.RNNBase.__init__` assigns
+        before there are any."""
+        groups = self.__dict__.get("_all_weights")
+        if groups is None:
+            return
+        kept = [group for at, group in enumerate(groups) if at * len(group) < len(names)]
+        if list(names) != [name for group in kept for name in group]:
             raise AttributeError(f"expected _flat_weights_names {self._flat_weights_names}, got {names}")
+        self._all_weights = kept
 
     @property
     def _flat_weights(self) -> list[Any]:
@@ -192,13 +242,16 @@ class RNNBase(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was assigned, which a copy of an `nn.RNN` loses too."""
-        return {name: value for name, value in self.__dict__.items() if name != ASSIGNED}
+        state = without_visible(self.__dict__)
+        state.pop(ASSIGNED, None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
         super(nn.RNNBase, self).__setstate__(state)
+        make_visible(self)
         own = self.__dict__
-        own.update(FX_LEAF)
+        own.pop("__module__", None)  # of earlier versions, which told torch.fx so to see a leaf
         own.setdefault("proj_size", 0)  # there since torch 1.8
         if "all_weights" in own:
             own["_all_weights"] = own.pop("all_weights")
@@ -262,15 +315,15 @@ def assigned_weights(rnn: RNNBase) -> list[Any] | None:
 
 def weights_of(rnn: RNNBase) -> list[LayerWeights]:
     """The weights of every layer and direction, read anew, so that no change goes unseen."""
-    validation.check_counts(rnn, rnn._all_weights)
     flat = assigned_weights(rnn)
     if flat is None:
+        validation.check_counts(rnn, rnn._all_weights)
         known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
         flat = [known[n] if n in known else getattr(rnn, n) for names in rnn._all_weights for n in names]
         for name, weight in zip(rnn._flat_weights_names, flat, strict=True):
             if not isinstance(weight, Tensor):
                 raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
-    expected = len(rnn._all_weights) * len(rnn._all_weights[0])
+    expected = rnn.num_layers * (2 if rnn.bidirectional else 1) * (4 if rnn.bias else 2)
     if len(flat) != expected:
         raise RuntimeError(f"Expected {expected} _flat_weights, got {len(flat)}")
     return grouped(flat, rnn.bias)

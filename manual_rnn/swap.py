@@ -8,6 +8,7 @@ from torch import nn
 
 from .convert import check_target, convert, unsupported_reason
 from .module import ManualRNN
+from .parameters import NN_RNN
 from .validation import check_kind, is_kind
 
 __all__ = ["swap_rnn"]
@@ -38,10 +39,17 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     Warns:
         UserWarning: where there is nothing to swap, naming what was found instead. Not if the model has
             been swapped already: what was asked for holds then.
+
+    Example:
+        >>> model = nn.Sequential(nn.RNN(3, 4), nn.Identity())
+        >>> swap_rnn(model)[0]
+        ManualRNN(3, 4)
+        >>> swap_rnn(model, to=nn.RNN)[0]
+        RNN(3, 4)
     """
     check_kind("model", model, nn.Module)
-    source = ManualRNN if to is nn.RNN else nn.RNN
-    if to is not nn.RNN:
+    source = ManualRNN if to is NN_RNN else NN_RNN
+    if to is not NN_RNN:
         check_target(to, ManualRNN)
     found = {name: module for name, module in model.named_modules() if is_kind(type(module), source)}
     reasons = {name: unsupported_reason(rnn, source, to) for name, rnn in found.items()}
@@ -49,7 +57,7 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     if refused:
         raise TypeError(f"can't swap to {to.__name__}: {'; '.join(refused)}")
     if not found and not any(is_kind(type(module), to) for module in model.modules()):
-        warnings.warn(_nothing_in(model, "a ManualRNN" if to is nn.RNN else "an nn.RNN"), stacklevel=2)
+        warnings.warn(_nothing_in(model, "a ManualRNN" if to is NN_RNN else "an nn.RNN"), stacklevel=2)
     for rnn in found.values():
         convert(rnn, to)
     return model

@@ -21,10 +21,12 @@ __all__ = [
     "CUDNN_DERIVATIVE",
     "CUDNN_SCHEMAS",
     "MISSING",
+    "MODULE_CALL",
     "Function",
     "any_autocast",
     "below_autograd",
     "below_autograd_keep_forward_ad",
+    "carry_tangents",
     "cudnn_rnn",
     "cudnn_rnn_packet",
     "cudnn_saved_tensors",
@@ -32,6 +34,7 @@ __all__ = [
     "flatten_dense",
     "forward_mode_is_active",
     "functorch_active",
+    "fx_tracer",
     "in_draft_export",
     "in_forward_mode",
     "is_wrapper",
@@ -83,6 +86,7 @@ _function_mode_count: Callable[[], int] = find("torch._C", "_len_torch_function_
 _function_mode_at = find("torch._C", "_get_function_stack_at")
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 find("torch.autograd.forward_ad", "_current_level")
+_unpack_dual: Any = find("torch._VF", "_unpack_dual")
 _is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gradtrackingtensor", never)
 _unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
 
@@ -98,6 +102,16 @@ def without_gradient_levels(x: Tensor | None) -> Tensor | None:
 def forward_mode_is_active() -> bool:
     """Whether tensors may carry tangents."""
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def carry_tangents(*tensors: Tensor | None) -> bool:
+    """Whether any of them does. In a compiled graph the level of forward mode is entered unseen by Python, so
+    there the tensors are asked."""
+    if forward_mode_is_active():
+        return True
+    if no_tracing() and not functorch_active():
+        return False
+    return any(x is not None and _unpack_dual(x, level=0).tangent is not None for x in tensors)
 
 
 def no_interposition() -> bool:
@@ -134,6 +148,27 @@ if _raw is not None and not hasattr(_raw, "raw_repr"):
 def dispatch_key_set(x: Tensor) -> Any:
     """What a tensor asks the dispatcher for, to be compared."""
     return _dispatch_keys(x).raw_repr()
+
+
+# A module's call, hooks included.
+MODULE_CALL: Callable[..., Any] = torch.nn.Module._call_impl
+
+
+def fx_tracer(args: Any, kwargs: Any) -> Any:
+    """The tracer of torch.fx that traces the model around a call with these arguments, or None.
+
+    Each Proxy knows its tracer. Without one among the arguments, the tracer is found in the closure that
+    it has put in place of `nn.Module.__call__`. `make_fx` traces by modes, through a call of its own.
+    """
+    for x in _pytree.tree_leaves((args, kwargs)):
+        if isinstance(x, torch.fx.Proxy):
+            return x.tracer
+    for cell in getattr(torch.nn.Module.__call__, "__closure__", None) or ():
+        found = cell.cell_contents
+        if isinstance(found, torch.fx.Tracer):
+            plain = type(found).call_module is torch.fx.Tracer.call_module
+            return found if plain else None
+    return None
 
 
 is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch_wrapped_tensor", never)

@@ -8,7 +8,7 @@ size, `L` layers, `D` directions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from .kernels.nonlinearities import PHI
 from .kernels.time_order import Walk
 from .module import ManualRNN
 from .ops import CustomStep, Nonlinearity, Options, input_projection, run_layers
+from .override import overrides_step
 from .parameters import RUNNER
 
 __all__ = ["Pass", "Trace", "trace", "trace_of", "traces_in_graph"]
@@ -44,6 +45,7 @@ class Pass:
         preactivations: $a_t$. Of an overridden `step` the same sum, as a plain network would have it at
             this state; it then lies beside the path from the states to the output, not on it.
         states: $h_t$.
+        own_step: whether a `step` or `begin` of your own made them, which may use `weight_hh` otherwise.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Pass:
     start: Tensor
     preactivations: tuple[Tensor, ...]
     states: tuple[Tensor, ...]
+    own_step: bool = False
 
     def __repr__(self) -> str:
         return f"Pass({self.name!r}, {len(self.states)} steps, start={tuple(self.start.shape)})"
@@ -94,15 +97,25 @@ def trace(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = No
         input, hx: as `rnn` takes them, in any layout.
 
     Raises:
-        TypeError: for another module; `ManualRNN.from_builtin` takes an `nn.RNN`, and of a compiled
-            module `_orig_mod` is the one to trace.
+        TypeError: for another module; of a model around a `ManualRNN` the error names the attribute, and of
+            an `nn.RNN` `ManualRNN.from_builtin` makes one.
+
+    Example:
+        >>> rnn, input = ManualRNN(3, 4), torch.randn(5, 2, 3)
+        >>> seen = trace(rnn, input)
+        >>> seen
+        Trace(output=Tensor (5, 2, 4), h_n=(1, 2, 4), passes: layer 0)
+        >>> torch.allclose(torch.stack(seen.passes[0].states), rnn(input)[0], atol=1e-6)
+        True
     """
-    validation.check_kind("rnn", rnn, ManualRNN)
+    validation.check_rnn(rnn, ManualRNN)
     validation.check_kind("input", input, Tensor, PackedSequence)
     passes: list[Pass] = []
     watched = rnn.__new__(type(rnn))  # the same parameters, modules and hooks
     vars(watched).update(vars(rnn) | {RUNNER: partial(_record_layers, passes)})
     output, h_n = watched(input, hx)
+    if overrides_step(rnn):
+        passes = [replace(run, own_step=True) for run in passes]
     _mark(passes)
     return Trace(output, h_n, tuple(passes))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels.interface import check_memory
 from .torch_internals import any_autocast, is_wrapper
@@ -27,8 +27,10 @@ __all__ = [
     "check_nonlinearity",
     "check_ranks",
     "check_recurrent",
+    "check_rnn",
     "check_sizes",
     "check_state",
+    "check_step",
     "check_tensors",
     "is_kind",
     "is_same",
@@ -61,6 +63,21 @@ def check_kind(name: str, value: Any, *kinds: type) -> None:
         names = " or ".join(f"a {kind.__name__}" for kind in kinds)
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name}: expected {names}, got {got}")
+
+
+def check_rnn(value: Any, kind: type) -> None:
+    """`value` is a `kind`, `ManualRNN`; the error for a model around one says where it is."""
+    if is_kind(type(value), kind) or not isinstance(value, nn.Module):
+        check_kind("rnn", value, kind)
+        return
+    inside = [f".{name}" for name, module in value.named_modules() if is_kind(type(module), kind)]
+    builtin = [f".{name}" for name, module in value.named_modules() if name and type(module) is nn.RNN]
+    hint = ""
+    if inside:
+        hint = f", whose {' and '.join(inside)} {'is one' if len(inside) == 1 else 'are such'}"
+    elif builtin:
+        hint = f", whose {' and '.join(builtin)} swap_rnn turns into {'one' if len(builtin) == 1 else 'such'}"
+    raise TypeError(f"rnn: expected a {kind.__name__}, got {type(value).__name__}{hint}")
 
 
 def is_kind(cls: type, kind: type) -> bool:
@@ -267,8 +284,22 @@ def raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None
     raise RuntimeError(f"{name} must have the dtype of the input, {input.dtype}, got {other.dtype}")
 
 
-def check_state(state: Tensor, expected: torch.Size) -> Tensor:
-    """A step or nonlinearity of one's own kept the shape of the state."""
-    if state.shape != expected:
-        raise RuntimeError(f"a step must return a state of shape {tuple(expected)}, got {tuple(state.shape)}")
-    return state
+def check_state(state: Any, expected: torch.Size, step: Any) -> Tensor:
+    """A step or nonlinearity of one's own gave a state of the same shape."""
+    if isinstance(state, Tensor) and state.shape == expected:
+        return state
+    name = getattr(step, "__qualname__", type(step).__qualname__)
+    words = f"a step must return a state of shape {tuple(expected)}, got"
+    if isinstance(state, Tensor):
+        raise RuntimeError(f"{words} {tuple(state.shape)} from {name}")
+    raise TypeError(
+        f"{words} a {type(state).__name__} from {name}; a method or module `step` that takes (gates, hidden, "
+        "weight_hh) is the recurrence of its network: one for anything else needs another name"
+    )
+
+
+def check_step(step: Any, begin: Any) -> None:
+    """`begin` gave something to call."""
+    if not callable(step):
+        name = getattr(begin, "__qualname__", type(begin).__qualname__)
+        raise TypeError(f"begin must return a function like step, got a {type(step).__name__} from {name}")

@@ -98,7 +98,7 @@ class Twins(LightningModule):
         check_options(tbptt_steps, bidirectional, nonlinearity, init_from)
         phi = nonlinearity or "tanh"
         self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
-        rnn = nn.RNN(
+        rnn = manual_rnn.patch_rnn.original(
             input_size,
             hidden_size,
             num_layers,

@@ -10,7 +10,7 @@ from ..kernels import reference
 from ..kernels.interface import LayerWeights
 from ..kernels.time_order import Walk
 from ..torch_internals import scan
-from ..validation import check_state
+from ..validation import check_state, check_step
 from . import dispatch
 from .composed import input_projection
 
@@ -31,12 +31,13 @@ def run_direction(
     if kernels.requested_kernel() not in (kernels.DEFAULT, kernels.REFERENCE):
         raise RuntimeError(f"kernel {kernels.requested_kernel()!r} can't run here: {CUSTOM_STEP}")
     step, w_hh = begin(h0, weights.weight_hh), weights.weight_hh
+    check_step(step, begin)
     gates = input_projection(x, *weights)
     if x.size(0) == 0:
         return gates, h0
 
     def checked(gates_t: Tensor, hidden: Tensor) -> Tensor:
-        return check_state(step(gates_t, hidden, w_hh), gates_t.shape)
+        return check_state(step(gates_t, hidden, w_hh), gates_t.shape, step)
 
     if walk.batch_sizes is None and dispatch.is_dynamic(gates.size(0)):
         return _scan_hop(checked, gates, h0, walk.reverse)

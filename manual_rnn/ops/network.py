@@ -75,7 +75,7 @@ def compute(
     able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes)
     if hasattr(able, "network"):
         return able.network(x, hx, weights, *options[:4], save_states)
-    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x))
+    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x, weights[0]))
     return (output.clone() if save_states else output), h_n, states if save_states else []
 
 

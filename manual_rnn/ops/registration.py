@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
-from ..torch_internals import forward_mode_is_active, under_legacy_vmap, without_gradient_levels
+from ..torch_internals import carry_tangents, under_legacy_vmap, without_gradient_levels
 from . import composed, dispatch, network
 from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
 from .network import Network, NetworkVjp
@@ -46,7 +46,7 @@ class Rules(NamedTuple):
 
 def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
     run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, y, w) and not forward_mode_is_active():
+    if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
         return run(x, y, w, *options)
     batch_sizes, phi, reverse, *kernel = options
     how = without_gradient_levels(batch_sizes), phi, reverse, *(kernel or [DEFAULT])
@@ -59,7 +59,7 @@ def _network_autograd(
     batch_sizes, *how, save_states = options[:5]
     kernel = options[5:]
     named = NetworkOptions(without_gradient_levels(batch_sizes), *how, *(kernel or (DEFAULT,)))
-    if forward_mode_is_active():
+    if carry_tangents(x, hx, *weights):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
     run = partial(below_autograd, operator)
@@ -89,7 +89,7 @@ def _network_vjp_autograd(
     batch_sizes, phi, bidirectional, *kernel = options
     sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
-    if forward_mode_is_active():
+    if carry_tangents(x, hx, *matrices, *states, c, c_last):
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
     run = partial(below_autograd, operator)

@@ -25,8 +25,20 @@ def alias(x: Any) -> Any:
 
 def as_nn_rnn(x: Tensor) -> Tensor:
     """`x (T, B, I)` or `(N, I)`, as a copy where its rows aren't evenly spaced, which `nn.RNN` copies to
-    multiply them."""
-    return x.reshape(-1, x.size(-1)).view(x.shape)
+    multiply them. Its gradient has the strides that a matrix product gives it."""
+    rows = x.reshape(-1, x.size(-1))
+    if rows.stride(0) == 1 and rows.stride(1) == rows.size(0) and x.requires_grad:
+        rows = _with_columns_in_memory(rows)
+    return rows.view(x.shape)
+
+
+def _with_columns_in_memory(rows: Tensor) -> Tensor:
+    """A view of `rows (N, I)` whose gradient has contiguous columns, as `rows` itself has.
+
+    The gradient of the flat view in the middle is contiguous.
+    """
+    columns = rows.t()
+    return columns.reshape(-1).view(columns.shape).t()
 
 
 def saved(ctx: Any) -> Any:

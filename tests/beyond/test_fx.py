@@ -3,7 +3,10 @@ r"""`torch.fx`: a `ManualRNN` is a leaf, one `call_module` node, with no tracer 
 `nn.RNN` is the control in each: same nodes, same numbers, and the same refusal of a bare module.
 """
 
+import importlib
+import inspect
 import pickle
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +17,7 @@ from helpers import KERNELS, assert_same, gradients, kernels_for, twins
 from internals import KernelName
 from models import Tagger
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TraceError
 from torch.nn.utils import parametrizations
 
@@ -75,9 +79,98 @@ def test_wherever_the_module_comes_from(pickled: bool) -> None:
     for rnn in modules:
         rnn = pickle.loads(pickle.dumps(rnn)) if pickled else rnn
         assert leaves(fx.symbolic_trace(Reader(rnn))) == ["inner.rnn"]
-        assert type(rnn).__module__ == "manual_rnn.module"
+        assert type(rnn).__module__ == rnn.__module__ == "manual_rnn.module"
     back = manual.to_builtin()
     assert vars(back).keys() == vars(builtin).keys()
+
+
+class Sub(ManualRNN):
+    """A subclass, whose module is this file."""
+
+
+@pytest.mark.parametrize("kind", [ManualRNN, Sub, LeakyRNN])
+@pytest.mark.parametrize("copied", [lambda rnn: rnn, deepcopy, lambda rnn: pickle.loads(pickle.dumps(rnn))])
+def test_a_module_says_where_its_class_stands(kind: Any, copied: Any) -> None:
+    """A client imports a class by the names that its object tells."""
+    rnn = copied(kind(3, 4))
+    assert "__module__" not in vars(rnn)
+    assert getattr(importlib.import_module(rnn.__module__), type(rnn).__name__) is kind
+    assert inspect.getmodule(rnn) is inspect.getmodule(kind) is sys.modules[kind.__module__]
+    assert leaves(fx.symbolic_trace(Reader(rnn))) == ["inner.rnn"]
+
+
+def test_one_from_an_earlier_version_says_so_too() -> None:
+    rnn = ManualRNN(3, 4)
+    vars(rnn)["__module__"] = "torch.nn.modules.rnn"
+    assert pickle.loads(pickle.dumps(rnn)).__module__ == "manual_rnn.module"
+
+
+class OfConstants(nn.Module):
+    """Whose recurrence reads nothing but a buffer."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.register_buffer("start", torch.randn(5, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.rnn(self.start)[0]
+        return found
+
+
+def test_of_constants_it_is_a_leaf_with_weights_that_train() -> None:
+    found: list[Any] = []
+    for rnn in twins(3, 4):
+        torch.manual_seed(0)
+        traced: Any = fx.symbolic_trace(OfConstants(rnn))
+        traced(torch.zeros(5, 2, 4)).sum().backward()
+        found.append((nodes(traced), rnn.weight_hh_l0.grad))
+    assert found[0][0] == found[1][0]
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
+class Everything(fx.Tracer):
+    """Enters every module that it may."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return False
+
+
+class Counting(fx.Tracer):
+    """Calls modules by a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[type] = []
+
+    def call_module(self, m: nn.Module, *args: Any) -> Any:
+        self.called.append(type(m))
+        return super().call_module(m, *args)
+
+
+def test_tracers_of_other_kinds() -> None:
+    rnn, counting = ManualRNN(3, 4), Counting()
+    for tracer in (Everything(), counting):
+        graph = tracer.trace(Reader(rnn))
+        assert [node.target for node in graph.nodes if node.op == "call_module"] == ["inner.rnn"]
+    assert counting.called.count(ManualRNN) == 1
+
+
+def test_make_fx_sees_operators_and_no_leaf() -> None:
+    reader, x = Reader(ManualRNN(3, 4)), torch.randn(5, 2, 3)
+    traced = make_fx(reader)(x)
+    assert leaves(traced) == []
+    assert torch.allclose(traced(x)[0], reader(x)[0])
+
+
+def test_nothing_stays_behind() -> None:
+    """After a trace a call is a call again, also after one that broke off."""
+    rnn, x = ManualRNN(3, 4), torch.randn(5, 2, 3)
+    expected = rnn(x)[0]
+    fx.symbolic_trace(Reader(rnn))
+    with pytest.raises(TraceError):
+        fx.symbolic_trace(rnn)
+    assert torch.equal(rnn(x)[0], expected)
 
 
 def test_parametrized() -> None:

@@ -401,8 +401,13 @@ def with_forward(rnn: Any) -> Any:
     return rnn
 
 
+class Gates(nn.Module):
+    def forward(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
+        return gates
+
+
 def with_step_module(rnn: Any) -> Any:
-    rnn.step = nn.Identity()
+    rnn.step = Gates()
     return rnn
 
 

@@ -23,29 +23,33 @@ TRAINING = sorted((ROOT / "training").glob("*.py"))
 
 # Who may import whom. A folder's name stands for all of it; "ops" for what its __init__ offers.
 HOUSE = {
-    "__init__": "export explain functional kernels module swap",
+    "__init__": "export explain functional kernels module patch swap",
+    "__main__": "",  # what `manual_rnn` exports
     "benchmark": "benchmark kernels",  # and what `manual_rnn` exports
     "pictures": "inspect module validation",
     "training": "training",  # the laboratory's place in an editable install
-    "swap": "module convert validation",
+    "swap": "module convert parameters validation",
+    "patch": "module convert parameters",
     "export": "validation ops",
     "explain": "module layout ops kernels validation override parameters",
     "inspect": "tracing validation",
     "tracing": (
-        "module ops validation parameters kernels.reference kernels.nonlinearities kernels.time_order "
-        "kernels.interface"
+        "module ops validation override parameters kernels.reference kernels.nonlinearities "
+        "kernels.time_order kernels.interface"
     ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
+    "own_names": "",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
-    "parameters": "validation kernels.nonlinearities kernels.aten kernels.interface",
+    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
+    "kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",
     "kernels": "kernels torch_internals",
     "validation": "torch_internals kernels.interface",
     "torch_internals": "",
-    "convert": "validation parameters",
+    "convert": "validation parameters override own_names",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
@@ -272,7 +276,7 @@ def test_these_names_are_public() -> None:
     assert {module.__name__: module.__all__ for module in (manual_rnn, *PUBLIC)} == {
         "manual_rnn": [
             "KernelName", "ManualRNN", "bidirectional_rnn_forward", "decompositions", "explain_kernel",
-            "export_standalone", "rnn_forward", "swap_rnn", "use_kernel",
+            "export_standalone", "patch_rnn", "rnn_forward", "swap_rnn", "use_kernel",
         ],
         "manual_rnn.inspect": [
             "Pass", "Trace", "eigenvalues", "gradient_norms", "lyapunov_exponents", "saturation",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
+from manual_rnn.kernels.interface import LayerWeights
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -74,7 +75,7 @@ def test_autocast_on_a_card_is_one_of_float16(
         input, hx, weight = (
             torch.empty(3, 3, 3, dtype=d, device="cuda") for d in (dtype, *[torch.float32] * 2)
         )
-        found, state, weights = module.autocast(input, hx, [[weight, weight, None, None]])
+        found, state, weights = module.autocast(input, hx, [LayerWeights(weight, weight)])
     assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
     assert not aten.autocasts_to_half(torch.empty(3))
     with torch.backends.cudnn.flags(enabled=False):

@@ -29,6 +29,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 pytestmark = NEEDS_C
 
 
+def uses(x: Any) -> int:
+    """How many references C++ has to a tensor."""
+    return x._use_count()
+
+
 @OPERATORS
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
@@ -38,13 +43,13 @@ def test_a_call_keeps_no_tensor(fails: bool, packed: bool, name: str) -> None:
     for place in places(calls(packed=packed)[name][1]) if fails else [None]:
         operator, arguments = calls(packed=packed)[name]
         given = arguments if place is None else changed(arguments, place, lambda x: x.flatten()[:1].double())
-        before = [x._use_count() for x in flat(given)]
+        before = [uses(x) for x in flat(given)]
         if fails:
             with pytest.raises((RuntimeError, ValueError)):
                 operator(*given)
         else:
             operator(*given)
-        assert [x._use_count() for x in flat(given)] == before, place
+        assert [uses(x) for x in flat(given)] == before, place
         memory = [StorageWeakRef(x.untyped_storage()) for x in flat(given) if x.dtype != torch.int64]
         del arguments, given
         gc.collect()

@@ -1,5 +1,7 @@
 r"""What the operators in C give back: of no rows, of more than there is memory for; tensors like others."""
 
+from functools import partial
+
 import pytest
 import torch
 from engine import NEEDS_C, OPERATORS, SIZES, calls, draw_network, flat, vjp_arguments, with_nan_in_new_memory
@@ -35,10 +37,10 @@ def test_without_inputs(dtype: torch.dtype, D: int, packed: bool) -> None:
     one = draw_network(L=2, D=D, I=1, sizes=sizes, dtype=dtype)
     one[0].zero_()
     none = [one[0][..., :0], one[1], [w[:, :0] if w.size(-1) == 1 else w for w in one[2]], *one[3:]]
-    found, expected = (with_nan_in_new_memory(lambda a=a: OPS.network(*a)) for a in (none, one))
+    found, expected = (with_nan_in_new_memory(partial(OPS.network, *a)) for a in (none, one))
     assert all(map(torch.equal, found, expected))
     seeded = [(torch.manual_seed(0), vjp_arguments(a))[1] for a in (none, one)]
-    found, expected = (with_nan_in_new_memory(lambda a=a: OPS.network_vjp(*a)) for a in seeded)
+    found, expected = (with_nan_in_new_memory(partial(OPS.network_vjp, *a)) for a in seeded)
     for ours, right in zip(found, expected, strict=True):
         assert torch.equal(ours, right[..., :0] if right.size(-1) == 1 else right)
 

@@ -1,5 +1,7 @@
 r"""What a tensor may be when it reaches the operators in C: the right numbers come back, or an exception."""
 
+from typing import Any
+
 import pytest
 import torch
 from engine import NEEDS_C, OPERATORS, SIZES, Change, calls, changed, draw_network, flat, misaligned, places
@@ -117,7 +119,8 @@ def test_says_what_does_not_fit(packed: bool, kind: str, name: str) -> None:
 
 def test_counts_that_do_not_fit() -> None:
     network, vjp = (calls()[name][1] for name in ("network", "network_vjp"))
-    for weights in ([], network[2][:-1], network[2][:3]):
+    none: list[Any] = []
+    for weights in (none, network[2][:-1], network[2][:3]):
         with pytest.raises((RuntimeError, ValueError), match="expected 8 weights for each layer"):
             OPS.network(network[0], network[1], weights, *network[3:])
     for at, wrong in ((0, []), (0, vjp[0][:-1]), (3, vjp[3][:-2]), (3, []), (4, vjp[4][:1]), (4, vjp[4] * 2)):

@@ -44,7 +44,7 @@ def nodes(results: list[Tensor]) -> set[str]:
     for _ in range(3):
         open_ = [node for node in open_ if node is not None]
         found |= {type(node).__name__ for node in open_}
-        open_ = [after for node in open_ for after, _ in node.next_functions]
+        open_ = [after for node in open_ if node is not None for after, _ in node.next_functions]
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from internals import address, is_shared, native
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from manual_rnn import ManualRNN
@@ -51,7 +51,7 @@ def test_a_training_step_needs_little_more_than_half_of_the_memory_of_nn_rnn() -
     assert ours <= 4.7 * STATES  # the input, states of both layers, the gradient between them, and a block's
 
 
-def test_the_states_that_are_kept_are_no_memory_of_the_users() -> None:
+def test_a_result_is_ordinary_memory_and_the_states_are_the_node_s() -> None:
     """One copy, which backward reads where it lies; the output may be written to."""
     rnn, input = ManualRNN(3, 5), torch.randn(6, 4, 3, requires_grad=True)
     output, _ = rnn(input)

@@ -1,4 +1,4 @@
-r"""Networks of every form as functions of tensors: by the operators `network` and `network_vjp`, or a loop."""
+r"""Networks of every form as functions of tensors: by the operators `network`, `network_vjp`, by a loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -53,6 +53,7 @@ typedef int32_t Status; /* 0 for success */
 
 #define DECLARE(name, result, arguments) result (*name) arguments;
 static struct { SYMBOLS(DECLARE) } torch;
+static const char *(*exception_message)(void); /* or NULL, in an older torch */
 static int32_t dtypes[TYPES], int64_dtype, cpu, strided;
 
 /* Seen by all first: there an allocator that was loaded before all others has its own `delete`, as torch uses it. */
@@ -76,6 +77,7 @@ bool torch_abi_load(void)
     if (!(torch.name = (result (*) arguments)find_symbol(library, #name))) \
         return fail("this torch lacks %s", #name);
     SYMBOLS(LOOK_UP)
+    exception_message = (const char *(*)(void))dlsym(library, "torch_exception_get_what_without_backtrace");
     dtypes[FLOAT] = torch.aoti_torch_dtype_float32(), dtypes[DOUBLE] = torch.aoti_torch_dtype_float64();
     dtypes[BFLOAT] = torch.aoti_torch_dtype_bfloat16(), dtypes[HALF] = torch.aoti_torch_dtype_float16();
     int64_dtype = torch.aoti_torch_dtype_int64();
@@ -108,9 +110,15 @@ int torch_threads(void)
 
 bool grad_mode_is_enabled(void) { return torch.aoti_torch_grad_mode_is_enabled(); }
 
+/* The message is that of a kernel of ours, or what torch says of the exception, which 2.13 and newer do. */
 bool call_operator(const char *name, Value *stack)
 {
-    return !torch.torch_call_dispatcher(name, "", stack, ABI_VERSION) || fail("%s failed", name);
+    clear_error();
+    if (!torch.torch_call_dispatcher(name, "", stack, ABI_VERSION))
+        return true;
+    if (!*error_message())
+        fail("%s failed: %.400s", name, exception_message ? exception_message() : "see what is printed above");
+    return false;
 }
 
 void raise_error(void)

@@ -124,7 +124,8 @@ def test_vmap_of_vmap_of_derivatives(packed: bool, kernel: str | None) -> None:
         loss = lambda w, s, run=run: run(args[0] * s, args[1], w, *args[3:])[0].sin().sum()  # noqa: E731
         slope = torch.func.grad(loss)
         results.append(named([vmap(vmap(slope))(scales[..., None, None] * args[2], scales)]))
-    assert_same(*results)
+    found, expected = results
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[1], Form(True, kernel="torch"), Form(L=2)], ids=str)
