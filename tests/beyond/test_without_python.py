@@ -43,10 +43,10 @@ def test_a_program_in_cpp_runs_the_network(tmp_path: Path) -> None:
     linked = subprocess.run(["ldd", tmp_path / "program"], capture_output=True, text=True, check=True).stdout
     assert "libpython" not in linked
     assert "libtorch_python" not in linked
-    command = [tmp_path / "program", native.LIBRARY, package]
+    command = [str(tmp_path / "program"), str(native.LIBRARY), str(package)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     found = torch.tensor([float(line) for line in done.stdout.split()])
     torch.testing.assert_close(found, torch.cat([y.flatten() for y in rnn(x, hx)]), rtol=0, atol=1e-6)
-    without = subprocess.run([command[0], "/nonexistent.so", package], capture_output=True, timeout=100)
+    without = subprocess.run([command[0], "/nonexistent.so", command[2]], capture_output=True, timeout=100)
     assert without.returncode, "the numbers are the engine's"

@@ -58,7 +58,7 @@ def test_a_result_is_ordinary_memory_and_the_states_are_the_node_s() -> None:
     node: Any = output.grad_fn
     while "CudnnRnn" not in type(node).__name__:
         node = node.next_functions[0][0]
-    kept: Tensor = node._saved_result0
+    kept = node._saved_result0
     assert kept.shape == (1, *output.shape)
     assert torch.equal(kept[0], output)
     assert not is_shared(output)
