@@ -20,7 +20,8 @@ import manual_rnn
 from manual_rnn import ManualRNN, patch_rnn, swap_rnn, use_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "house"))
-BLOCKS = __import__("test_readme").BLOCKS
+PAGES = __import__("test_readme").BLOCKS
+BLOCKS = [(name, *block) for name in PAGES if name.endswith("README.md") for block in PAGES[name]]
 
 BUILTIN = nn.RNN
 PLACES: list[Any] = [torch.nn, torch.nn.modules, torch.nn.modules.rnn]
