@@ -37,6 +37,7 @@ __all__ = [
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 CUDNN_MODE = {"relu": 0, "tanh": 1}
+PHI_OF_CUDNN_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import DEFAULT, native
-from ..kernels.aten import CUDNN_MODE
+from ..kernels.aten import PHI_OF_CUDNN_MODE
 from ..kernels.interface import NetworkOptions
 from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
@@ -21,7 +21,6 @@ from .network import network_vjp
 __all__ = ["define", "of_many"]
 
 NAME = "manual_rnn::composed_network_backward"
-PHI_OF_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 
 
 def composed_network_backward(
@@ -53,7 +52,7 @@ def composed_network_backward(
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
-    options = NetworkOptions(sizes, PHI_OF_MODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
+    options = NetworkOptions(sizes, PHI_OF_CUDNN_MODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)

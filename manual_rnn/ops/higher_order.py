@@ -22,8 +22,6 @@ from . import aten_node, composed
 
 __all__ = ["batching_rule", "with_derivatives"]
 
-PHI_OF_CUDNN = {number: phi for phi, number in aten.CUDNN_MODE.items()}
-
 
 def with_derivatives(
     kernel: kernels.KernelName, grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
@@ -58,7 +56,7 @@ def _arguments(
     shapes = aten.shapes(layers, D, x.size(-1), hx.size(-1), has_biases)
     weights = [w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)]
     sizes = torch.tensor(saved.batch_sizes, device="cpu") if saved.batch_sizes else None
-    options = NetworkOptions(sizes, PHI_OF_CUDNN[saved.mode], D == 2, has_biases, kernel)
+    options = NetworkOptions(sizes, aten.PHI_OF_CUDNN_MODE[saved.mode], D == 2, has_biases, kernel)
     return x.transpose(0, int(saved.batch_first)), hx, weights, options
 
 

@@ -40,9 +40,7 @@ def network(
     with dispatch.named("network"):
         if not dispatch.requires_grad(x, hx, *weights):
             return compute(x, hx, weights, *options[:-1], False, options.kernel)[:2]
-        output, h_n, *_ = Network.apply(
-            compute, options, as_nn_rnn(alias(x)), alias(hx), *map(alias, weights)
-        )
+        output, h_n, *_ = Network.apply(compute, options, *aliases(x, hx, weights))
     return as_separate_output(output), as_separate_output(h_n)
 
 

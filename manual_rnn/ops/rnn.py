@@ -105,10 +105,8 @@ def _custom_layer(
 def _reference_layer(
     options: NetworkOptions, x: Tensor, h0: Tensor, weights: Sequence[LayerWeights]
 ) -> tuple[Tensor, Tensor]:
-    if x.size(0) == 0:
-        x, last = composed.run_layer(x, h0.unbind(0), weights, options, _no_steps)
-        return x, torch.stack(last)
-    x, last = composed.run_layer(x, h0.unbind(0), weights, options, reference.layer)
+    run = reference.layer if x.size(0) else _no_steps
+    x, last = composed.run_layer(x, h0.unbind(0), weights, options, run)
     return x, torch.stack(last)
 
 
