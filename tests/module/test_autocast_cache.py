@@ -1,4 +1,4 @@
-r"""Single steps under autocast: weights are cast once in a block, as by `nn.RNN`, and gradients reach them."""
+r"""Steps under autocast: weights are cast once in a block, as by `nn.RNN`, and gradients reach them."""
 
 from typing import Any
 
