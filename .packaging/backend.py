@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 SOURCES = ("manual_rnn", "training", "tests", ".ci", ".github", ".packaging")
+FILES = (".clang-format", ".pre-commit-config.yaml")
 COMPILED = {".so", ".pyc", ".pyd"}
 
 
@@ -30,6 +31,7 @@ class Sdist(sdist):
         for folder in SOURCES:
             files = (path for path in Path(folder).rglob("*") if path.is_file())
             self.filelist.extend(str(path) for path in files if path.suffix not in COMPILED)
+        self.filelist.extend(FILES)
         super().make_distribution()
 
 

@@ -44,6 +44,15 @@ def export_standalone(
     Raises:
         TypeError: if `model` is no module.
         RuntimeError: where a length is open and torch is older than 2.13; else as `torch.export.export`.
+
+    Example:
+        >>> from manual_rnn import ManualRNN
+        >>> rnn, input = ManualRNN(3, 4), torch.randn(5, 2, 3)
+        >>> program = export_standalone(rnn, (input,))
+        >>> torch.allclose(program.module()(input)[0], rnn(input)[0], atol=1e-6)
+        True
+        >>> "manual_rnn" in str(program.graph)
+        False
     """
     check_kind("model", model, nn.Module)
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)

@@ -97,7 +97,7 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     mode, *flags, layers, _, _ = options
     if type(dropout) is not float or (training and dropout and layers > 1):
         return None
-    if projection or mode not in PHI_OF_MODE:
+    if projection or mode not in MODES:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
@@ -148,7 +148,7 @@ def _run_on_cpu(
     how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
-    except RuntimeError:  # something doesn't fit, for which the checks have the words
+    except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
         return None
     if profiling():
         record_call(x.transpose(0, 1) if batch_first and not sizes else x, hx, weights, layers, sizes, h_n)
@@ -185,7 +185,11 @@ def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> lis
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
     """The same of the input. Where its rows aren't evenly spaced it is copied, as `nn.RNN` copies it, so that
     its memory may be filled anew before backward."""
-    return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1) if batch_first else as_nn_rnn(x.view_as(x))
+    if batch_first:
+        return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1)
+    if not x.is_contiguous():
+        return as_nn_rnn(x.view_as(x))
+    return x.view_as(x) if x.requires_grad else x.detach()
 
 
 def _run_on_cuda(

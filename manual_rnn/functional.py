@@ -41,6 +41,13 @@ def rnn_forward(
     Raises:
         TypeError: for anything but tensors.
         ValueError: for another shape; nothing broadcasts.
+
+    Example:
+        >>> rnn = torch.nn.RNN(3, 4, batch_first=True)
+        >>> input = torch.randn(2, 5, 3)  # (B, T, I)
+        >>> h_out, h_n = rnn_forward(input, *rnn.parameters(), torch.zeros(2, 4))
+        >>> torch.allclose(h_out, rnn(input)[0], atol=1e-6)
+        True
     """
     _check(input, weight_ih, weight_hh, bias_ih, bias_hh, h_prev)
     h_prev = h_prev.reshape(h_prev.shape[-2:])
@@ -77,6 +84,14 @@ def bidirectional_rnn_forward(
 
     Raises:
         TypeError, ValueError: as `rnn_forward`.
+
+    Example:
+        >>> rnn = torch.nn.RNN(3, 4, batch_first=True, bidirectional=True)
+        >>> forward, backward = rnn.all_weights  # of each direction: weight_ih, weight_hh, bias_ih, bias_hh
+        >>> input, zeros = torch.randn(2, 5, 3), torch.zeros(2, 4)
+        >>> h_out, h_n = bidirectional_rnn_forward(input, *forward, zeros, *backward, zeros)
+        >>> torch.allclose(h_out, rnn(input)[0], atol=1e-6), torch.allclose(h_n, rnn(input)[1], atol=1e-6)
+        (True, True)
     """
     forward, h_n = rnn_forward(input, weight_ih, weight_hh, bias_ih, bias_hh, h_prev)
     backward, h_n_reverse = rnn_forward(

@@ -43,6 +43,12 @@ def gradient_norms(loss: Tensor, states: Sequence[Tensor]) -> Tensor:
         TypeError: for anything but a tensor and a sequence of tensors.
         RuntimeError: if `loss` was computed from another run than the states, a call of the module say: it
             doesn't depend on them, nor on anything else of their run.
+
+    Example:
+        >>> from manual_rnn import ManualRNN
+        >>> seen = trace(ManualRNN(3, 4), torch.randn(5, 1, 3))
+        >>> gradient_norms(seen.output[-1].sum(), seen.passes[0].states)[-1].item()  # of h_T: four ones
+        2.0
     """
     validation.check_kind("loss", loss, Tensor)
     validation.check_kind("states", states, Sequence)
@@ -75,6 +81,10 @@ def saturation(
 
     Raises:
         TypeError: for anything but a tensor, a function and a number.
+
+    Example:
+        >>> saturation(torch.tensor([-4.0, 0.0, 0.5, 4.0])).item()
+        0.5
     """
     validation.check_kind("preactivation", preactivation, Tensor)
     validation.check_function("phi", phi)
@@ -90,6 +100,10 @@ def spectral_radius(weight_hh: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: for anything but square matrices.
+
+    Example:
+        >>> spectral_radius(torch.diag(torch.tensor([1.0, -2.0]))).item()
+        2.0
     """
     return eigenvalues(weight_hh).abs().amax(-1)
 
@@ -99,6 +113,10 @@ def eigenvalues(weight_hh: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: for anything but square matrices.
+
+    Example:
+        >>> eigenvalues(torch.diag(torch.tensor([0.5, -1.0]))).real.sort().values
+        tensor([-1.0000,  0.5000])
     """
     validation.check_kind("weight_hh", weight_hh, Tensor)
     if weight_hh.dim() < 2 or weight_hh.size(-1) != weight_hh.size(-2):
@@ -114,6 +132,15 @@ def step_jacobians(run: Pass, sequence: int = 0) -> Tensor:
 
     Raises:
         TypeError, ValueError: for anything but a pass and a sequence in its batch.
+
+    Example:
+        >>> from manual_rnn import ManualRNN
+        >>> rnn = ManualRNN(3, 4)
+        >>> (run,) = trace(rnn, torch.randn(5, 1, 3)).passes
+        >>> J, h = step_jacobians(run), torch.stack(run.walk())[:, 0]  # (T, H, H) and (T, H)
+        >>> by_hand = (1 - h**2).unsqueeze(-1) * rnn.weight_hh_l0  # diag(1 - h_t^2) W_hh
+        >>> torch.allclose(J, by_hand, atol=1e-6)
+        True
     """
     validation.check_kind("run", run, Pass)
     after = run.walk(sequence)
@@ -143,6 +170,11 @@ def lyapunov_exponents(jacobians: Tensor, warm_up: int = 0) -> Tensor:
 
     Raises:
         TypeError, ValueError: for anything but Jacobians, or if no step is left to count.
+
+    Example:
+        >>> half = torch.eye(2).expand(10, 2, 2) / 2  # distances halve at each step
+        >>> bool((lyapunov_exponents(half) - torch.tensor(0.5).log()).abs().max() < 1e-6)
+        True
     """
     validation.check_kind("jacobians", jacobians, Tensor)
     validation.check_kind("warm_up", warm_up, int)

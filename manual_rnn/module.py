@@ -60,6 +60,18 @@ class ManualRNN(RNNBase):
 
     Raises:
         TypeError, ValueError: for arguments out of range, in the words of `nn.RNN`.
+
+    Example:
+        >>> builtin = nn.RNN(3, 4, num_layers=2, bidirectional=True)
+        >>> rnn = ManualRNN(3, 4, num_layers=2, bidirectional=True)
+        >>> rnn.load_state_dict(builtin.state_dict())
+        <All keys matched successfully>
+        >>> input = torch.randn(5, 2, 3)  # (T, B, I)
+        >>> output, h_n = rnn(input)
+        >>> output.shape, h_n.shape  # (T, B, D * H) and (L * D, B, H)
+        (torch.Size([5, 2, 8]), torch.Size([4, 2, 4]))
+        >>> torch.allclose(output, builtin(input)[0], atol=1e-6)
+        True
     """
 
     @overload
@@ -128,6 +140,13 @@ class ManualRNN(RNNBase):
                 alive, the longest first.
             hidden: the state before the step, of the same sequences.
             weight_hh: `(H, H)`.
+
+        Example:
+            >>> class LeakyRNN(ManualRNN):
+            ...     def step(self, gates, hidden, weight_hh):
+            ...         return torch.lerp(hidden, super().step(gates, hidden, weight_hh), 0.2)
+            >>> LeakyRNN(3, 4)(torch.randn(5, 2, 3))[0].shape
+            torch.Size([5, 2, 4])
         """
         phi: Any = PHI[PHI_OF_MODE[self.mode]].apply if self.mode in PHI_OF_MODE else self.nonlinearity
         return phi(torch.addmm(gates, hidden, weight_hh.t()))
@@ -151,6 +170,12 @@ class ManualRNN(RNNBase):
 
         Raises:
             TypeError: for a subclass of `nn.RNN`, one with methods set on the object, or a projected one.
+
+        Example:
+            >>> builtin = nn.RNN(3, 4)
+            >>> rnn = ManualRNN.from_builtin(builtin)
+            >>> rnn.weight_hh_l0 is builtin.weight_hh_l0
+            True
         """
         check_target(cls, ManualRNN)
         patched = type(rnn) is nn.RNN  # a ManualRNN, where that stands in the place of nn.RNN
@@ -161,6 +186,10 @@ class ManualRNN(RNNBase):
 
         Raises:
             TypeError: for a recurrence of your own, which `nn.RNN` can't run.
+
+        Example:
+            >>> ManualRNN(3, 4).to_builtin()
+            RNN(3, 4)
         """
         return shared_copy(self, ManualRNN, NN_RNN)
 

@@ -13,7 +13,7 @@ The older exporter, and one that is handed an `ExportedProgram`, find an op unkn
 one that `export_standalone` made has a `Scan` for each layer and direction, with the length as open.
 
 ONNX Runtime 1.32 has no RNN node in float64. In float32 it calls its nonlinearity through a function pointer,
-number by number and on one thread, where a `Scan` has it whole: hence the README's figures.
+number by number and on one thread, where a `Scan` has it whole. `.github/docs/deployment.md` has the figures.
 """
 
 from collections.abc import Sequence

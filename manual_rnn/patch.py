@@ -39,6 +39,13 @@ class patch_rnn:  # noqa: N801  # used like a function, as torch.no_grad is
 
     Attributes:
         original: PyTorch's own class.
+
+    Example:
+        >>> with patch_rnn():
+        ...     torch.nn.RNN(3, 4)
+        ManualRNN(3, 4)
+        >>> torch.nn.RNN(3, 4)
+        RNN(3, 4)
     """
 
     original = NN_RNN

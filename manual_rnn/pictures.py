@@ -1,6 +1,7 @@
 r"""Pictures of what `manual_rnn.inspect.trace` sees. They need matplotlib.
 
-Each function returns a matplotlib Figure; `write_pictures` writes all of them as PNGs.
+Each function draws into a new matplotlib Figure, or into the Axes that it is given, and returns the Figure;
+`write_pictures` writes all of them as PNG, SVG or PDF.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["eigenvalue_picture", "gradient_picture", "state_picture", "write_pictures"]
 
+FORMATS = ("png", "svg", "pdf")
+
 
 @torch.enable_grad()
 def write_pictures(
-    rnn: ManualRNN, input: Tensor | PackedSequence, folder: str | Path, hx: Tensor | None = None
+    rnn: ManualRNN,
+    input: Tensor | PackedSequence,
+    folder: str | Path,
+    hx: Tensor | None = None,
+    format: str = "png",
 ) -> list[Path]:
     """Write `states.png`, `gradients.png` and `eigenvalues.png` of one run; return their paths.
 
@@ -33,18 +40,29 @@ def write_pictures(
         rnn: runs as it is: in training mode with its dropout.
         input, hx: as `rnn` takes them. States are shown of the longest sequence.
         folder: made if it isn't there.
+        format: "png", "svg" or "pdf", which is also the suffix of the files.
 
     Raises:
-        ValueError: if the input has no step.
+        TypeError: for another module than a `ManualRNN`.
+        ValueError: if the input has no step; for another format.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> paths = write_pictures(ManualRNN(3, 4), torch.randn(5, 1, 3), folder, format="svg")
+        >>> [path.name for path in paths]
+        ['states.svg', 'gradients.svg', 'eigenvalues.svg']
     """
     check_kind("folder", folder, str, Path)
+    if format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     passes = trace(rnn, input, hx).passes
     if not passes[0].states:
         raise ValueError("expected an input of at least one step, got none")
     figures = {
-        "states.png": state_picture(passes),
-        "gradients.png": gradient_picture(passes),
-        "eigenvalues.png": eigenvalue_picture(passes),
+        f"states.{format}": state_picture(passes),
+        f"gradients.{format}": gradient_picture(passes),
+        f"eigenvalues.{format}": eigenvalue_picture(passes),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -52,12 +70,26 @@ def write_pictures(
     return [Path(folder, name) for name in figures]
 
 
-def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
-    """Heat maps of one sequence's states, one for each pass: steps to the right, units downward."""
+def state_picture(passes: Sequence[Pass], sequence: int = 0, ax: Any = None) -> "Figure":
+    """Heat maps of one sequence's states, one for each pass: steps to the right, units downward.
+
+    Args:
+        passes: of a `Trace`, or some of them.
+        sequence: its number in the batch.
+        ax: the matplotlib Axes to draw into, as many as there are passes; new ones if None.
+
+    Raises:
+        TypeError, ValueError: for anything but passes, and for another number of Axes.
+
+    Example:
+        >>> passes = trace(ManualRNN(3, 4, num_layers=2), torch.randn(5, 1, 3)).passes
+        >>> [ax.get_title() for ax in state_picture(passes).axes[:2]]
+        ['States of layer 0', 'States of layer 1']
+    """
     _check_passes(passes)
     for run in passes:
         run.walk(sequence)
-    figure, axes = _panels(len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
+    figure, axes = _panels(ax, len(passes), len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
     for run, ax in zip(passes, axes, strict=True):
         states = torch.stack([h[sequence] for h in run.states if len(h) > sequence])  # (T, H)
         bound = states.abs().max().item() or 1.0
@@ -72,15 +104,29 @@ def state_picture(passes: Sequence[Pass], sequence: int = 0) -> "Figure":
 
 
 @torch.enable_grad()
-def gradient_picture(passes: Sequence[Pass]) -> "Figure":
+def gradient_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     r"""How a gradient fades or grows on its way back through the steps of each pass.
 
     It starts as ones at the last state of the longest sequences; drawn is its norm, relative to that
-    start, against the distance in steps, beside $\rho(W_{hh})^{distance}$; for a `step` of your own, beside
-    that of its last Jacobian.
+    start, against the distance in steps, beside $\rho(W_{hh})^{distance}$.
+
+    Args:
+        passes: of a `Trace`, or some of them.
+        ax: the matplotlib Axes to draw into; new ones if None.
+
+    Raises:
+        TypeError, ValueError: for anything but passes, and for more than one Axes.
+
+    Example:
+        >>> import io
+        >>> from matplotlib.figure import Figure
+        >>> left, right = Figure(figsize=(8, 3)).subplots(1, 2)
+        >>> passes = trace(ManualRNN(3, 4), torch.randn(5, 1, 3)).passes
+        >>> figure = gradient_picture(passes, ax=left)
+        >>> figure.savefig(io.BytesIO(), format="pdf")
     """
     _check_passes(passes)
-    figure, (ax,) = _panels(1, 1, (8, 4))
+    figure, (ax,) = _panels(ax, 1, 1, 1, (8, 4))
     for run in passes:
         states = run.walk()[::-1]  # the nearest first
         norms = gradient_norms(states[0].sum(), states)
@@ -100,18 +146,31 @@ def gradient_picture(passes: Sequence[Pass]) -> "Figure":
     return figure
 
 
-def eigenvalue_picture(passes: Sequence[Pass]) -> "Figure":
+def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     r"""The eigenvalues of every $W_{hh}$ in the complex plane, on the unit circle or off it.
 
     For a `step` of your own, those of its Jacobian $J = \partial h_T / \partial h_{T-1}$ at the last step of
     the first sequence.
+
+    Args:
+        passes: of a `Trace`, or some of them.
+        ax: the matplotlib Axes to draw into, as many as there are passes; new ones if None.
+
+    Raises:
+        TypeError, ValueError: for anything but passes, and for another number of Axes.
+
+    Example:
+        >>> passes = trace(ManualRNN(3, 4), torch.randn(5, 1, 3)).passes
+        >>> figure = eigenvalue_picture(passes)
+        >>> len(figure.axes[0].lines[0].get_xdata())  # one point for each of four units
+        4
     """
     from matplotlib.patches import Circle
 
     _check_passes(passes)
     columns = min(len(passes), 2)
     rows = -(-len(passes) // columns)
-    figure, axes = _panels(rows, columns, (4 * columns, 4 * rows))
+    figure, axes = _panels(ax, len(passes), rows, columns, (4 * columns, 4 * rows))
     for run, ax in zip(passes, axes, strict=False):
         values = eigenvalues(_matrix(run))
         ax.add_patch(Circle((0, 0), 1, fill=False, color="gray"))
@@ -147,8 +206,17 @@ def _check_passes(passes: Sequence[Pass]) -> None:
         raise ValueError("passes: expected one at least, got none")
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
-    figure = _figure_kind()(figsize=size, layout="constrained")
+def _panels(
+    ax: Any, count: int, rows: int, columns: int, size: tuple[float, float]
+) -> tuple["Figure", list[Any]]:
+    """`count` Axes: those that were given, or new ones in a grid, which may have more."""
+    kind = _figure_kind()
+    if ax is not None:
+        axes = ax.ravel().tolist() if hasattr(ax, "ravel") else list(ax) if isinstance(ax, Sequence) else [ax]
+        if len(axes) != count:
+            raise ValueError(f"ax: expected {count} Axes, got {len(axes)}")
+        return axes[0].figure, axes
+    figure = kind(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
 
 

@@ -39,6 +39,13 @@ def swap_rnn(model: Model, to: type[nn.Module] = ManualRNN) -> Model:
     Warns:
         UserWarning: where there is nothing to swap, naming what was found instead. Not if the model has
             been swapped already: what was asked for holds then.
+
+    Example:
+        >>> model = nn.Sequential(nn.RNN(3, 4), nn.Identity())
+        >>> swap_rnn(model)[0]
+        ManualRNN(3, 4)
+        >>> swap_rnn(model, to=nn.RNN)[0]
+        RNN(3, 4)
     """
     check_kind("model", model, nn.Module)
     source = ManualRNN if to is NN_RNN else NN_RNN

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels.interface import check_memory
 from .torch_internals import any_autocast, is_wrapper
@@ -27,6 +27,7 @@ __all__ = [
     "check_nonlinearity",
     "check_ranks",
     "check_recurrent",
+    "check_rnn",
     "check_sizes",
     "check_state",
     "check_step",
@@ -62,6 +63,21 @@ def check_kind(name: str, value: Any, *kinds: type) -> None:
         names = " or ".join(f"a {kind.__name__}" for kind in kinds)
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name}: expected {names}, got {got}")
+
+
+def check_rnn(value: Any, kind: type) -> None:
+    """`value` is a `kind`, `ManualRNN`; the error for a model around one says where it is."""
+    if is_kind(type(value), kind) or not isinstance(value, nn.Module):
+        check_kind("rnn", value, kind)
+        return
+    inside = [f".{name}" for name, module in value.named_modules() if is_kind(type(module), kind)]
+    builtin = [f".{name}" for name, module in value.named_modules() if name and type(module) is nn.RNN]
+    hint = ""
+    if inside:
+        hint = f", whose {' and '.join(inside)} {'is one' if len(inside) == 1 else 'are such'}"
+    elif builtin:
+        hint = f", whose {' and '.join(builtin)} swap_rnn turns into {'one' if len(builtin) == 1 else 'such'}"
+    raise TypeError(f"rnn: expected a {kind.__name__}, got {type(value).__name__}{hint}")
 
 
 def is_kind(cls: type, kind: type) -> bool:

@@ -1,13 +1,13 @@
 r"""What tests know of the package's inside, named in one place: whoever moves it, changes it here.
 
-KernelName         the type of their names
+KernelName         the type of their names; NetworkOptions: what a network is beside its tensors
 kernels            the choice of kernel: `KERNELS`, `REFERENCE`, `requested_kernel`, `reasons`
 native, aten, triton_launch        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
 rnn, cudnn         which kernel runs a network; how cuDNN does
 fast_path, module  the fast path of a call and the other
-OPS                the operators of torch
+OPS, RULES         the operators of torch, and what each does for a dispatch key
 address, is_shared            where memory is, and whether it's shared until someone writes
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
 """
@@ -18,16 +18,20 @@ import torch
 
 from manual_rnn import fast_path, kernels, module
 from manual_rnn.kernels import KernelName, aten, native, triton_launch
+from manual_rnn.kernels.interface import NetworkOptions
 from manual_rnn.kernels.time_order import Walk
 from manual_rnn.ops import cudnn
 from manual_rnn.ops.recurrences import elman, linear_recurrence
+from manual_rnn.ops.registration import RULES
 
 rnn: Any = __import__("manual_rnn.ops.rnn", fromlist=["rnn"])
 
 __all__ = [
     "FUSED",
     "OPS",
+    "RULES",
     "KernelName",
+    "NetworkOptions",
     "Walk",
     "address",
     "aten",

@@ -6,11 +6,13 @@ They read the weights as cuDNN does, from the one buffer, and use their reserve 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
+from warnings import catch_warnings
 
 import torch
-from internals import aten, native
+from internals import RULES, aten, native
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
@@ -25,10 +27,15 @@ FRESH = 1.0  # a reserve that no backward pass has used
 def cudnn_on_a_cpu() -> Iterator[Calls]:
     """Whatever would go to cuDNN on CUDA goes there; yields the arguments of each call of its operators."""
     calls: Calls = []
-    library = torch.library.Library("aten", "IMPL")
-    for name, run in {"_cudnn_rnn": _forward, "_cudnn_rnn_backward": _backward}.items():
-        library.impl(name, _noted(name, run, calls), "CPU", allow_override=True)
-    library.impl("_cudnn_rnn_backward", torch.library.fallthrough_kernel, "AutogradCPU", allow_override=True)
+    library, own = torch.library.Library("aten", "IMPL"), torch.library.Library("manual_rnn", "IMPL")
+    with catch_warnings(action="ignore"):  # of the kernels of C that are overridden
+        for name, run in {"_cudnn_rnn": _forward, "_cudnn_rnn_backward": _backward}.items():
+            library.impl(name, _noted(name, run, calls), "CPU", allow_override=True)
+        library.impl(
+            "_cudnn_rnn_backward", torch.library.fallthrough_kernel, "AutogradCPU", allow_override=True
+        )
+        for name, rules in RULES.items():
+            own.impl(name, partial(_by_default, rules.compute), "CPU", allow_override=True)
     try:
         with (
             patch.object(aten, "unsupported_reason", _why_not),
@@ -39,6 +46,12 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
             yield calls
     finally:
         library._destroy()
+        own._destroy()
+
+
+def _by_default(compute: Any, *args: Any) -> Any:
+    """What a device without a kernel in C does."""
+    return compute(*args, "default")
 
 
 def _why_not(*tensors: Tensor | None) -> str | None:

@@ -1,14 +1,15 @@
-"""The command line's first word: which command runs. It loads no more than that takes."""
+"""The command line's first word: which command runs. It loads no more than the overview takes."""
 
 import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-PROG = f"python -m {__package__}"
 EXTRA = """
-jsonargparse lightning_fabric matplotlib pytorch_lightning rich sklearn tensorboard torchmetrics yaml
+jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard
+torchmetrics yaml
 """
 LABORATORY = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -24,19 +25,20 @@ COMMANDS = {
 OVERVIEW = """usage: {prog} [command] [options]
 
 Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the end a table of how
-far their gradients parted. Without a command or options: the adding problem, in under a minute.
+far their gradients parted. Without a command or options: handwritten digits, in under a minute.
 
 commands:
 {commands}
 
 options of fit that are used most:
   --data NAME                 the task, by its name or as my_module.MyTask; `tasks` lists them
-  --data.length 20            how long its sequences are; --data.help NAME lists a task's options
+  --data.batch_size 64        and others of the task; --data.help NAME lists them
   --model.hidden_size 32      of both twins; also num_layers, nonlinearity, bidirectional, dropout, kernel ...
-  --optimizer.lr 0.005        of Adam, or of what --optimizer names
-  --trainer.max_epochs 12     and Lightning's other options
+  --optimizer.lr 0.002        of Adam, or of what --optimizer names
+  --compare.every_n_steps 1   how often gradients are compared; also tolerance
+  --trainer.max_epochs 20     and Lightning's other options
   --seed_everything 0         of the weights, the batches and dropout
-  --config FILE               settings from a file, such as {package}/configs/parity.yaml
+  --config NAME               settings from a file, or of this package: {configs}
   --ckpt_path PATH            goes on with a run: a checkpoint, or last or best of the newest one
 
 all options of a command: {prog} COMMAND --help
@@ -44,35 +46,54 @@ all options of a command: {prog} COMMAND --help
 
 
 def main(args: list[str] | None = None) -> None:
+    """One command line.
+
+    Args:
+        args: its words; those of the process where none are given.
+
+    Raises:
+        SystemExit: with the exit code, where that isn't 0.
+    """
     given = sys.argv[1:] if args is None else args
-    if given and given[0] in ("-h", "--help"):
-        print(overview(), end="")
+    if given and given[0] in ("-h", "--help", "--version"):
+        print(overview() if given[0] != "--version" else f"{prog()} {installed()}\n", end="")
         return
     named = bool(given) and not given[0].startswith("-")
     name, options = (given[0], given[1:]) if named else ("fit", given)
     if name not in COMMANDS:
-        sys.stderr.write(f"{PROG}: {unknown(name)}\n")
+        sys.stderr.write(f"{prog()}: {unknown(name)}\n")
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
         if name in LABORATORY:
-            loaded("early").judge(name, options)
-        loaded("laboratory" if name in LABORATORY else "commands").run(name, options)
+            import_module(".run", __package__).run(name, options)
+        else:
+            import_module(".commands", __package__).main(name, options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] not in EXTRA.split():
             raise
-        sys.exit(f"{PROG}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
+        sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def loaded(module: str) -> Any:
-    return import_module(f".{module}", __package__)
+def prog() -> str:
+    """The name by which the command line was called."""
+    called = Path(sys.argv[0]).name
+    return called if called == "manual-rnn-lab" else f"python -m {__package__}"
+
+
+def installed() -> str:
+    try:
+        return version("manual_rnn")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def overview() -> str:
     commands = "\n".join(f"  {name:9} {about}" for name, about in COMMANDS.items())
-    return OVERVIEW.format(prog=PROG, package=(__package__ or "").replace(".", "/"), commands=commands)
+    configs = sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
+    return OVERVIEW.format(prog=prog(), commands=commands, configs=", ".join(configs))
 
 
 def unknown(name: str) -> str:

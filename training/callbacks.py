@@ -1,28 +1,124 @@
-"""What a run does by itself: stop when it should, keep its states and its settings, say where it is."""
+"""What happens beside the training: comparing, stopping, keeping states, the progress bar."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
-from pytorch_lightning.cli import SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .datamodule import Task
-from .side_by_side import SideBySide
+from .__main__ import prog
+from .compare import compare, relative_differences
+from .datamodule import Task, at_least
+from .files import save_whole
+from .report import NAMES, Record
 
 FOREVER = 10**9
 ROOMY = 100
 """Columns of a terminal in which the speed has room beside the bar."""
 
 
-def mode(task: Task) -> str:
+class CompareGradients(Callback):
+    r"""Compares the gradients of two networks at the same weights, step by step, while a module trains.
+
+    The module, anybody's, has the networks as ``builtin`` and ``manual``, with parameters of the same names,
+    and a method ``loss(network, batch)``. The comparison is made before the training step, with its batch and
+    the weights that ``builtin`` has reached; the training isn't touched. Where ``training_step`` returns a
+    dictionary with the networks' ``losses``, these are noted too.
+
+    Args:
+        every_n_steps: steps between two comparisons.
+        tolerance: how far a gradient may part, in units of round-off, before the run has failed.
+
+    Attributes:
+        record: what was seen, a :class:`training.report.Record`; ``record.failure`` is None for a sound run.
+
+    Raises:
+        ValueError: for an argument out of range, and in ``setup`` for a module without such networks.
+
+    Example:
+        >>> compared = CompareGradients(every_n_steps=10)
+        >>> Trainer(max_epochs=3, callbacks=compared).fit(module, loader)
+        >>> print(compared.record.sentence())
+    """
+
+    def __init__(self, every_n_steps: PositiveInt = 1, tolerance: NonNegativeFloat = 16.0) -> None:
+        at_least(1, every_n_steps=every_n_steps)
+        if not tolerance >= 0:
+            raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
+        self.every_n_steps, self.record = every_n_steps, Record(tolerance)
+        self.drift: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        missing = [name for name in ("builtin", "manual", "loss") if not hasattr(pl_module, name)]
+        if missing:
+            raise ValueError(
+                "expected a module with two networks, builtin and manual, and a method loss(network, batch); "
+                f"{type(pl_module).__name__} has no {', no '.join(missing)}"
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps:
+            return
+        module: Any = pl_module
+        with trainer.precision_plugin.train_step_context():
+            found = compare(
+                module.builtin, module.manual, module.loss, batch, self.record.tolerance, trainer.global_step
+            )
+        self.record.note_comparison(trainer.global_step + 1, found)
+        pl_module.log_dict({f"gradient/{name}": value for name, value in found.absolute.items()})
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measures how far the gradients that the networks train with have parted."""
+        module: Any = pl_module
+        self.drift = relative_differences(own_gradients(module.manual), own_gradients(module.builtin))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        losses = outputs.get("losses", {}) if isinstance(outputs, Mapping) else {}
+        numbers = {name: torch.as_tensor(loss).item() for name, loss in losses.items()}
+        self.record.note_step(trainer.global_step, numbers)
+        self.record.note_drift(self.drift)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:  # type: ignore[attr-defined]
+            self.record.note_scores(trainer.global_step, scores(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.record.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.record.load_state_dict(state)
+
+
+def own_gradients(network: nn.Module) -> dict[str, Tensor]:
+    """The gradients that the last backward left, by the parameter's name."""
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def scores(trainer: Trainer) -> dict[str, float]:
+    """Each twin's metric in the last validation, by its name; empty before the first one."""
+    objective = getattr(trainer.lightning_module, "objective", None)
+    names = {twin: f"val_{objective.metric}/{twin}" for twin in NAMES} if objective else {}
+    found = trainer.callback_metrics
+    return {twin: found[name].item() for twin, name in names.items() if name in found}
+
+
+def mode(task: Task) -> Literal["min", "max"]:
     """Whether more or less of the task's metric is better, in Lightning's words."""
-    return "max" if task.more_is_better else "min"
+    return "max" if task.objective.more_is_better else "min"
 
 
 class StopWhenSolved(EarlyStopping):
@@ -52,13 +148,6 @@ class StopWhenDiverged(EarlyStopping):
         super().__init__("val_loss/worse", patience=FOREVER, check_on_train_epoch_end=False)
 
 
-def scores(trainer: Trainer, module: SideBySide) -> dict[str, float]:
-    """Each twin's metric in the last validation, by its name; empty before the first one."""
-    names = {twin: f"val_{module.task.metric}/{twin}" for twin in module.twins}
-    found = trainer.callback_metrics
-    return {twin: found[name].item() for twin, name in names.items() if name in found}
-
-
 class Kept(ModelCheckpoint):
     """One checkpoint of a run, which is no other's that is named on the command line."""
 
@@ -70,8 +159,11 @@ class Kept(ModelCheckpoint):
         return f"{self.filename}, {super().state_key}"
 
 
-def best_and_last(task: Task, save_every: int | None) -> list[Kept]:
-    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` at each too, and each ``save_every`` steps."""
+def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
+    """``best.ckpt`` by ManualRNN's validation; ``last.ckpt`` at each too, and each ``save_every`` steps.
+
+    They are ModelCheckpoints of their own: ``save_last`` of the first would keep the state of the best one.
+    """
     best = Kept("best", monitor=f"val_{task.metric}/manual", mode=mode(task))
     return [best, *(Kept("last", every_n_train_steps=steps) for steps in {None, save_every})]
 
@@ -87,48 +179,43 @@ class Bar(RichProgressBar):
         bar.bar_width = 12
         return [epoch, bar, batches, *[speed] * (Console().width >= ROOMY)]
 
-    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """With the task's metric named once, to fit eighty columns: ``mse/nn.RNN: 0.05 ManualRNN: 0.04``."""
-        assert isinstance(module, SideBySide)
-        metrics, found = super().get_metrics(trainer, module), scores(trainer, module)
+        metrics, found = super().get_metrics(trainer, pl_module), scores(trainer)
         others = {name: value for name, value in metrics.items() if name != "v_num" and name[:4] != "val_"}
         if found:
-            others |= {f"{module.task.metric}/nn.RNN": found["builtin"], "ManualRNN": found["manual"]}
+            metric = getattr(pl_module, "objective").metric  # noqa: B009
+            others |= {f"{metric}/nn.RNN": found["builtin"], "ManualRNN": found["manual"]}
         return others
-
-
-class Settings(SaveConfigCallback):
-    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        dumped: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        return dumped
-
-    def save_config(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.settings)
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """TensorBoard compares runs by what they reached."""
-        assert isinstance(module, SideBySide)
-        reached = {f"reached/{twin}": score for twin, score in scores(trainer, module).items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, reached)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["settings"] = self.settings
 
 
 class Interrupted(Callback):
     """Says where an interrupted run is, and how it goes on."""
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
             print(f"\nstopped at step {trainer.global_step}; run folder: {trainer.log_dir}")
             last = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
+            task = type(trainer.datamodule)  # type: ignore[attr-defined]
+            own = (
+                ""
+                if task.__module__.startswith(str(__package__))
+                else f" --data {task.__module__}.{task.__name__}"
+            )
             if last.is_file():
-                print(f"it goes on with: python -m training fit --ckpt_path {last}")
+                print(f"it goes on with: {prog()} fit --ckpt_path {last}{own}")
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes all predictions into ``predictions.pt`` of the run folder; of several processes each its own."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        process = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.log_dir or ".") / f"predictions{process}.pt"
+        save_whole(predictions, path)
+        print(f"predictions: {path}")

@@ -1,4 +1,4 @@
-r"""What every task shares: checks, loss and metric, and loaders that never repeat a batch.
+r"""What every task shares: its objective, checks, and loaders that never repeat a batch.
 
 A batch is a function of its number: (seed, split, number) seed the generator that draws it. So workers
 can't repeat a batch, a resumed run goes on with the batch that comes next, and under DDP every process
@@ -6,35 +6,66 @@ draws the whole batch and keeps its share.
 """
 
 import os
-from collections.abc import Iterator
-from copy import copy
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from .options import at_least
+from .loading import Batch, Batches, Numbers, Progress, ResumableLoader
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
 NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
+MetricName = Literal["mse", "accuracy", "perplexity"]
 
 
-class Batch(NamedTuple):
-    """Sequences side by side."""
+@dataclass(frozen=True)
+class Objective:
+    """Loss and metric of outputs (B, T, O), judged at the last K steps, those that have a target.
 
-    input: Tensor
-    """(B, T, I)"""
-    target: Tensor
-    """Of the last K steps: classes (B, K), or values (B, K, O)."""
-    starts: bool = True
-    """Whether the sequences begin here, rather than go on where the batch before ended."""
+    Attributes:
+        metric: ``mse`` has values as targets, ``accuracy`` and ``perplexity`` have classes.
+        output_size: outputs of a step, O.
+        scored_steps: how many of the last steps count for the metric; all K where None.
+    """
+
+    metric: MetricName
+    output_size: int
+    scored_steps: int | None = None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean squared error, or the cross-entropy."""
+        output = output[:, -target.size(1) :]
+        if self.metric == "mse":
+            return F.mse_loss(output, target)
+        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    def new_metric(self) -> Metric:
+        """Measures how well the task is done; :meth:`scored` has what it takes."""
+        if self.metric == "accuracy":
+            return MulticlassAccuracy(self.output_size, average="micro")
+        return MeanSquaredError() if self.metric == "mse" else Perplexity()
+
+    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The answers that count, and their targets."""
+        target = target[:, -(self.scored_steps or target.size(1)) :]
+        output = output[:, -target.size(1) :]
+        answers = output.argmax(-1) if self.metric == "accuracy" else output
+        return answers.contiguous(), target.contiguous()  # torchmetrics takes views of them
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def worst(self, values: Tensor) -> Tensor:
+        return values.min() if self.more_is_better else values.max()
 
 
 class Task(LightningDataModule):
@@ -53,7 +84,7 @@ class Task(LightningDataModule):
     """
 
     source: ClassVar[str] = ""
-    metric: ClassVar[Literal["mse", "accuracy", "perplexity"]]
+    metric: ClassVar[MetricName]
 
     input_size: int
     output_size: int
@@ -61,6 +92,8 @@ class Task(LightningDataModule):
     """The metric of the best constant answer."""
     solved: float
     """The metric at which the task counts as solved."""
+    scored_steps: int | None = None
+    """How many of the last steps count for the metric; all that have a target where None."""
 
     def __init__(
         self,
@@ -80,16 +113,23 @@ class Task(LightningDataModule):
         at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
+        self.progress = Progress()
 
-    def size(self, name: str) -> int:
-        """Its ``input_size`` or ``output_size``. Raises ValueError where the task isn't whole."""
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.metric, self.output_size, self.scored_steps)
+
+    def check(self) -> None:
+        """Draws a batch, and raises ValueError where it or the task isn't as a task should be."""
         missing = [needed for needed in NEEDED if not hasattr(self, needed)]
         if type(self).sample is Task.sample and type(self).batch is Task.batch:
             missing.append("sample")
         if missing:
             name, lacks = type(self).__name__, ", no ".join(missing)
             raise ValueError(f"expected a task with sample, {', '.join(NEEDED)}; {name} has no {lacks}")
-        return int(getattr(self, name))
+        if self.metric not in get_args(MetricName):
+            raise ValueError(f"expected a metric of {', '.join(get_args(MetricName))}, got {self.metric}")
+        check_batch(self.batch("train", 0), self.input_size, self.objective)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         """Draws ``count`` sequences."""
@@ -99,39 +139,21 @@ class Task(LightningDataModule):
         """The batch of that number, before any process takes its share."""
         return self.sample(seeded_by(self.seed, SPLITS[split], number), self.batch_size)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Of outputs (B, T, O): the mean squared error, or the cross-entropy."""
-        output = output[:, -target.size(1) :]
-        if self.metric == "mse":
-            return F.mse_loss(output, target)
-        return F.cross_entropy(output.flatten(0, 1), target.flatten())
-
-    def new_metric(self) -> Metric:
-        """What measures how well the task is done; :meth:`scored` has what it takes."""
-        if self.metric == "accuracy":
-            return MulticlassAccuracy(self.output_size, average="micro")
-        return MeanSquaredError() if self.metric == "mse" else Perplexity()
-
-    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Of outputs (B, T, O) the answers to the last K steps, and the targets."""
-        output = output[:, -target.size(1) :]
-        answers = output.argmax(-1) if self.metric == "accuracy" else output
-        return answers.contiguous(), target.contiguous()  # torchmetrics takes views of them
-
-    @property
-    def more_is_better(self) -> bool:
-        return self.metric == "accuracy"
-
-    def worst(self, values: Tensor) -> Tensor:
-        return values.min() if self.more_is_better else values.max()
-
     def is_solved(self, value: float) -> bool:
-        return value >= self.solved if self.more_is_better else value <= self.solved
+        return value >= self.solved if self.objective.more_is_better else value <= self.solved
+
+    def setup(self, stage: str) -> None:
+        self.progress.drawn = 0  # a checkpoint is read after this
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.progress.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.progress.drawn = state_dict["drawn"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self.loader(
-            "train", getattr(self.trainer and self.trainer.lightning_module, "tbptt_steps", None)
-        )
+        module = self.trainer.lightning_module if self.trainer else None
+        return self.loader("train", getattr(module, "tbptt_steps", None))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.loader("val")
@@ -152,76 +174,38 @@ class Task(LightningDataModule):
         return ResumableLoader(
             dataset,
             batch_size=None,
-            sampler=Numbers(self, split, dataset.pieces),
+            sampler=Numbers(len(dataset), self.progress if split == "train" else None),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
 
-class Batches(Dataset[Batch]):
-    """The batches of one split by number, of each the rows of this process.
-
-    With ``steps`` a batch is cut in time into pieces of that many steps, each with a number of its own.
-    """
-
-    def __init__(self, task: Task, split: str, rows: slice, steps: int | None) -> None:
-        self.task, self.split, self.rows, self.steps = copy(task), split, rows, steps
-        self.task.trainer = None  # it can't go to a worker, and isn't needed there
-        self.pieces = 1 if steps is None else pieces(task.batch(split, 0), steps)
-
-    def __len__(self) -> int:
-        return self.task.batches[self.split] * self.pieces
-
-    def __getitem__(self, number: int) -> Batch:
-        number, piece = divmod(number, self.pieces)
-        whole = self.task.batch(self.split, number)
-        batch = Batch(whole.input[self.rows], whole.target[self.rows])
-        return batch if self.steps is None else cut(batch, piece * self.steps, (piece + 1) * self.steps)
-
-
-def pieces(batch: Batch, steps: int) -> int:
-    """How many pieces of ``steps`` steps there are in a batch. Raises ValueError where one has no target."""
-    T, K = batch.input.size(1), batch.target.size(1)
-    if steps <= T - K:
+def check_batch(batch: Any, input_size: int, objective: Objective) -> None:
+    """Raises ValueError for a batch whose shapes or types don't fit the sizes and the metric of its task."""
+    if not isinstance(batch, Batch):
+        raise ValueError(f"expected sample to return a Batch, got {type(batch).__name__}")
+    input, target = batch.input, batch.target
+    if input.dim() != 3 or input.size(2) != input_size or not input.is_floating_point():
+        raise ValueError(f"expected input of floats (B, T, {input_size}), got {shown(input)}")
+    B, T, _ = input.shape
+    values = objective.metric == "mse"
+    shape = "(B, K, O)" if values else "(B, K)"
+    fits = target.shape[2:] == ((objective.output_size,) if values else ()) and target.dim() == 2 + values
+    if not fits or len(target) != B or not 1 <= target.size(1) <= T or target.is_floating_point() != values:
+        kind = "values" if values else "whole numbers"
+        sizes = f"B = {B}, 1 <= K <= T = {T}" + (f", O = {objective.output_size}" if values else "")
         raise ValueError(
-            f"expected targets in every {steps} steps to truncate backpropagation there, got targets in "
-            f"the last {K} of {T} steps only"
+            f"expected a target of {kind} {shape} with {sizes} for {objective.metric}, got {shown(target)}"
         )
-    return -(-T // steps)
+    if not values and not 0 <= int(target.min()) <= int(target.max()) < objective.output_size:
+        raise ValueError(
+            f"expected classes from 0 to {objective.output_size - 1}, "
+            f"got {int(target.min())} to {int(target.max())}"
+        )
 
 
-def cut(batch: Batch, first: int, end: int) -> Batch:
-    """The steps from ``first`` to before ``end``, with their targets."""
-    before_targets = batch.input.size(1) - batch.target.size(1)
-    target = batch.target[:, max(first - before_targets, 0) : end - before_targets]
-    return Batch(batch.input[:, first:end], target, first == 0)
-
-
-class Numbers(Sampler[int]):
-    """The numbers of an epoch's batches; in training they go on from the trainer's own count."""
-
-    def __init__(self, task: Task, split: str, pieces: int) -> None:
-        self.task, self.split, self.count = task, split, task.batches[split] * pieces
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        if self.split != "train" or self.task.trainer is None:
-            return iter(range(self.count))
-        progress: Any = self.task.trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.total.processed
-        return iter(range(done, done - done % self.count + self.count))
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """Tells Lightning that it resumes in mid-epoch; its state is the trainer's, see Numbers."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+def shown(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
 
 
 def seed_of_the_run() -> int:
@@ -237,3 +221,10 @@ def seeded_by(*numbers: int) -> Generator:
 
 def one_hot(classes: Tensor, count: int) -> Tensor:
     return F.one_hot(classes, count).float()
+
+
+def at_least(smallest: int, **values: int) -> None:
+    """Raises ValueError for the first of the named ``values`` that is below ``smallest``."""
+    for name, value in values.items():
+        if value < smallest:
+            raise ValueError(f"expected {name} of at least {smallest}, got {value}")

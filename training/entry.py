@@ -1,39 +1,89 @@
-"""Training from Python: the twins, a task, and options of Lightning's Trainer."""
+r"""Training from Python: ``train``, and the callbacks that every run has."""
 
+import logging
+import warnings
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 
-from .callbacks import StopWhenDiverged, StopWhenSolved
+from .callbacks import CompareGradients, StopWhenDiverged, StopWhenSolved
 from .datamodule import Task
-from .history import History
-from .options import TRAINER
-from .quiet import quieten
-from .report import Report
-from .side_by_side import SideBySide
+from .report import Record
+from .twins import Twins
+
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "max_epochs": 20,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "enable_autolog_hparams": False,
+}
+"""Options of Lightning's Trainer, where they are other than its own."""
+LEFT_OUT = (
+    ".*LeafSpec.*is deprecated",  # Lightning 2.6 uses an old name of torch 2.13
+    "The dirpath has changed from",  # a resumed run has a folder
+    "Be aware that when using `ckpt_path`, callbacks",  # and checkpoints of its own
+    "The '.*_dataloader' does not have many workers",  # a batch is drawn in a millisecond
+    "The number of training batches",  # digits have fewer in a round than the logging interval
+    "Couldn't infer the batch indices",  # a task's batches have none
+    ".*configure_optimizers` will be overridden",  # by that of --optimizer
+)
+"""Warnings of what is meant to be so."""
 
 
-def train(task: Task, model: SideBySide | None = None, **trainer: Any) -> History:
-    """Trains the twins on a task, and returns what was seen of every step.
+def train(
+    task: Task,
+    model: Twins | None = None,
+    compare: CompareGradients | None = None,
+    stop_when_solved: bool = True,
+    **trainer: Any,
+) -> Record:
+    r"""Trains the twins on a task, and returns what was seen of every step.
 
     Args:
         task: what they learn.
         model: the twins; those with the task's sizes and their defaults where none are given.
+        compare: how often gradients are compared, and how strictly; every step by default.
+        stop_when_solved: whether the run ends once both twins have solved the task.
         trainer: options of Lightning's ``Trainer``, over those of the command line's defaults.
 
     Raises:
         ArithmeticError: where a gradient of ManualRNN parted from nn.RNN's by more than the tolerance.
+        ValueError: for a task that isn't whole, or whose batches don't fit its sizes.
+
+    Example:
+        >>> record = train(Parity(length=5), max_epochs=2)
+        >>> print(record.sentence())
+        200 steps, 6 parameters: every gradient equal to nn.RNN's to round-off, the largest difference ...
     """
-    report = Report()
-    model = model or SideBySide(task.size("input_size"), task.size("output_size"))
-    options: dict[str, Any] = TRAINER | {"logger": False, "enable_checkpointing": False} | trainer
-    callbacks = [report, StopWhenDiverged(), StopWhenSolved(task), *as_list(options.pop("callbacks", None))]
     quieten()
-    Trainer(**options, callbacks=callbacks).fit(model, datamodule=task)
-    if report.failure:
-        raise ArithmeticError(report.failure)
-    return report.history
+    task.check()
+    compare = compare or CompareGradients()
+    model = model or Twins.for_task(task)
+    options = {**TRAINER, "logger": False, "enable_checkpointing": False, **trainer}
+    given = as_list(options.pop("callbacks", None))
+    own = callbacks_of_a_run(task, stop_when_solved)
+    Trainer(**options, callbacks=[compare, *own, *given]).fit(model, datamodule=task)
+    if compare.record.failure:
+        raise ArithmeticError(compare.record.failure)
+    return compare.record
+
+
+def callbacks_of_a_run(task: Task, stop_when_solved: bool) -> list[Callback]:
+    """Those that a run has besides the comparison, be it from Python or from the command line."""
+    return [StopWhenDiverged(), *([StopWhenSolved(task)] if stop_when_solved else [])]
 
 
 def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def quieten() -> None:
+    """Leaves out Lightning's news of devices and products, and warnings of what is meant to be so."""
+    for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(source).setLevel(logging.WARNING)
+    for message in LEFT_OUT:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,13 +1,28 @@
-r"""Files that last: a checkpoint is whole, or the one before."""
+r"""Files of runs: written whole, read without running code, found by name; a folder for one run alone."""
 
 import io
 import os
+import time
+import warnings
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+RUNS = Path("runs")
+STARTED = RUNS / "started.txt"
+"""The folders of the runs, in the order in which they began to train."""
+NAMED = ("last", "best")
+"""The checkpoints that a run keeps."""
+CHECKPOINT = "a checkpoint that python -m training wrote"
+PARTS = ("hyper_parameters", "datamodule_hyper_parameters", "state_dict")
+FIRST = "weight_ih_l0"
+MINUTE = 60
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -35,13 +50,14 @@ def save_whole(content: Any, path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside ``path``, waits for the disk, and renames: a kill or a full disk leaves what was there.
+    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves the file as it was.
 
     Raises:
-        OSError: where it can't be written, with what was there as it was.
+        OSError: where the file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    remove_stray_parts(path.parent)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -56,9 +72,142 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove_stray_parts(folder: Path) -> None:
+    """Removes the unfinished files of killed processes: those that nobody has written for a minute."""
+    for part in folder.glob("*.part"):
+        if time.time() - part.stat().st_mtime > MINUTE:
+            part.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in it are on the disk, where the system can tell."""
+    """Waits until the names in the folder are on the disk, where the system can tell."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_DIRECTORY)
         os.fsync(handle)
         os.close(handle)
+
+
+def read(path: Path, expected: str) -> dict[str, Any]:
+    """The dictionary in a file of tensors, numbers and names (``weights_only=True``).
+
+    Raises:
+        ValueError: for any other content.
+        FileNotFoundError: where there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(path)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of TorchScript, which is refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as problem:
+        raise ValueError(f"expected {expected}, got {path}, which can't be read: {problem}") from None
+    except Exception:  # whatever a broken file leads the unpickler to
+        why = "it isn't whole, or holds more than tensors and names"
+        raise ValueError(f"expected {expected}, got {path}, which can't be read: {why}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
+    return content
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that a run wrote.
+
+    Raises:
+        ValueError: for any other file.
+        FileNotFoundError: where there is no such file.
+    """
+    content = read(path, CHECKPOINT)
+    whole = all(isinstance(content.get(part), dict) for part in PARTS)
+    if not whole or "pytorch-lightning_version" not in content:
+        raise ValueError(f"expected {CHECKPOINT}, got {path}")
+    return content
+
+
+def rnn_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict of the one RNN in ``path``, without the prefix that it has in its model.
+
+    Raises:
+        ValueError: where there is none, or more than one.
+        FileNotFoundError: where there is no such file.
+    """
+    content = read(path, "a file with nn.RNN weights")
+    state = content.get("state_dict", content)
+    prefixes = [name.removesuffix(FIRST) for name in state if str(name).endswith(FIRST)]
+    if len(prefixes) != 1:
+        raise ValueError(f"expected one RNN ('...{FIRST}') in {path}, got {prefixes or 'none'}")
+    kinds = tuple(prefixes[0] + kind for kind in ("weight_ih_l", "weight_hh_l", "bias_ih_l", "bias_hh_l"))
+    return {name.removeprefix(prefixes[0]): w for name, w in state.items() if name.startswith(kinds)}
+
+
+def find_checkpoint(given: str, task: str = "*") -> Path:
+    """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
+
+    Raises:
+        ValueError: for any other URL.
+        FileNotFoundError: where there is no such file, or no such run of the task.
+    """
+    if given in NAMED:
+        return newest(given, task)
+    url = urlsplit(given)
+    if "://" in given and url.scheme != "file":
+        raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
+    path = Path(unquote(url.path)) if "://" in given else Path(given)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
+    return path
+
+
+def no_file(path: Path) -> str:
+    """Why a path is no file."""
+    return "a folder" if path.is_dir() else "no such file"
+
+
+def newest(name: str, task: str) -> Path:
+    """The checkpoint of the run that began last; among runs whose start nobody noted, of the most steps.
+
+    No clock is asked: copying, touching and unpacking files change their times.
+    """
+    found = list(RUNS.glob(f"{task}/*/checkpoints/{name}.ckpt"))
+    if not found:
+        of = "" if task == "*" else f" of {task}"
+        raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
+    started = STARTED.read_text().splitlines() if STARTED.is_file() else []
+    order = {folder: number for number, folder in enumerate(started)}
+    known = [path for path in found if str(path.parents[1]) in order]
+    if known:
+        return max(known, key=lambda path: order[str(path.parents[1])])
+    return max(found, key=lambda path: read(path, CHECKPOINT).get("global_step", -1))
+
+
+def note_start(folder: Path) -> None:
+    """Notes that a run in ``folder`` begins to train."""
+    STARTED.parent.mkdir(exist_ok=True)
+    with STARTED.open("a") as file:
+        file.write(f"{folder}\n")
+
+
+def new_folder(parent: Path, name: str | None = None) -> Path:
+    """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
+
+    Raises:
+        ValueError: where the folder ``name`` is there already, or the name isn't that of a folder.
+    """
+    if name is not None:
+        if not name or Path(name).name != name or name == "..":
+            raise ValueError(f"expected the name of a folder, got {name}")
+        if not made(parent / name):
+            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
+        return parent / name
+    numbers = [path.name.removeprefix("version_") for path in parent.glob("version_*")]
+    first = max((int(n) for n in numbers if n.isdigit()), default=-1) + 1
+    return next(folder for n in count(first) if made(folder := parent / f"version_{n}"))
+
+
+def made(folder: Path) -> bool:
+    """Whether this call made the folder."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True

@@ -1,113 +1,180 @@
-"""What a run showed: a table at the end, a picture, and the verdict that becomes the exit code."""
+r"""What a run showed: the record of its steps, and from it a sentence and a table."""
 
-from dataclasses import asdict
-from math import inf, isfinite
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from math import isfinite, nan
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .callbacks import scores
-from .curves import LOOKS, draw_run
-from .gradients import Comparison
-from .history import Extremes, History, pack, unpack, worse
-from .side_by_side import SideBySide
+from .compare import Comparison
 
+NAMES = {"builtin": "nn.RNN", "manual": "ManualRNN"}
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
 CAPTION = """absolute, relative: at the weights that nn.RNN's twin had reached.
 times round-off: in units of how far sound computations of this gradient
-  differ (training/gradients.py); the tolerance is {tolerance:g}.
+  differ (training/compare.py); the tolerance is {tolerance:g}.
 own paths: relative, between the gradients the twins trained with. Training
   amplifies round-off, so this grows even where every gradient is right."""
 
 
-class Report(Callback):
-    """Collects each step's comparison; at the end prints a table and draws a picture."""
+@dataclass
+class Extremes:
+    """The largest differences seen of one parameter.
 
-    def __init__(self) -> None:
-        self.extremes: dict[str, Extremes] = {}
-        self.history = History()
-        self.loss_difference = 0.0
-        self.loss_drift = 0.0
-        self.tolerance = inf
-        self.diverged: dict[str, int] = {}
+    Attributes:
+        absolute: ``max |g_manual - g_builtin|`` at the same weights.
+        relative: the norm of that difference over the larger of the two gradients' norms.
+        parting: the norm of that difference in units of round-off (``compare.py``).
+        drift: relative, between the gradients that the twins trained with.
+        first_step_past: the first step at which ``parting`` was beyond the tolerance.
+    """
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, SideBySide)
-        self.tolerance = module.tolerance
+    absolute: float = 0.0
+    relative: float = 0.0
+    parting: float = 0.0
+    drift: float = 0.0
+    first_step_past: int | None = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, SideBySide)
-        step = trainer.global_step
-        self.note_losses(step, {name: loss.item() for name, loss in outputs["losses"].items()})
-        if outputs["comparison"] is not None:
-            self.note(step, outputs["comparison"])
-        if not self.diverged:  # the twins' own paths: past that, nothing of theirs can be compared
-            for name, drift in module.drift.items():
-                of_name = self.extremes.setdefault(name, Extremes())
-                of_name.drift = worse(of_name.drift, drift)
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, SideBySide)
-        if not trainer.sanity_checking:  # type: ignore[attr-defined]
-            self.history.note_scores(trainer.global_step, scores(trainer, module))
+@dataclass(repr=False)
+class Record:
+    """Numbers step by step, and the largest of them: lists of equal length belong together.
 
-    def note_losses(self, step: int, losses: dict[str, float]) -> None:
-        self.history.note_losses(step, losses)
-        for name, loss in losses.items():
-            if not isfinite(loss):
-                self.diverged.setdefault(name, step)
-        if not self.diverged:
-            self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
+    Attributes:
+        tolerance: the parting beyond which a run has failed.
+        steps: every step.
+        losses: the loss at each of them, by twin.
+        compared: the steps at which gradients were compared.
+        differences: the largest absolute difference at each of those, by parameter; NaN where none was left
+            to compare.
+        partings: the same in units of round-off.
+        validated: the steps after which there was a validation.
+        scores: the task's metric in each of those, by twin.
+        extremes: by parameter.
+        loss_difference: the largest between the losses at the same weights.
+        loss_drift: the largest between the losses of the twins' own paths.
+        diverged: the step at which a twin's loss or gradients ceased to be finite, by twin.
+    """
 
-    def note(self, step: int, comparison: Comparison) -> None:
-        self.history.note_comparison(step, comparison)
-        if comparison.diverged:
+    tolerance: float = 16.0
+    steps: list[int] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    compared: list[int] = field(default_factory=list)
+    differences: dict[str, list[float]] = field(default_factory=dict)
+    partings: dict[str, list[float]] = field(default_factory=dict)
+    validated: list[int] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    extremes: dict[str, Extremes] = field(default_factory=dict)
+    loss_difference: float = 0.0
+    loss_drift: float = 0.0
+    diverged: dict[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        reached = {twin: float(f"{values[-1]:.4g}") for twin, values in self.scores.items()}
+        counts = f"{len(self.steps)} steps, {len(self.compared)} compared, {len(self.validated)} validations"
+        return f"Record({counts}, scores at the end: {reached})"
+
+    def note_comparison(self, step: int, found: Comparison) -> None:
+        self.compared.append(step)
+        add(self.differences, found.absolute, len(self.compared))
+        add(self.partings, found.partings, len(self.compared))
+        if found.diverged:
             self.diverged.setdefault("builtin", step)
-        self.loss_difference = worse(self.loss_difference, comparison.loss)
-        for name, parting in comparison.partings.items():
+        self.loss_difference = worse(self.loss_difference, found.loss)
+        for name, parting in found.partings.items():
             of_name = self.extremes.setdefault(name, Extremes())
-            of_name.absolute = worse(of_name.absolute, comparison.absolute[name])
-            of_name.relative = worse(of_name.relative, comparison.relative[name])
+            of_name.absolute = worse(of_name.absolute, found.absolute[name])
+            of_name.relative = worse(of_name.relative, found.relative[name])
             of_name.parting = worse(of_name.parting, parting)
             if of_name.first_step_past is None and not parting <= self.tolerance:  # NaN is past it too
                 of_name.first_step_past = step
 
+    def note_step(self, step: int, losses: dict[str, float]) -> None:
+        self.steps.append(step)
+        add(self.losses, losses, len(self.steps))
+        for name, loss in losses.items():
+            if not isfinite(loss):
+                self.diverged.setdefault(name, step)
+        if losses and not self.diverged:
+            self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
+
+    def note_drift(self, drift: dict[str, float]) -> None:
+        """Of the gradients on the twins' own paths, as long as neither has diverged."""
+        if not self.diverged:
+            for name, value in drift.items():
+                of_name = self.extremes.setdefault(name, Extremes())
+                of_name.drift = worse(of_name.drift, value)
+
+    def note_scores(self, step: int, scores: dict[str, float]) -> None:
+        self.validated.append(step)
+        add(self.scores, scores, len(self.validated))
+
     def state_dict(self) -> dict[str, Any]:
-        history = {name: pack(value) for name, value in asdict(self.history).items()}
+        """For a checkpoint: lists as tensors, which take a tenth of the room."""
+        lists = {name: tensors(getattr(self, name)) for name in LISTS}
         extremes = {name: asdict(e) for name, e in self.extremes.items()}
         losses = (self.loss_difference, self.loss_drift)
-        return {"history": history, "extremes": extremes, "losses": losses, "diverged": self.diverged}
+        return {**lists, "extremes": extremes, "loss_differences": losses, "diverged": dict(self.diverged)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = History(**{name: unpack(value) for name, value in state["history"].items()})
+        for name in LISTS:
+            setattr(self, name, lists(state[name]))
         self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
-        self.loss_difference, self.loss_drift = state["losses"]
-        self.diverged = state["diverged"]
+        self.loss_difference, self.loss_drift = state["loss_differences"]
+        self.diverged = dict(state["diverged"])
 
-    def show(self, trainer: Any, folder: str | None) -> None:
-        """Prints table, verdict and scores, and draws the picture where there is a run folder."""
-        console = Console()
-        console.print(self.table(), self.verdict(), standing(trainer), sep="\n\n")
-        if folder and not trainer.fast_dev_run:
-            picture = Path(folder) / "side_by_side.png"
-            draw_run(self.history, trainer.datamodule, self.tolerance, picture)
-            paths = f"picture: {picture}\nrun folder: {folder}"
-            console.print(paths, soft_wrap=True, highlight=False)
+    @property
+    def largest_parting(self) -> float:
+        largest = 0.0
+        for e in self.extremes.values():
+            largest = worse(largest, e.parting)
+        return largest
+
+    @property
+    def bitwise_equal(self) -> bool:
+        """Whether every difference was exactly 0: of gradients, losses and the twins' own paths."""
+        differences = [d for e in self.extremes.values() for d in (e.absolute, e.drift)]
+        return not any((self.loss_difference, self.loss_drift, *differences))
+
+    @property
+    def failure(self) -> str | None:
+        """The parameter whose gradient passed the tolerance first, and the step; None for a sound run."""
+        past = [(e.first_step_past, n) for n, e in self.extremes.items() if e.first_step_past is not None]
+        if not past:
+            return None
+        step, name = min(past)
+        return f"the gradient of {name} parted by more than {self.tolerance:g} times round-off at step {step}"
+
+    @property
+    def divergence(self) -> str | None:
+        """Whose loss or gradients ceased to be finite, and when."""
+        steps = {NAMES[twin]: step for twin, step in sorted(self.diverged.items())}
+        if len(steps) == 2 and len(set(steps.values())) == 1:
+            return f"both diverged at step {min(steps.values())}"
+        each = " and ".join(f"{name} at step {step}" for name, step in steps.items())
+        return each and f"{'both' if len(steps) == 2 else 'one twin'} diverged, {each}"
+
+    def sentence(self) -> str:
+        """What was shown, in one sentence."""
+        if self.failure:
+            return f"FAILED: {self.failure}"
+        if not self.compared:
+            return "no gradients were compared"
+        before = f"{self.divergence}; before that " if self.divergence else ""
+        steps = counted(len(self.compared), "step") + f" of {len(self.steps)}" * (self.compared != self.steps)
+        shown = f"{before}{steps}, {counted(len(self.partings), 'parameter')}: every gradient"
+        if self.bitwise_equal:
+            return f"{shown} bitwise equal to nn.RNN's, and so every loss and both twins' whole paths"
+        largest = f"the largest difference {self.largest_parting:.2g} times round-off"
+        return f"{shown} equal to nn.RNN's to round-off, {largest}"
 
     def table(self) -> Table:
-        title = f"Gradients of ManualRNN against nn.RNN, {len(self.history.compared)} steps compared"
-        table = Table(
-            title=title,
-            caption=CAPTION.format(tolerance=self.tolerance),
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-        )
+        """The extremes of each parameter."""
+        caption = CAPTION.format(tolerance=self.tolerance)
+        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD)
         table.add_column("parameter", no_wrap=True)
         for heading in COLUMNS:
             table.add_column(heading, justify="right")
@@ -116,62 +183,59 @@ class Report(Callback):
             figures = (number(e.absolute), number(e.relative), f"{e.parting:.2g}", past, number(e.drift))
             table.add_row(name, *figures)
         table.add_section()
-        table.add_row(
-            "the loss (absolute)", number(self.loss_difference), "", "", "", number(self.loss_drift)
-        )
+        losses = (number(self.loss_difference), "", "", "", number(self.loss_drift))
+        table.add_row("the loss (absolute)", *losses)
         return table
 
-    def verdict(self) -> str:
-        if self.failure:
-            return f"[bold red]FAILED[/]: {self.failure}"
-        if not self.history.compared:
-            return "no gradients were compared"
-        before = f"[bold yellow]{self.divergence}[/]; before that " if self.divergence else ""
-        if self.bitwise_equal:
-            return (
-                before + "[bold green]bitwise equal[/]: every gradient, every loss, both twins' whole paths"
-            )
-        largest = max((e.parting for e in self.extremes.values()), default=0.0)
-        return (
-            f"{before}[bold green]equal to round-off[/]: the largest parting is {largest:.2g} times round-off"
-        )
 
-    @property
-    def divergence(self) -> str | None:
-        """Whose loss or gradients ceased to be finite, and when."""
-        steps = {LOOKS[twin][0]: step for twin, step in sorted(self.diverged.items())}
-        if len(steps) == 2 and len(set(steps.values())) == 1:
-            return f"both diverged at step {min(steps.values())}"
-        each = " and ".join(f"{name} at step {step}" for name, step in steps.items())
-        return each and f"{'both' if len(steps) == 2 else 'one twin'} diverged, {each}"
-
-    @property
-    def bitwise_equal(self) -> bool:
-        differences = [(e.absolute, e.drift) for e in self.extremes.values()]
-        return not any((self.loss_difference, self.loss_drift, *(d for pair in differences for d in pair)))
-
-    @property
-    def failure(self) -> str | None:
-        """The parameter whose gradient passed the tolerance first, and the step; None for a sound run."""
-        past = [
-            (e.first_step_past, name) for name, e in self.extremes.items() if e.first_step_past is not None
-        ]
-        if not past:
-            return None
-        step, name = min(past)
-        return f"the gradient of {name} parted by more than {self.tolerance:g} times round-off at step {step}"
+LISTS = ("steps", "losses", "compared", "differences", "partings", "validated", "scores")
 
 
-def standing(trainer: Any) -> str:
-    """How well the twins do the task."""
-    task, found = trainer.datamodule, scores(trainer, trainer.lightning_module)
-    solved = bool(found) and all(map(task.is_solved, found.values()))
-    values = ", ".join(f"{LOOKS[twin][0]} {value:.4g}" for twin, value in found.items())
-    state = f"{'solved' if solved else 'not solved yet'} after {trainer.global_step} steps"
-    reached = f"{task.metric} of {values}" if found else "no validation yet"
-    goal = f"chance {task.chance:.4g}, solved at {task.solved:.4g}"
-    return f"{type(task).__name__}: {state}, {reached}; {goal}"
+def add(lists: dict[str, list[float]], values: dict[str, float], length: int) -> None:
+    """Appends each value to the list of its name; all lists get ``length``, by NaN where one has no value."""
+    for name in {**lists, **values}:
+        so_far = lists.setdefault(name, [])
+        so_far += [nan] * (length - 1 - len(so_far)) + [values.get(name, nan)]
+
+
+def worse(a: float, b: float) -> float:
+    """The larger, where NaN is larger than anything."""
+    return b if b != b or b > a else a
+
+
+def tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: tensors(v) for name, v in value.items()}
+    return torch.tensor(value, dtype=torch.int64 if value and isinstance(value[0], int) else torch.float64)
+
+
+def lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: lists(v) for name, v in value.items()}
+    return value.tolist()
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def number(x: float) -> str:
     return "0.0" if x == 0 else f"{x:.1e}"
+
+
+def show(record: Record, trainer: Any, scores: dict[str, float]) -> None:
+    """Prints the sentence, the table and the scores."""
+    colour = "bold red" if record.failure else "bold yellow" if record.divergence else "bold green"
+    sentence = f"[{colour}]{record.sentence()}[/]"
+    Console().print(sentence, record.table(), standing(trainer, scores), sep="\n\n")
+
+
+def standing(trainer: Any, scores: dict[str, float]) -> str:
+    """How well the twins do the task."""
+    task = trainer.datamodule
+    solved = bool(scores) and all(map(task.is_solved, scores.values()))
+    values = ", ".join(f"{NAMES[twin]} {value:.4g}" for twin, value in scores.items())
+    state = f"{'solved' if solved else 'not solved yet'} after {trainer.global_step} steps"
+    reached = f"{task.metric} of {values}" if scores else "no validation yet"
+    goal = f"chance {task.chance:.4g}, solved at {task.solved:.4g}"
+    return f"{type(task).__name__}: {state}, {reached}; {goal}"

@@ -8,9 +8,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from .datamodule import Batch, Task, one_hot, seeded_by
-from .options import at_least
-from .text import perplexities, read_text
+from .datamodule import Batch, Task, at_least, one_hot, seeded_by
 
 
 class Adding(Task):
@@ -56,7 +54,7 @@ class CopyMemory(Task):
         super().__init__(length, **kwargs)
         at_least(1, symbols=symbols)
         at_least(2, alphabet=alphabet)
-        self.symbols, self.alphabet = symbols, alphabet
+        self.symbols, self.alphabet, self.scored_steps = symbols, alphabet, symbols
         self.input_size, self.output_size, self.chance = alphabet + 2, alphabet + 1, 1 / alphabet
 
     def sample(self, generator: Generator, count: int) -> Batch:
@@ -66,9 +64,6 @@ class CopyMemory(Task):
         sequence = torch.cat((letters, blanks), 1)
         sequence[:, -self.symbols - 1] = marker
         return Batch(one_hot(sequence, self.alphabet + 2), torch.cat((blanks, letters), 1))
-
-    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return super().scored(output, target[:, -self.symbols :])
 
 
 class TemporalOrder(Task):
@@ -228,6 +223,24 @@ class CharacterLM(Task):
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
         return Batch(one_hot(windows[:, :-1], self.input_size), windows[:, 1:])
+
+
+def read_text(path: Path) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected a text file, got {path}: no such file")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
+
+
+def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:
+    """Of ``val``, by the frequencies in ``train`` of characters, and of pairs of them; smoothed."""
+    single = torch.bincount(train, minlength=V) + 1.0
+    pairs = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V) + single / single.sum()
+    by_single = (single / single.sum()).log()[val[1:]]
+    by_pair = (pairs / pairs.sum(1, keepdim=True)).log()[val[:-1], val[1:]]
+    return (-by_single.mean()).exp().item(), (-by_pair.mean()).exp().item()
 
 
 TASKS: dict[str, type[Task]] = {

@@ -34,7 +34,7 @@ def tables(rows: list[Row]) -> Iterator[str]:
 
 
 def choices(rows: list[Row]) -> Iterator[str]:
-    """By case and precision what is the default, and the fastest, in a forward and a training step together."""
+    """By case and precision the default and the fastest, in a forward and a training step together."""
     yield "| (T, B, I, H) | precision | default | times as fast | fastest | times as fast |"
     yield "|:--|:--|:--|--:|:--|--:|"
     for case, precision in dict.fromkeys((row["case"], row["precision"]) for row in rows):

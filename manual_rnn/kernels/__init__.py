@@ -54,11 +54,16 @@ def choose(name: str, *tensors: Tensor | None, batch_sizes: Tensor | None = None
 
 
 def layer_of(
-    name: str, x: Tensor
+    name: str, x: Tensor, weight: Tensor
 ) -> Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]] | None:
     """What runs a layer in one direction where no kernel has the whole network: on CUDA cuDNN, where it can;
-    None for the recurrence of the kernel chosen."""
-    able = name in (DEFAULT, ATEN) and aten.by_cudnn(x) and aten.unsupported_reason(x) is None
+    None, as for an ensemble, for the recurrence of the kernel chosen."""
+    able = (
+        name in (DEFAULT, ATEN)
+        and weight.dim() == 2
+        and aten.by_cudnn(x)
+        and aten.unsupported_reason(x) is None
+    )
     return aten.layer if able else None
 
 

@@ -151,6 +151,14 @@ def use_kernel(name: KernelName) -> Request:
 
     Warns:
         UserWarning: once it is thrown away without having been entered.
+
+    Example:
+        >>> from manual_rnn import ManualRNN
+        >>> rnn, input = ManualRNN(3, 4), torch.randn(5, 2, 3)
+        >>> with use_kernel("reference"):  # the equation as a loop
+        ...     output, h_n = rnn(input)
+        >>> torch.equal(output, rnn.to_builtin()(input)[0])
+        True
     """
     names = get_args(KernelName)
     if name not in names:

@@ -213,4 +213,4 @@ def _launch(
 
 @cache
 def _kernel() -> Any:
-    return import_module(".triton_code", __package__).recurrence
+    return import_module(".triton_kernel", __package__).recurrence

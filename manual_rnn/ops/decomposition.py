@@ -35,6 +35,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
     Returns:
         A function for each operator.
+
+    Example:
+        >>> from manual_rnn import ManualRNN
+        >>> program = torch.export.export(ManualRNN(3, 4), (torch.randn(5, 2, 3),))
+        >>> "manual_rnn" in str(program.graph)
+        True
+        >>> "manual_rnn" in str(program.run_decompositions(decompositions()).graph)
+        False
     """
     return {
         getattr(packet_of(name), overload): decomposed

@@ -7,7 +7,7 @@ r"""The one question: may the dispatcher be bypassed?
 A call through the dispatcher costs 20 us more than one that bypasses it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,7 +83,7 @@ def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
     (gradients may be wanted all the same)."""
     if torch.compiler.is_compiling() or not no_interposition():
         return False
-    return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
+    return _have_plain_keys(tensors)
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
@@ -91,18 +91,22 @@ def is_eager(*tensors: Tensor | None) -> bool:
     has the effect that it has without the mode."""
     if torch.compiler.is_compiling() or not no_tracing():
         return False
-    return all(x is None or has_plain_dispatch_keys(x) for x in tensors)
+    return _have_plain_keys(tensors)
 
 
 _plain_keys: dict[str, frozenset[Any]] = {}
 
 
-def has_plain_dispatch_keys(x: Tensor) -> bool:
-    """Whether the dispatcher would find nothing but autograd and the device's own kernels for `x`: it is no
-    wrapper of a transform, not sparse, has memory and no pending conjugation or negation."""
-    device = "cpu" if x.is_cpu else x.device.type
-    known = _plain_keys.get(device) or _learn_keys(device)
-    return type(x) in PLAIN_TYPES and dispatch_key_set(x) in known
+def _have_plain_keys(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the dispatcher would find nothing but autograd and the device's own kernels for them: none is a
+    wrapper of a transform, or sparse, or has a pending conjugation or negation; each has memory."""
+    for x in tensors:
+        if x is not None:
+            device = "cpu" if x.is_cpu else x.device.type
+            known = _plain_keys.get(device) or _learn_keys(device)
+            if type(x) not in PLAIN_TYPES or dispatch_key_set(x) not in known:
+                return False
+    return True
 
 
 def _learn_keys(device: str) -> frozenset[Any]:
@@ -116,7 +120,11 @@ def _learn_keys(device: str) -> frozenset[Any]:
 
 def requires_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with these tensors."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:

@@ -21,7 +21,7 @@ from ..torch_internals import Function, forward_mode_is_active, functorch_active
 from . import composed, dispatch
 from .operator_checks import check_network, check_network_vjp
 from .profiler import record_network, record_network_vjp
-from .saved_tensors import alias, as_nn_rnn
+from .saved_tensors import alias, as_nn_rnn, saved
 
 __all__ = ["Network", "NetworkVjp", "compute", "compute_vjp", "network", "network_vjp"]
 
@@ -75,7 +75,7 @@ def compute(
     able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes)
     if hasattr(able, "network"):
         return able.network(x, hx, weights, *options[:4], save_states)
-    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x))
+    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x, weights[0]))
     return (output.clone() if save_states else output), h_n, states if save_states else []
 
 
@@ -106,8 +106,8 @@ class Network(Function):
     def backward(
         ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_states: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        saved, L = ctx.saved_tensors, ctx.layers
-        states, kept = saved[:L], iter(saved[L:])
+        kept, L = saved(ctx), ctx.layers
+        states, kept = kept[:L], iter(kept[L:])
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         x = _unread(states[0], ctx.input_shape) if x is None else x
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
@@ -237,11 +237,11 @@ class NetworkVjp(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, asked = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        kept, asked = saved(ctx), ctx.needs_input_grad[4:]
         places = [at for at, needed in enumerate(asked) if needed]
 
         def composed_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
-            given = list(saved)
+            given = list(kept)
             for at, t in zip(places, inputs, strict=True):
                 given[at] = t
             x, hx, c, c_last, *rest = given
@@ -249,8 +249,15 @@ class NetworkVjp(Function):
             found = composed.network_vjp(ctx.need, x, hx, *parts, (c, c_last), ctx.options)
             return tuple(g for g in found if g is not None)
 
-        grads = iter(vjp_of(composed_gradients, [saved[at] for at in places], cotangents))
+        grads = iter(vjp_of(composed_gradients, [kept[at] for at in places], cotangents))
         return None, None, None, None, *(next(grads) if needed else None for needed in asked)
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    """`x` apart from what it was computed from, which may be another input. What is left of a transform that
+    has ended, as of `torch.func.vjp` whose result is called outside, records nothing by itself."""
+    view = x.view_as(x)
+    return view if view.requires_grad else view.detach().requires_grad_()
 
 
 def vjp_of(
@@ -258,13 +265,13 @@ def vjp_of(
 ) -> Sequence[Tensor | None]:
     """The gradients of a function's inputs, which have derivatives of their own where autograd records."""
     if functorch_active():
-        outputs, pull = torch.func.vjp(function, *inputs)
+        outputs, pull, *_ = torch.func.vjp(function, *inputs)
         return pull(
             tuple(torch.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangents, strict=True))
         )
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        views = [t.view_as(t) for t in inputs]  # one may have been computed from another
+        views = [_differentiable(t) for t in inputs]
         outputs = function(*views)
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
     if not pairs:

@@ -35,7 +35,7 @@ from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
-from .saved_tensors import alias
+from .saved_tensors import alias, saved
 
 __all__ = [
     "Elman",
@@ -55,9 +55,9 @@ def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def differentiable(ctx: Any, *tangents: Any) -> Any:
-        with in_forward_mode():
-            saved = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
-            return jvp(SimpleNamespace(**vars(ctx), saved_tensors=saved), *tangents)
+        with in_forward_mode(True):
+            primals = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
+            return jvp(SimpleNamespace(**vars(ctx), saved_tensors=primals), *tangents)
 
     return differentiable
 
@@ -104,7 +104,7 @@ class Elman(Function):
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
         if c is None:
             return (None,) * 8
-        h, h0, w = ctx.saved_tensors
+        h, h0, w = saved(ctx)
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(w.dim() - 2, reverse, batch_sizes)
         dz = linear_recurrence(c, h, w, batch_sizes, phi, not reverse, kernel)
@@ -167,7 +167,7 @@ class LinearRecurrence(Function):
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
         if c is None:
             return (None,) * 8
-        v, h, a, y = ctx.saved_tensors
+        v, h, a, y = saved(ctx)
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(a.dim() - 2, reverse, batch_sizes)
         dh = da = None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
-from ..torch_internals import forward_mode_is_active, under_legacy_vmap
+from ..torch_internals import carry_tangents, under_legacy_vmap, without_gradient_levels
 from . import composed, dispatch, network
 from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
 from .network import Network, NetworkVjp
@@ -46,20 +46,20 @@ class Rules(NamedTuple):
 
 def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
     run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, y, w) and not forward_mode_is_active():
+    if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
         return run(x, y, w, *options)
     batch_sizes, phi, reverse, *kernel = options
-    how = batch_sizes, phi, reverse, *(kernel or [DEFAULT])
+    how = without_gradient_levels(batch_sizes), phi, reverse, *(kernel or [DEFAULT])
     return apply_at_functorch_level(node, lambda *args: run(*args[:3], *options), x, y, w, *how)
 
 
 def _network_autograd(
     operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> Any:
-    *how, save_states = options[:5]
+    batch_sizes, *how, save_states = options[:5]
     kernel = options[5:]
-    named = NetworkOptions(*how, *(kernel or (DEFAULT,)))
-    if forward_mode_is_active():
+    named = NetworkOptions(without_gradient_levels(batch_sizes), *how, *(kernel or (DEFAULT,)))
+    if carry_tangents(x, hx, *weights):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
     run = partial(below_autograd, operator)
@@ -87,9 +87,9 @@ def _network_vjp_autograd(
     *options: Any,
 ) -> list[Tensor]:
     batch_sizes, phi, bidirectional, *kernel = options
-    has_biases = len(need) - 2 == 2 * len(matrices)
-    named = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
-    if forward_mode_is_active():
+    sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
+    named = NetworkOptions(sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
+    if carry_tangents(x, hx, *matrices, *states, c, c_last):
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
     run = partial(below_autograd, operator)
@@ -102,7 +102,7 @@ def _network_vjp_autograd(
 
 def _fake_recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
     """Shaped as the first tensor."""
-    _check_values(x, batch_sizes)
+    _check_values(x, batch_sizes, y, w)
     return x.new_empty(x.shape)
 
 
@@ -117,7 +117,7 @@ def _fake_network(
     save_states: bool,
     *__: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _check_values(x, batch_sizes)
+    _check_values(x, batch_sizes, hx, *weights)
     groups = len(weights) // (4 if has_biases else 2)
     (*G, H), D = weights[0].shape[:-1], 1 + bidirectional
     B = x.size(-2) if batch_sizes is None else _packed_batch(batch_sizes, hx)
@@ -139,8 +139,10 @@ def _fake_network_vjp(
     states: Sequence[Tensor],
     c: Tensor | None,
     c_last: Tensor | None,
+    batch_sizes: Tensor | None,
     *_: Any,
 ) -> list[Tensor]:
+    _check_values(x, batch_sizes, hx, *matrices, *states, c, c_last)
     return [
         x.new_empty(shape)
         for shape, needed in zip(_gradient_shapes(need, x, hx, matrices), need, strict=True)
@@ -159,10 +161,14 @@ def _gradient_shapes(
     return shapes
 
 
-def _check_values(x: Tensor, batch_sizes: Tensor | None) -> None:
-    """Rows packed by sizes without values would come out as memory that nobody wrote."""
-    if batch_sizes is not None and batch_sizes.is_meta and not x.is_meta:
+def _check_values(x: Tensor, batch_sizes: Tensor | None, *others: Tensor | None) -> None:
+    """What is made from tensors without values would be memory that nobody wrote."""
+    if x.is_meta:
+        return
+    if batch_sizes is not None and batch_sizes.is_meta:
         raise RuntimeError(f"expected batch_sizes with values for data on {x.device}, got some on meta")
+    if any(t is not None and t.is_meta for t in others):
+        raise RuntimeError(f"expected all tensors on {x.device}, got one on meta")
 
 
 def _vmap_recurrence(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:

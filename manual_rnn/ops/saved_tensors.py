@@ -2,6 +2,7 @@ r"""What an autograd node saves: the values that were used, whatever a user does
 
 alias           a tensor of its own over the same memory, connected to the graph: `x.data = ...` leaves it as
                 it is, and an edit in place is noticed
+saved           what a node has saved, for its backward pass
 as_nn_rnn       the input, copied where `nn.RNN` copies it: its buffer may be filled anew before backward
 """
 
@@ -9,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..torch_internals import is_wrapper
+from ..torch_internals import functorch_active, is_wrapper, unwrap_if_dead
 
-__all__ = ["alias", "as_nn_rnn"]
+__all__ = ["alias", "as_nn_rnn", "saved"]
 
 
 def alias(x: Any) -> Any:
@@ -38,3 +39,12 @@ def _with_columns_in_memory(rows: Tensor) -> Tensor:
     """
     columns = rows.t()
     return columns.reshape(-1).view(columns.shape).t()
+
+
+def saved(ctx: Any) -> Any:
+    """What a node has saved. A backward pass may run in one transform after another has ended, of which a
+    wrapper is left that operations refuse there."""
+    tensors = ctx.saved_tensors
+    if not functorch_active():
+        return tensors
+    return tuple(x if x is None else unwrap_if_dead(x) for x in tensors)

@@ -279,6 +279,7 @@ def test_beside_cudnn(row: Row, calls: Calls) -> None:
     assert_same(found, expected, row.bound)
 
 
+@pytest.mark.pins_torch
 @EACH_ROW
 def test_nn_rnn_still_does_what_the_table_says(row):
     if isinstance(row.builtin, Exception):

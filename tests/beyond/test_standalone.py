@@ -158,9 +158,10 @@ def test_a_program_of_fixed_length_has_second_derivatives() -> None:
 
 
 @LOOPS
+@pytest.mark.pins_torch
 @pytest.mark.parametrize("transform", ["grad", "hessian", "jacfwd"])
 def test_what_a_loop_can_not_do_raises(transform: str) -> None:
-    """A second derivative by autograd alone is wrong without a word, as the README says."""
+    """A second derivative by autograd alone is wrong without a word, as the page on deployment says."""
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     program = export_standalone(ManualRNN(3, 4, dtype=torch.float64), (x,), dynamic_shapes=OPEN).module()
     with pytest.raises(KeyError, match="TransformType"):

@@ -24,6 +24,7 @@ TRAINING = sorted((ROOT / "training").glob("*.py"))
 # Who may import whom. A folder's name stands for all of it; "ops" for what its __init__ offers.
 HOUSE = {
     "__init__": "export explain functional kernels module patch swap",
+    "__main__": "",  # what `manual_rnn` exports
     "benchmark": "benchmark kernels",  # and what `manual_rnn` exports
     "pictures": "inspect module validation",
     "training": "training",  # the laboratory's place in an editable install
@@ -33,14 +34,15 @@ HOUSE = {
     "explain": "module layout ops kernels validation override parameters",
     "inspect": "tracing validation",
     "tracing": (
-        "module ops validation override parameters kernels.reference kernels.nonlinearities kernels.time_order "
-        "kernels.interface"
+        "module ops validation override parameters kernels.reference kernels.nonlinearities "
+        "kernels.time_order kernels.interface"
     ),
     "module": "fast_path parameters layout validation onnx convert ops kernels override torch_internals",
     "own_names": "",
     "fast_path": "parameters ops kernels override torch_internals",
     "override": "parameters validation kernels.nonlinearities",
-    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten kernels.interface",
+    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
+    "kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",

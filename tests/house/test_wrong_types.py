@@ -17,6 +17,15 @@ from manual_rnn import ManualRNN, inspect, pictures
 
 RNN, X = ManualRNN(3, 4, batch_first=True), torch.randn(2, 5, 3)
 SEEN = inspect.trace(RNN, X)
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = RNN
+
+
+TAGGER = Tagger()
 STATES = SEEN.passes[0].states
 WEIGHTS = [weight.detach() for weight in RNN.parameters()]
 H0 = torch.zeros(2, 4)
@@ -29,6 +38,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "explain_kernel: input": (partial(manual_rnn.explain_kernel, RNN), X),
     "swap_rnn: model": (manual_rnn.swap_rnn, nn.Sequential(nn.RNN(3, 4))),
     "swap_rnn: to": (lambda bad: manual_rnn.swap_rnn(nn.RNN(3, 4), bad), ManualRNN),
+    "patch_rnn: to": (lambda bad: manual_rnn.patch_rnn(bad).undo(), ManualRNN),
     "export_standalone: model": (lambda bad: manual_rnn.export_standalone(bad, (X,)), None),
     "use_kernel: name": (lambda bad: manual_rnn.use_kernel(bad).__enter__(), None),
     "use_kernel: function": (lambda bad: manual_rnn.use_kernel("torch")(bad), None),
@@ -59,6 +69,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "lyapunov_exponents: warm_up": (partial(inspect.lyapunov_exponents, torch.randn(5, 4, 4)), 2),
     "write_pictures: rnn": (lambda bad: pictures.write_pictures(bad, X, "."), None),
     "write_pictures: folder": (partial(pictures.write_pictures, RNN, X), None),
+    "write_pictures: format": (lambda bad: pictures.write_pictures(RNN, X, ".", None, bad), None),
     "state_picture: passes": (pictures.state_picture, SEEN.passes),
     "state_picture: sequence": (partial(pictures.state_picture, SEEN.passes), 1),
     "gradient_picture": (pictures.gradient_picture, SEEN.passes),
@@ -102,6 +113,12 @@ def test_every_public_name_is_in_the_table() -> None:
     ("call", "said"),
     [
         (lambda: manual_rnn.explain_kernel(nn.RNN(3, 4), X), "rnn: expected a ManualRNN, got RNN"),  # type: ignore[arg-type]
+        (lambda: manual_rnn.explain_kernel(TAGGER, X), "expected a ManualRNN, got Tagger, whose .rnn is one"),  # type: ignore[arg-type]
+        (lambda: inspect.trace(TAGGER, X), "rnn: expected a ManualRNN, got Tagger, whose .rnn is one"),  # type: ignore[arg-type]
+        (lambda: inspect.trace(nn.ModuleList([TAGGER, ManualRNN(3, 4)]), X), "whose .0.rnn and .1 are such"),  # type: ignore[arg-type]
+        (lambda: inspect.trace(torch.compile(RNN), X), "OptimizedModule, whose ._orig_mod is one"),  # type: ignore[arg-type]
+        (lambda: inspect.trace(nn.Sequential(nn.RNN(3, 4)), X), "whose .0 swap_rnn turns into one"),  # type: ignore[arg-type]
+        (lambda: inspect.trace(nn.Linear(3, 4), X), "rnn: expected a ManualRNN, got Linear"),  # type: ignore[arg-type]
         (lambda: inspect.spectral_radius(RNN), "weight_hh: expected a Tensor, got ManualRNN"),  # type: ignore[arg-type]
         (lambda: manual_rnn.swap_rnn("x"), "model: expected a Module, got str"),  # type: ignore[type-var]
         (lambda: manual_rnn.swap_rnn(nn.RNN), "model: expected a Module, got the class RNN"),  # type: ignore[type-var]

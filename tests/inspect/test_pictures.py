@@ -1,6 +1,8 @@
 """Pictures, against what was traced."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,3 +56,30 @@ def test_pictures_of_a_net_at_its_limits(scale: float, tmp_path: Path) -> None:
 def test_pictures_need_a_step(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected an input of at least one step, got none"):
         write_pictures(ManualRNN(2, 3), torch.randn(0, 1, 2), tmp_path)
+
+
+def test_pictures_go_into_axes_that_are_there() -> None:
+    """As panels of a figure of somebody's own: one Axes, a list, or an array of them."""
+    from matplotlib.figure import Figure
+
+    passes = trace(ManualRNN(2, 6, 2), torch.randn(9, 3, 2)).passes
+    figure = Figure()
+    axes = figure.subplots(2, 3)
+    assert state_picture(passes, ax=axes[:, 0]) is figure
+    assert gradient_picture(passes, ax=axes[0, 1]) is figure
+    assert eigenvalue_picture(passes, ax=[axes[0, 2], axes[1, 2]]) is figure
+    drawn = [bool(ax.lines or ax.images) for ax in axes.flat]
+    assert drawn == [True, True, True, True, False, True]
+    pictures: list[tuple[Callable[..., Figure], Any]] = [
+        (state_picture, axes[0]), (gradient_picture, axes), (eigenvalue_picture, axes[0, 0])
+    ]  # fmt: skip
+    for picture, ax in pictures:
+        with pytest.raises(ValueError, match=r"ax: expected . Axes, got .$"):
+            picture(passes, ax=ax)
+
+
+@pytest.mark.parametrize(("format", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_pictures_for_print(format: str, start: bytes, tmp_path: Path) -> None:
+    paths = write_pictures(ManualRNN(2, 3), torch.randn(4, 1, 2), tmp_path, format=format)
+    assert {path.suffix for path in paths} == {f".{format}"}
+    assert all(path.read_bytes().startswith(start) for path in paths)

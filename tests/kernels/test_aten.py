@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, on_no_card, packed
-from internals import aten, module, network
+from internals import aten, module
+from internals import rnn as ops_rnn
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
+from manual_rnn.kernels.interface import LayerWeights
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -73,17 +75,17 @@ def test_autocast_on_a_card_is_one_of_float16(
         input, hx, weight = (
             torch.empty(3, 3, 3, dtype=d, device="cuda") for d in (dtype, *[torch.float32] * 2)
         )
-        found, state, weights = module.autocast(input, hx, [[weight, weight, None, None]])
+        found, state, weights = module.autocast(input, hx, [LayerWeights(weight, weight)])
     assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
-    assert not aten.casts_to_half(torch.empty(3))
+    assert not aten.autocasts_to_half(torch.empty(3))
     with torch.backends.cudnn.flags(enabled=False):
-        assert not aten.casts_to_half(input)
+        assert not aten.autocasts_to_half(input)
 
 
 def test_explain_kernel_names_it_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aten, "HAS_CUDNN", True)
     monkeypatch.setattr(torch, "cudnn_is_acceptable", lambda _: True)
-    monkeypatch.setattr(network, "_numbers", lambda _: True)
+    monkeypatch.setattr(ops_rnn.dispatch, "can_bypass_dispatcher", lambda *_: True)
     rnn = ManualRNN(3, 4)
     with FakeTensorMode():
         on_no_card(rnn)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PHI, assert_same, error, gradients, packed, twins
-from internals import OPS, cudnn, kernels
+from internals import OPS, NetworkOptions, cudnn
 from standin import Calls
 from torch import Tensor
 from torch.autograd import gradgradcheck
@@ -177,29 +177,22 @@ def test_an_hx_of_any_strides(calls: Calls) -> None:
     assert error(manual(x, hx)[0], builtin(x, hx)[0]) < 1e-12
 
 
-def test_a_packed_batch_that_is_to_be_padded(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "padding_pays", lambda *_: True)
-    builtin, manual = twins(5, 6, 2, bidirectional=True, **DOUBLE)
-    x = torch.randn(4, 3, 5, requires_grad=True, **DOUBLE)
-    pack = lambda input: packed(input, [4, 2, 2])  # noqa: E731
-    assert_same(gradients(manual, x, None, pack), gradients(builtin, x, None, pack))
-    assert {len(call["batch_sizes"]) for call in calls} == {0}
-
-
 @PHI
 @pytest.mark.parametrize("sizes", [None, torch.tensor([3, 2, 2])], ids=["padded", "packed"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_of_an_operator(
-    bias: bool, reverse: bool, sizes: Tensor | None, nonlinearity: str, calls: Calls
+def test_a_network_of_an_operator(
+    bias: bool, D: int, sizes: Tensor | None, nonlinearity: str, calls: Calls
 ) -> None:
-    """As a compiled or an exported program calls it: by cuDNN, unless it is packed and reversed."""
-    shapes = [(3, 3, 5) if sizes is None else (7, 5), (3, 6), (6, 5), (6, 6), *([(6,)] * 2 if bias else [])]
-    drawn: list[Any] = [torch.randn(shape, **DOUBLE) for shape in shapes]
-    tensors, how = drawn if bias else [*drawn, None, None], (sizes, nonlinearity, reverse)
-    found, expected = (OPS.layer(*tensors, *how, kernel) for kernel in ("default", "reference"))
-    assert max(map(error, found, expected)) < 1e-12
-    assert len(calls) == (0 if reverse and sizes is not None else 1)
+    """As a compiled or an exported program calls it: a direction of a layer by cuDNN, unless it is packed and
+    reversed."""
+    rnn = ManualRNN(5, 6, 2, bidirectional=D == 2, bias=bias, **DOUBLE).requires_grad_(False)
+    x, hx = torch.randn((3, 3, 5) if sizes is None else (7, 5), **DOUBLE), torch.randn(2 * D, 3, 6, **DOUBLE)
+    given = x, hx, list(rnn.parameters()), sizes, nonlinearity, D == 2, bias, True
+    found, expected = (OPS.network.kernel(*given, kernel) for kernel in ("default", "reference"))
+    values = [[output, h_n, *states] for output, h_n, states in (found, expected)]
+    assert max(map(error, *values)) < 1e-12
+    assert len(calls) == 2 * D
 
 
 def test_a_compiled_training_step(calls: Calls) -> None:
@@ -253,7 +246,7 @@ def test_weights_as_columns_of_numbers(calls: Calls) -> None:
 
     def run(x: Tensor, *flat: Tensor) -> Tensor:
         columns = [w.reshape(-1, 1) for w in flat]
-        return cudnn.run_cudnn(x, hx, columns, True, [], "tanh", True)[0]
+        return cudnn.run_cudnn(x, hx, columns, NetworkOptions(None, "tanh", True, True, "default"))[0]
 
     assert error(run(x, *flat), rnn(x, hx)[0]) < 1e-12
     assert gradgradcheck(run, (x.requires_grad_(), *flat), fast_mode=True)

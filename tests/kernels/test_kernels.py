@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS
-from internals import OPS, KernelName, elman, kernels, linear_recurrence, native
+from internals import OPS, KernelName, elman, fast_path, kernels, linear_recurrence, native
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
@@ -35,40 +35,25 @@ def test_real_numbers_run_in_c(dtype: torch.dtype) -> None:
     assert line(told, "torch") == "torch     could run too, but native was chosen"
 
 
-def test_complex_numbers_run_in_the_reference() -> None:
-    rnn = ManualRNN(3, 4, dtype=torch.complex64)
-    told = explain_kernel(rnn, torch.randn(20, 2, 3, dtype=torch.complex64))
-    assert line(told, "reference") == "reference runs: the fastest that can"
+def test_complex_numbers_run_in_pytorchs_own_network() -> None:
+    rnn, input = ManualRNN(3, 4, dtype=torch.complex64), torch.randn(20, 2, 3, dtype=torch.complex64)
+    told = explain_kernel(rnn, input)
+    assert line(told, "aten") == "aten      runs: the fastest that can"
     assert "can't run here: " in line(told, "native")
+    assert torch.equal(rnn(input)[0], rnn.to_builtin()(input)[0])
 
 
-def test_without_the_whole_network_in_c_a_few_steps_of_a_wide_state_are_the_vendors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rnn, short, long = ManualRNN(3, 300), torch.randn(1, 1, 3), torch.randn(50, 8, 3)
-    with torch.no_grad():
-        assert line(explain_kernel(rnn, short), "native") == "native    runs: the fastest that can"
-        monkeypatch.setattr(native, "_exchanges", False)
-        assert line(explain_kernel(rnn, short), "aten") == "aten      runs: the fastest that can"
-        assert "but native was chosen" in line(explain_kernel(rnn, long), "aten")
+def test_without_c_pytorchs_own_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, input = ManualRNN(3, 4), torch.randn(5, 2, 3)
+    monkeypatch.setattr(native, "unavailable", "no compiler")
+    monkeypatch.setattr(native, "has_aten_node", False)
+    told = explain_kernel(rnn, input)
+    assert line(told, "native") == "native    can't run here: no compiler"
+    assert line(told, "aten") == "aten      runs: the fastest that can"
+    assert torch.equal(rnn(input)[0], rnn.to_builtin()(input)[0])
 
 
-@pytest.mark.parametrize(
-    ("tiles", "B", "H", "grad"), [(True, 64, 256, True), (True, 16, 512, False), (False, 128, 1024, True)]
-)
-def test_wide_bfloats_of_many_rows_are_the_vendors_and_others_c(
-    tiles: bool, B: int, H: int, grad: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "IN_TILES", tiles)
-    rnn = ManualRNN(3, H, dtype=torch.bfloat16)
-    many, few = (torch.randn(2, rows, 3, dtype=torch.bfloat16) for rows in (B, 2))
-    with torch.set_grad_enabled(grad):
-        assert line(explain_kernel(rnn, many), "aten") == "aten      runs: the fastest that can"
-        assert line(explain_kernel(rnn, few), "native") == "native    runs: the fastest that can"
-        for input in (many, few):
-            torch.testing.assert_close(rnn(input), rnn.to_builtin()(input), rtol=0.02, atol=0.02)
-
-
+@pytest.mark.skipif(not native.has_aten_node, reason="no compiler, or another torch")
 def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, input, ran = ManualRNN(3, 4), torch.randn(5, 2, 3), []
 
@@ -81,11 +66,18 @@ def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in kernels.KERNELS:
         kernel = kernels.KERNELS[name]
-        for entrance in {"call", "elman", "layer", "network"} & set(vars(kernel)):
+        for entrance in {"elman", "layer", "network", "nn_rnn"} & set(vars(kernel)):
             monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
+    monkeypatch.setattr(fast_path, "cudnn_rnn", watched("native", fast_path.cudnn_rnn))
     rnn(input)
-    assert len(ran) == 1
-    assert line(explain_kernel(rnn, input), ran[0]).endswith("runs: the fastest that can")
+    assert ran == ["native"]
+    assert line(explain_kernel(rnn, input), "native").endswith("runs: the fastest that can")
+    for name in ("native", "torch", "aten", "reference"):
+        ran.clear()
+        with use_kernel(name):  # type: ignore[arg-type]
+            rnn(input)
+            assert line(explain_kernel(rnn, input), name).endswith("runs: it was asked for")
+        assert set(ran) == {name}
 
 
 def test_autocast_lowers_what_is_judged() -> None:

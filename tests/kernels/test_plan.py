@@ -1,47 +1,22 @@
-"""How the native kernel goes about a job: the C function `plan_of`, which depends on its arguments alone."""
+r"""How the engine goes about a job: the C function `plan_of`, which depends on its arguments alone."""
 
+import ctypes
 import random
 from typing import Any
 
 import pytest
-import torch
+from planner import COMPILER, DOUBLE, Job, Plan, library, plan, slices
 
-from manual_rnn.kernels import native
-
-REASON = native.unsupported_reason(torch.empty(0))
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
 MAX_EXTENT = 2**53  # numbers: as in types.h
 PADDED = 16  # numbers between rows
-DOUBLE = 1  # of the types
-TANH, TANH_SLOPE = 0, 2  # of the kinds
+TANH_SLOPE = 2  # of the kinds
 
 
-def plan(
-    T: int,
-    B: int,
-    H: int,
-    *,
-    I: int = 0,  # noqa: E741
-    G: int = 1,
-    threads: int = 1,
-    most: int = 8,
-    lanes: int = 16,
-    packed: bool = False,
-    type: int = 0,
-    kind: int = TANH,
-    contiguous_weights: bool = False,
-    pairs: bool = False,
-) -> dict[str, int]:
-    """`T`: steps of time or, if packed, rows of all steps."""
-    return native._scan.plan(
-        lanes, most, threads, G, T, B, H, I, packed, type, kind, contiguous_weights, pairs
-    )
-
-
-def slices(B: int, count: int, packed: bool) -> list[range]:
-    """The rows of every slice."""
-    found = [native._scan.rows(packed, B, count, i) for i in range(count)]
-    return [range(first, first + apart * rows, apart) for first, apart, rows in found]
+def test_structs_are_those_of_c() -> None:
+    """Fields that C has and this file hasn't would move all behind them."""
+    assert library().size_of_job() == ctypes.sizeof(Job)
+    assert library().size_of_plan() == ctypes.sizeof(Plan)
 
 
 PARTS = (
@@ -291,57 +266,6 @@ def test_absurd_sizes_plan_more_than_any_allocator_grants() -> None:
             or contiguous
         )
         assert found["carry"] == min(2 * B * found["ld"], MAX_EXTENT)
-        first, apart, rows = native._scan.rows(False, B, found["slices"], found["slices"] - 1)
-        assert first + apart * rows == B
-        assert rows <= 128
-
-
-def test_refuses_what_is_no_job() -> None:
-    good = (16, 8, 2, 1, 10, 3, 8, 0, 0, 0, 0, 0, 0)
-    names = (
-        "lanes",
-        "most",
-        "threads",
-        "G",
-        "steps",
-        "B",
-        "H",
-        "I",
-        "packed",
-        "type",
-        "kind",
-        "contiguous_weights",
-        "pairs",
-    )
-    native._scan.plan(*good)
-    for i, name in enumerate(names):
-        for wrong in (-1, 2**63, -(2**70)):
-            with pytest.raises(ValueError, match=f"expected {name} from "):
-                native._scan.plan(*good[:i], wrong, *good[i + 1 :])
-        for untyped in (None, 1.0, "1"):
-            with pytest.raises(TypeError, match=f"expected an int for {name}"):
-                native._scan.plan(*good[:i], untyped, *good[i + 1 :])
-    for i, wrong in ((8, 2), (9, 4), (10, 4), (11, 2), (12, 2)):
-        with pytest.raises(ValueError, match=f"expected {names[i]} from 0 to {wrong - 1}"):
-            native._scan.plan(*good[:i], wrong, *good[i + 1 :])
-    for count in (0, 12):
-        with pytest.raises(TypeError, match="expected 13 arguments"):
-            native._scan.plan(*good[:count])
-    for wrong_slice in ((0, 0, 1, 0), (0, 3, 0, 0), (0, 3, 4, 0), (0, 3, 2, 2), (2, 3, 2, 0), (0, 3, 2, -1)):
-        with pytest.raises(ValueError, match=r"expected .* from "):
-            native._scan.rows(*wrong_slice)
-    with pytest.raises(TypeError, match="expected 4 arguments"):
-        native._scan.rows(0, 3, 2)
-
-
-def test_the_peak_counts_what_it_multiplied() -> None:
-    for variant in native._scan.variants.values():
-        for type in range(len(native.TYPES)):
-            made = native._scan.peak(variant, type, 10)
-            assert made > 0
-            assert native._scan.peak(variant, type, 1000) == 100 * made
-    for wrong in ((99, 0, 1), (0, 4, 1), (0, 0, 0), (0, -1, 1)):
-        with pytest.raises(ValueError, match=r"expected .* from "):
-            native._scan.peak(*wrong)
-    with pytest.raises(TypeError, match="expected 3 arguments"):
-        native._scan.peak(0, 0)
+        last = library().slice_of(Job(B=B), Plan(slices=found["slices"]), found["slices"] - 1)
+        assert last.row + last.apart * last.rows == B
+        assert last.rows <= 128

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from internals import aten, cudnn, elman, linear_recurrence, triton_launch
+from internals import aten, elman, fast_path, linear_recurrence, triton_launch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -64,9 +64,10 @@ def _derivative_on_meta() -> Iterator[None]:
 def test_by_cudnn(options: dict[str, Any], sizes: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what cuDNN does itself."""
     monkeypatch.setattr(aten, "unsupported_reason", lambda *_: None)
+    monkeypatch.setattr(aten, "by_cudnn", lambda _: True)
     rnn, (rows, _) = ManualRNN(3, 4, **options, **META), batch(sizes)
-    leaves, given = [rows, *rnn.parameters()], None if sizes is None else torch.tensor(sizes)
-    found = cudnn.run_on_cuda(vars(rnn), rows, None, given)
+    leaves = [rows, *rnn.parameters()]
+    found = fast_path._run(rnn, rows, None, sizes or ())
     assert found is not None
     torch.autograd.grad(found[0].sum() + found[1].sum(), leaves, retain_graph=True)
     gradients_twice(*found, leaves)

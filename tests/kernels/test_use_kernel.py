@@ -30,7 +30,10 @@ def _nothing_stays() -> Iterator[None]:
 
 
 def test_the_names_are_the_kernels() -> None:
-    assert set(get_args(kernels.KernelName)) == {"default", *kernels.KERNELS}
+    """And an older one of "aten"."""
+    assert set(get_args(kernels.KernelName)) == {"default", "vendor", *kernels.KERNELS}
+    with use_kernel("vendor"):
+        assert kernels.requested_kernel() == "aten"
 
 
 @pytest.mark.parametrize("order", sorted(set(itertools.permutations("AABBCC"))), ids="".join)
@@ -215,7 +218,8 @@ def test_what_it_cannot_decorate_raises() -> None:
 @pytest.mark.parametrize("name", ["cuda", "cudnn", "", "Native", None, 3, ["torch"], torch.float32])
 def test_an_unknown_name_raises_at_the_call(name: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"expected a kernel among default, native, triton, torch, vendor, ref.*, got "
+        ValueError,
+        match=r"expected a kernel among default, native, triton, torch, aten, reference, vendor, got ",
     ):
         use_kernel(name)
     gc.collect()

@@ -162,7 +162,7 @@ class Log(TorchFunctionMode):
 def logged(rnn: Any) -> bool:
     with Log() as log:
         rnn(input_of(rnn))
-    words = "rnn_tanh", "manual_rnn", "tanh"
+    words = "rnn_tanh", "manual_rnn", "tanh", "_cudnn_rnn"
     return any(word in call for call in log.calls for word in words)
 
 

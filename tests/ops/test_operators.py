@@ -205,8 +205,9 @@ def samples() -> list[tuple[Any, ...]]:
 def test_opcheck(name: str, number: int) -> None:
     (x, h0, w), sizes, phi, reverse = samples()[number]
     second = h0 if name == "elman" else torch.tanh(x.detach()).requires_grad_()
-    op = getattr(OPS, name).default
-    torch.library.opcheck(op, (x, second, w, sizes, phi, reverse, "default"))
+    arguments = x, second, w, sizes, phi, reverse
+    torch.library.opcheck(getattr(OPS, name).default, arguments)
+    torch.library.opcheck(getattr(OPS, name).kernel, (*arguments, "default"))
 
 
 def test_vmap_over_batch_sizes_raises():
@@ -225,17 +226,17 @@ def test_sizes_without_values_are_refused_for_data_that_has_some(name: str) -> N
         getattr(OPS, name)(x, torch.randn(3, 2), w, sizes, "tanh", False, "default")
 
 
-@pytest.mark.parametrize("name", ["elman", "linear_recurrence", "layer"])
+@pytest.mark.parametrize("name", ["elman", "linear_recurrence", "network"])
 def test_sizes_without_numbers_are_refused_in_a_trace(name: str) -> None:
     """The program would run without them, and return memory that nobody wrote."""
     with FakeTensorMode():
         x, h0, w, sizes = torch.empty(5, 3), torch.empty(3, 3), torch.empty(3, 3), torch.tensor([3, 2])
-        given: dict[str, tuple[Tensor | None, ...]] = {
+        given: dict[str, tuple[Any, ...]] = {
             "elman": (x, h0, w),
             "linear_recurrence": (x, x, w),
-            "layer": (x, h0, w, w, None, None),
+            "network": (x, h0[None], [w, w]),
         }
-        run = getattr(OPS, name)
-        run(*given[name], sizes, "tanh", False, "default")
+        run, more = getattr(OPS, name), (False, False) if name == "network" else ()
+        run(*given[name], sizes, "tanh", False, *more)
         with pytest.raises(RuntimeError, match="expected batch_sizes with values"):
-            run(*given[name], sizes.to("meta"), "tanh", False, "default")
+            run(*given[name], sizes.to("meta"), "tanh", False, *more)

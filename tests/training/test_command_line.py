@@ -1,50 +1,41 @@
-"""The command line: a usage error is a line or two, with what there is; a task of one's own; a sweep."""
+"""The command line: what a run leaves, what the other commands do, and that an error is a line or two."""
 
 import csv
-import math
-import signal
+import os
+import re
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from jsonargparse import ArgumentParser
-from pytorch_lightning import Trainer
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
-from training_runs import (
-    QUIET,
-    SMALL,
-    WARNINGS,
-    Train,
-    assert_equal_weights,
-    checkpoint,
-    last,
-    runs,
-    started,
-    wait_for,
-    weights,
-)
+from training_runs import QUIET, SMALL, WARNINGS, CommandLine, checkpoint, last, weights
 
-from manual_rnn import ManualRNN
-from training import train as train_from_python
-from training.__main__ import LABORATORY
-from training.early import judge, parser_of
-from training.options import UNFIT
-from training.outcome import Run, show
-from training.settling import Settled
-from training.side_by_side import SideBySide
-from training.tasks import Adding, Parity
+import training
+from training.__main__ import COMMANDS, main
+from training.callbacks import best_and_last
+from training.entry import TRAINER, quieten
+from training.messages import told
+from training.options import CONFIGS, load_settings
+from training.tasks import TASKS, Adding, Parity
+from training.twins import Network
 
 pytestmark = WARNINGS
 
 ECHO = """
 import torch
-from training.datamodule import Batch, Task
+from training.datamodule import Task
+from training.loading import Batch
 
 
 class Echo(Task):
@@ -59,298 +50,434 @@ class Echo(Task):
 
 class Half(Task):
     metric = "mse"
+
+
+class Wide(Echo):
+    input_size = 2
+
+
+class Late(Echo):
+    def sample(self, generator, count):
+        return 1 / 0
 """
 
 
 @pytest.fixture
-def train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Train]:
-    monkeypatch.syspath_prepend(tmp_path)
-    yield from runs(tmp_path, monkeypatch, capsys)
-    sys.modules.pop("echo", None)
+def refused(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a usage error, and returns its words."""
+
+    def run(*args: str) -> str:
+        with pytest.raises(SystemExit) as exit:
+            cli(*args, small=[])
+        words = capsys.readouterr().err
+        assert exit.value.code == 2
+        assert 1 <= len(words.splitlines()) <= 2
+        assert not Path("runs").exists()
+        return words
+
+    return run
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("train", "expected a command, got train; did you mean fit?\nThere are fit, validate"),
-        ("help", "expected a command, got help; did you mean --help?"),
-        ("fit --data Addition", "got Addition; did you mean Adding?\nThere are Adding, CopyMemory"),
-        ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
-        ("fit --data os.system", "expected --data to be a class derived from Task, got os.system"),
-        ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
-        ("fit --data.symbols 3", "expected an option of Adding, got --data.symbols\nIt has length,"),
-        ("fit --data.length x", "expected --data.length to be a whole number above 0, got x"),
-        ("fit --data.seed -1", "expected --data.seed to be a whole number from 0 on or null, got -1"),
-        ("fit --data Adding extra", "expected an option, got extra"),
-        ("fit --model.hiden_size 3", "no option --model.hiden_size; did you mean --model.hidden_size?"),
-        ("fit --model.hidden_size 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
-        ("fit --model.dropout 2", "expected --model.dropout to be a number from 0 to 1, got 2"),
-        ("fit --model.init_from no.pt --model.nonlinearity tanh", "nn.RNN weights, got no.pt: no such file"),
-        ("fit --model.kernel nat", "expected --model.kernel to be one of 'default'"),
-        ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
-        ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
-        ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
-        ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
-        ("fit --config nowhere", "expected a config, got nowhere: no such file"),
-        ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
-        ("fit --config latin", "expected a config in UTF-8"),
-        ("fit --data CharacterLM --data.path latin", "expected a text in UTF-8, got latin"),
-        ("fit --ckpt_path http://localhost/x", "expected a checkpoint on this machine"),
-        ("fit --ckpt_path best", "expected a run of Adding with a best.ckpt in runs, got none"),
-        ("fit --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
-        ("inspect --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
-        ("fit --ckpt_path pickled.pt", "got pickled.pt, which can't be read: it isn't whole, or holds more"),
-        ("export --ckpt_path script.pt", "got script.pt, which can't be read: it isn't whole, or holds more"),
-        ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
-        ("export --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
-        ("inspect --ckpt_pth last", "no option --ckpt_pth; did you mean --ckpt_path?"),
-        ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
-        ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
-        ("fit --lr_scheduler StepLR", "StepLR: the following arguments are required: step_size"),
-        ("fit --optimizer Muon", "Muon only supports 2D parameters"),
-        ("fit --trainer.accumulate_grad_batches 0", "accumulate_grad_batches of at least 1, got 0"),
-        ("fit --trainer.callbacks Timer", "expected settings that a config can hold, got Interval.step"),
-        ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
-        ("fit --trainer.barebones true", "expected a run that logs"),
-        ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
-        ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
-        ("sweep --model.hidden_size 4 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
-    ],
-)  # fmt: skip
+ERRORS = [
+    ("train", "expected a command, got train; did you mean fit?\nThere are fit, validate"),
+    ("help", "expected a command, got help; did you mean --help?"),
+    ("fit --data Addition", "got Addition; did you mean Adding?\nThere are Adding, CopyMemory"),
+    ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
+    ("fit --data os.system", "expected --data to be a class derived from Task, got os.system"),
+    ("fit --data echo.py", "got echo.py, a file; --data echo.MyClass names a class in it"),
+    ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
+    ("fit --data echo.Wide", "expected input of floats (B, T, 2), got float32 (64, 40, 1)"),
+    ("fit --data echo.Late", "ZeroDivisionError: division by zero ("),
+    ("fit --data broken.Task", "--data broken.Task: invalid syntax ("),
+    ("fit --data broken.Task", "broken.py, line 3)"),
+    ("fit --data unnamed.Task", "NameError: name 'foo' is not defined ("),
+    ("fit --data unnamed.Task", "unnamed.py, line 2)"),
+    ("fit --config broken.yaml", "broken.py, line 3)"),
+    ("fit --data Adding --data.by 3", "expected an option of Adding, got --data.by\nIt has length,"),
+    ("fit --data Adding --data.length x", "expected --data.length to be a whole number above 0, got x"),
+    ("fit --data.seed -1", "expected --data.seed to be a whole number from 0 on or null, got -1"),
+    ("fit --data Adding --data.length 1", "expected length of at least 2, got 1"),
+    ("fit --data Adding extra", "expected an option, got extra"),
+    ("fit --model.hiden_size 3", "no option --model.hiden_size; did you mean --model.hidden_size?"),
+    ("fit --model.hidden_size 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
+    ("fit --model.dropout 2", "expected --model.dropout to be a number from 0 to 1, got 2"),
+    ("fit --model.init_from no.pt --model.nonlinearity tanh", "nn.RNN weights, got no.pt: no such file"),
+    ("fit --model.kernel nat", "expected --model.kernel to be one of 'default'"),
+    ("fit --model.tbptt_steps 5 --data Adding", "expected targets in every 5 steps"),
+    ("fit --model.kernel triton", "triton"),
+    ("fit --compare.every_n_steps 0", "expected --compare.every_n_steps to be a whole number above 0, got 0"),
+    ("fit --compare.tolerance -1", "expected --compare.tolerance to be a number from 0 on, got -1"),
+    ("fit --threads 0", "expected --threads to be a whole number from 1 to 1024, got 0"),
+    ("fit --threads 100000", "expected --threads to be a whole number from 1 to 1024, got 100000"),
+    ("fit --seed_everything -1", "-1 is not in bounds"),
+    ("fit --name a/b", "expected the name of a folder, got a/b"),
+    ("fit --name ../x", "expected the name of a folder, got ../x"),
+    ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+    ("fit --trainer.logger Foo", "got Foo\nThere are "),
+    ("fit --trainer.callbacks Timr", "got Timr; did you mean Timer?\nThere are "),
+    ("fit --trainer.accelerator tpus", "tpus"),
+    ("fit --trainer.devices 0", "Trainer(devices='0')"),
+    ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
+    ("fit --optimizer.lr abc", "expected --optimizer.lr to be float, got abc"),
+    ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
+    ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself, got LBFGS"),
+    ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
+    ("fit --lr_scheduler StepLR", "StepLR: the following arguments are required: step_size"),
+    ("fit --config nowhere", "expected a config, got nowhere: no such file\nA file, or one of adding, "),
+    ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
+    ("fit --config list.yaml", "expected a config in YAML or JSON"),
+    ("fit --config modle.yaml", "there is no option --modle"),
+    ("fit --config bomb.yaml", "its aliases make more than 100,000 values of it"),
+    ("fit --config latin", "expected a config in UTF-8"),
+    ("fit --data CharacterLM --data.path latin", "expected a text in UTF-8, got latin"),
+    ("fit --ckpt_path http://localhost/x", "expected a checkpoint on this machine"),
+    ("fit --ckpt_path best", "expected a run with a best.ckpt in runs, got none"),
+    ("fit --ckpt_path best --data Adding", "expected a run of Adding with a best.ckpt in runs, got none"),
+    ("fit --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
+    ("inspect --ckpt_path plain.ckpt", "wrote, got one without the settings of its run"),
+    ("fit --ckpt_path pickled.pt", "got pickled.pt, which can't be read: it isn't whole, or holds more"),
+    ("export --ckpt_path script.pt", "got script.pt, which can't be read: it isn't whole, or holds more"),
+    ("export --ckpt_path nowhere", "a checkpoint, or last or best, got nowhere: no such file"),
+    ("export --ckpt_path other.pt", "a checkpoint that python -m training wrote, got other.pt"),
+    ("fit --ckpt_path empty", "expected a checkpoint that python -m training wrote, got empty"),
+    ("inspect --ckpt_pth last", "no option --ckpt_pth; did you mean --ckpt_path?"),
+    ("test", "expected --ckpt_path with test: a checkpoint, or last or best"),
+    ("predict", "expected --ckpt_path with predict"),
+    ("validate", "expected --ckpt_path with validate"),
+    ("fit --model.init_from empty --model.nonlinearity tanh", "expected a file with nn.RNN weights"),
+    ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
+    ("fit --optimizer Muon", "Muon only supports 2D parameters"),
+    ("fit --trainer.accumulate_grad_batches 0", "accumulate_grad_batches of at least 1, got 0"),
+    ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
+    ("fit --trainer.barebones true", "expected a run that logs"),
+    ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
+    ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
+    ("sweep --model.hidden_size 4 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
+    ("sweep --seeds 0 1 --name a/b", "expected the name of a folder, got a/b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "words"), ERRORS)
 def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
-    train: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: str, words: str
+    refused: Callable[..., str], options: str, words: str
 ) -> None:
     Path("echo.py").write_text(ECHO)
+    Path("broken.py").write_text("import torch\nclass Task:\n    def f(:\n")
+    Path("unnamed.py").write_text("import torch\nfoo.bar()\n")
+    Path("broken.yaml").write_text("data: broken.Task")
+    Path("list.yaml").write_text("data: [1,")
+    Path("modle.yaml").write_text("data: Parity\nmodle: 3")
+    Path("bomb.yaml").write_text(bomb())
     Path("empty").touch()
     Path("latin").write_bytes(b"caf\xe9 " * 999)
     torch.save(nn.Linear(1, 1), "pickled.pt")
+    torch.save({"state_dict": nn.RNN(1, 6).state_dict()}, "other.pt")
     with zipfile.ZipFile("script.pt", "w") as archive:
         archive.writestr("archive/constants.pkl", b"")  # by which torch knows a TorchScript file
     parts: dict[str, Any] = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
     torch.save({**parts, "pytorch-lightning_version": "2.6"}, "plain.ckpt")
-    with pytest.raises(SystemExit) as exit:
-        train(*options.split(), small=[QUIET] if "fit" in options else [])
-    said = capsys.readouterr().err
-    assert exit.value.code == 2
-    assert words in said
-    assert len(said.splitlines()) <= 2
-    assert not (tmp_path / "runs").exists()
+    sys.modules.pop("echo", None)
+    assert words in refused(*options.split())
 
 
-LIGHT = """
-import sys
-from training.__main__ import main
-for line in sys.stdin:
-    try:
-        main(line.split())
-    except SystemExit as exit:
-        assert exit.code == (0 if "help" in line[4:] else 2), line
-print("loaded:", [name for name in sys.modules if name in ("torch", "pytorch_lightning", "matplotlib")])
-"""
+def bomb(depth: int = 9) -> str:
+    """YAML whose aliases stand for 9 to the power of ``depth`` values."""
+    lines = ["a0: &a0 [" + "x," * 9 + "]"]
+    lines += [f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]" for i in range(1, depth)]
+    return "\n".join([*lines, f"data: *a{depth - 1}"])
 
 
-def test_what_is_wrong_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
-    """Importing torch and Lightning takes four seconds."""
-    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 999)
-    (tmp_path / "parity").write_text("data: {class_path: Parity, init_args: {length: 5}}")
-    (tmp_path / "modle").write_text("data: Parity\nmodle: 3")
-    lines = f"""train
-help
---help
-fit --help
-fit --data.help CopyMemory
-fit --data Addition
-fit --data.symbols 3
-fit --data Parity --data.length 0
-fit --model.hidden_size 0
-fit --model.kernel nat
-fit --config {tmp_path}/latin --model.hiden_size 3
-fit --config {tmp_path}/latin
-fit --config {tmp_path}/parity --data.symbols 3
-fit --config {tmp_path}/modle
-fit --data my.Task --model.hiden_size 3
-fit --optimizer Adm
-fit --optimizer.rate 1
-fit --trainer.max_epoch 3
-fit --trainer.barebones true
-fit --ckpt_path http://localhost/x
-validate --ckpt_path {tmp_path}/latin
-test --ckpt_path nowhere
-export --help
-inspect --ckpt_path {tmp_path}
-sweep --seeds 0 1 --model.hidden_size 4 0"""
-    done = subprocess.run([sys.executable, "-c", LIGHT], input=lines, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "loaded: []"
+def test_a_yaml_bomb_ends_within_a_second_and_aliases_are_taken() -> None:
+    start = time.process_time()
+    with pytest.raises(yaml.YAMLError, match="its aliases"):
+        load_settings(bomb(60))
+    with pytest.raises(yaml.YAMLError, match="its aliases"):
+        load_settings("data: &a [*a]")
+    assert time.process_time() - start < 1
+    with pytest.raises(yaml.YAMLError, match="nested too deeply"):
+        load_settings("[" * 2000 + "*a")
+    assert load_settings("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
 
 
-class Unparsed(Settled):
-    """The true command line, which stops where it would parse."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        raise StopIteration(self._subcommand_parsers)
-
-
-OPTIMIZERS = [
-    name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name not in UNFIT
-]
-
-
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Optimizer"])
-def test_the_early_parser_refuses_no_optimizer_that_torch_has(name: str) -> None:
-    judge("fit", ["--optimizer", name, "--optimizer.lr=0.1"])
+def test_an_error_is_told_with_its_place_in_the_users_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("def f():\n    raise KeyError('a')\n")
+    namespace: dict[str, Any] = {}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    with pytest.raises(KeyError) as found:
+        namespace["f"]()
+    assert told(found.value) == f"KeyError: 'a' ({path}, line 2)"
+    assert told(ValueError("expected a, got b")) == "expected a, got b"
 
 
-@pytest.mark.parametrize("command", LABORATORY)
-def test_the_early_parser_has_the_options_of_the_true_one_and_their_defaults(command: str) -> None:
-    with pytest.raises(StopIteration) as stopped:
-        Unparsed([command])
-    true, early = stopped.value.value[command], parser_of(command)
-
-    def options(parser: ArgumentParser) -> dict[str, Any]:
-        defaults = parser.get_defaults().as_dict()
-        flat = {
-            f"--{name}.{own}": value for name in ("model", "trainer") for own, value in defaults[name].items()
-        }
-        skipped = (".help", "+", ".input_size", ".output_size")
-        names = [name for name in parser._option_string_actions if not name.endswith(skipped)]
-        return {name: flat.get(name, "of its own") for name in names}
-
-    assert options(early) == options(true)
-
-
-@pytest.mark.slow
-def test_a_task_with_the_name_of_another_is_itself(train: Train, tmp_path: Path) -> None:
-    """In processes of their own: once imported, a class of this name stays for all tests."""
-    Path("echo.py").write_text(ECHO.replace("Echo", "Parity"))
-    python = [sys.executable, "-m", "training"]
-    subprocess.run([*python, *SMALL, "--data=echo.Parity", "--data.length=3"], check=True)
-    done = subprocess.run(
-        [*python, "inspect", "--ckpt_path=last"], capture_output=True, text=True, check=True
+def test_the_overview_is_instant_and_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    light = (
+        "import sys; from training.__main__ import main; main(['--help']); main(['--version'])\n"
+        "print([name for name in sys.modules if name in ('torch', 'pytorch_lightning', 'yaml')])"
     )
-    assert len(done.stdout.split()) == 3
-    assert last(tmp_path / "runs" / "Parity" / "version_0")["hyper_parameters"]["output_size"] == 1
+    root = Path(training.__path__[0]).parent
+    done = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, cwd=root)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert re.fullmatch(r"python -m training (\d\S+|\(not installed\))", done.stdout.splitlines()[-2])
+    assert all(command in done.stdout for command in COMMANDS)
+    assert ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml"))) in done.stdout
 
 
-def test_a_task_of_ones_own_is_known_by_its_class_path(train: Train, tmp_path: Path) -> None:
-    Path("echo.py").write_text(ECHO)
-    out = train("--data=echo.Echo", "--data.length=3")
-    assert "mse of nn.RNN" in out
-    path = checkpoint(tmp_path / "runs" / "Echo" / "version_0")
-    assert len(train("inspect", f"--ckpt_path={path}", small=[]).split()) == 3
-    train("export", "--ckpt_path=best", small=[])
-    assert torch.load("rnn.pt", weights_only=True)["weight_ih_l0"].shape == (6, 1)
-    assert "test_mse/manual" in train("test", QUIET, "--ckpt_path=last", "--data=echo.Echo", small=[])
-
-
-def test_a_sweep_without_a_validation_has_no_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_it_calls_itself_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show([Run("seed 0", {"seed": "0"}, 0, tmp_path / "none")], tmp_path)
-    assert "picture: none, for no run came to a validation" in capsys.readouterr().out
-    assert (tmp_path / "table.csv").is_file()
-    assert not (tmp_path / "sweep.png").exists()
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/manual-rnn-lab", "train"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith("manual-rnn-lab: expected a command")
 
 
-def test_a_sweep_ends_with_a_table_and_a_picture(train: Train, tmp_path: Path) -> None:
-    tiny = ["--data.train_batches=2", "--data.val_batches=1", "--trainer.max_epochs=1", "--data.batch_size=4"]
-    with pytest.raises(SystemExit) as exit:
-        train("sweep", *tiny, "--seeds", "0", "1", "--model.hidden_size=4", small=[])
-    assert exit.value.code == 0
-    folder = tmp_path / "runs" / "sweeps" / "version_0"
-    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    assert [row["verdict"] for row in rows] == ["sound", "sound"]
-    assert rows[0]["ManualRNN"] != rows[1]["ManualRNN"]
-    assert weights(tmp_path / "runs" / "Adding" / rows[1]["run"])["manual.rnn.weight_hh_l0"].shape == (4, 4)
-    assert (folder / "sweep.png").stat().st_size > 10_000
+@pytest.mark.parametrize("command", ["fit", "export", "sweep"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    if command == "sweep":
+        main([command, "--help"])
+    else:
+        with pytest.raises(SystemExit) as exit:
+            main([command, "--help"])
+        assert exit.value.code == 0
+    assert f"usage: python -m training {command} [" in capsys.readouterr().out
 
 
-def test_one_seed_is_that_of_weights_and_batches(train: Train, tmp_path: Path) -> None:
-    train("--seed_everything=1")
-    train("--seed_everything=1", "--data.seed=0")
-    a, b = (weights(tmp_path / "runs" / "Adding" / f"version_{i}") for i in range(2))
-    assert not torch.equal(a["manual.rnn.weight_hh_l0"], b["manual.rnn.weight_hh_l0"])
-    assert torch.equal(Adding(seed=1).batch("train", 0).input, Adding(seed=1).batch("train", 0).input)
+def column(folder: Path, name: str) -> list[float]:
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [float(row[name]) for row in rows if row[name]]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_says_how_it_goes_on(train: Train, tmp_path: Path, how: signal.Signals) -> None:
-    small = [QUIET, "--data.train_batches=20", "--data.val_batches=1", "--trainer.max_epochs=1000"]
-    command = [sys.executable, "-m", "training", *small, "--name=mine", "--stop_when_solved=false"]
-    with started(command, tmp_path, stdout=subprocess.PIPE) as run:
-        path = checkpoint(Path("runs") / "Adding" / "mine")
-        wait_for(path, run)
-        run.send_signal(how)
-        out, _ = run.communicate(timeout=120)
-    assert run.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
-    assert "run folder: runs/Adding/mine" in out
-    assert f"it goes on with: python -m training fit --ckpt_path {path}" in out
-
-
-def test_training_from_python_returns_a_history() -> None:
-    task = Parity(length=5, train_batches=3, val_batches=1)
-    history = train_from_python(task, max_epochs=2, enable_progress_bar=False)
-    assert history.steps == history.compared == [1, 2, 3, 4, 5, 6]
-    assert history.validated == [3, 6]
-    assert repr(history).startswith(
-        "History(6 steps, 6 compared, 2 validations, scores at the end: {'builtin': "
+def test_a_run_reports_and_leaves_its_files(cli: CommandLine) -> None:
+    out = cli("--trainer.max_epochs=6", "--optimizer.lr=0.3", "--name=mine")
+    folder = Path("runs") / "Adding" / "mine"
+    said = "24 steps, 6 parameters: every gradient equal to nn.RNN's to round-off, the largest difference"
+    assert out.startswith(said)
+    assert "rnn.weight_hh_l0" in out
+    assert (
+        f"Adding: not solved yet after 24 steps, mse of nn.RNN {column(folder, 'val_mse/builtin')[-1]:.4g}"
+        in out
     )
-    assert len(repr(history)) < 130
-    assert all(0 <= p < 16 for values in history.partings.values() for p in values)
-
-
-def test_the_twins_load_from_a_checkpoint(train: Train, tmp_path: Path) -> None:
-    torch.save(nn.RNN(2, 6).state_dict(), "rnn.pt")
-    train("--model.init_from=rnn.pt", "--model.nonlinearity=tanh")
-    Path("rnn.pt").unlink()
-    model = SideBySide.load_from_checkpoint(
-        checkpoint(tmp_path / "runs" / "Adding" / "version_0"), weights_only=True
-    )
-    assert isinstance(model.manual.rnn, ManualRNN)
-    assert model.manual.rnn.nonlinearity == "tanh"
-
-
-class Repeat(Parity):
-    metric = "perplexity"  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("weights_only", [True, None])
-def test_the_twins_and_a_task_go_to_a_plain_trainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_only: bool | None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    task = Parity(length=5, train_batches=3, val_batches=1, batch_size=4)
-    model = SideBySide(task.input_size, task.output_size, hidden_size=6)
-    trainer = Trainer(max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1, **options)
-    trainer.fit(model, datamodule=task)
-    path = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-    again = SideBySide.load_from_checkpoint(path, weights_only=weights_only)
-    assert_equal_weights(again.state_dict(), model.state_dict())
-    (scores,) = Trainer(**options).test(again, datamodule=task, verbose=False)
-    assert set(scores) == {f"test_{name}/{twin}" for name in ("loss", "accuracy") for twin in model.twins}
-    (other,) = Trainer(**options).test(again, datamodule=Repeat(length=5, val_batches=1), verbose=False)
-    assert other["test_perplexity/manual"] == pytest.approx(math.exp(other["test_loss/manual"]), rel=1e-5)
-    on: Any = {
-        "max_epochs": 2,
-        "default_root_dir": "again",
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
+    assert "picture: runs/Adding/mine/side_by_side.png run folder: runs/Adding/mine" in out
+    assert (folder / "side_by_side.png").stat().st_size > 10_000
+    columns = {
+        "loss/builtin",
+        "loss/manual",
+        "gradient/rnn.weight_hh_l0",
+        "val_loss/manual",
+        "val_mse/builtin",
     }
-    trainer = Trainer(**on, **options)
-    trainer.fit(again, datamodule=task, ckpt_path=path, weights_only=weights_only)
-    assert trainer.global_step == 6
+    assert all(len(column(folder, name)) == (6 if "val" in name else 24) for name in columns)
+    best, scores = torch.load(checkpoint(folder, "best"), weights_only=True), column(folder, "val_mse/manual")
+    assert scores[-1] > min(scores)
+    assert best["epoch"] == scores.index(min(scores))
+    assert last(folder)["epoch"] == 5
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == last(folder)["settings"]
+    (path,) = folder.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(path))
+    events.Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["model/hidden_size"].number_value == 6
+    assert settings["optimizer/init_args/lr"].number_value == 0.3
+    assert settings["data/class_path"].string_value == "training.tasks.Adding"
+    (reached,) = events.Scalars("reached/manual")
+    assert reached.value == pytest.approx(scores[-1])
 
 
-def test_loaders_without_a_task_are_refused() -> None:
-    task = Parity(length=5, train_batches=1, val_batches=1)
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="expected a Task as the Trainer's datamodule, got NoneType"):
-        trainer.fit(SideBySide(1, 2), task.train_dataloader(), task.val_dataloader())
+def test_the_best_of_an_accuracy_is_the_largest_and_of_an_error_the_smallest() -> None:
+    assert getattr(best_and_last(Parity(), None)[0], "mode") == "max"  # noqa: B009
+    assert getattr(best_and_last(Adding(), None)[0], "mode") == "min"  # noqa: B009
 
 
-def test_one_callback_may_be_named(train: Train) -> None:
-    assert "equal to round-off" in train("--trainer.callbacks=LearningRateMonitor", *SMALL[-1:])
+def test_each_epoch_leaves_one_line_with_the_validation(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["fit", *SMALL[1:], "--data=CharacterLM"])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    epochs = [line for line in lines if re.fullmatch(r"Epoch ./1 .*/nn.RNN: [\d.]+ ManualRNN: [\d.]+", line)]
+    assert [line[6] for line in epochs] == ["0", "1"]
+    assert lines[:2] == epochs  # nothing of them is in a line of its own
+
+
+def test_a_gradient_past_the_tolerance_is_exit_code_1(cli: CommandLine, capsys: Any) -> None:
+    with pytest.raises(SystemExit, match=r"the gradient of \S+ parted by more than 0 times") as exit:
+        cli("--compare.tolerance=0", "--model.kernel=torch")
+    assert exit.value.code not in (0, None)
+    assert capsys.readouterr().out.startswith("FAILED: the gradient of")
+
+
+def test_lightning_s_own_options(cli: CommandLine) -> None:
+    options = ["--lr_scheduler=ExponentialLR", "--lr_scheduler.gamma=0.1", "--trainer.gradient_clip_val=0.1"]
+    options += ["--trainer.accumulate_grad_batches=2", "--optimizer=SGD", "--optimizer.lr=0.5"]
+    out = cli(*options, "--trainer.callbacks=Timer", "--compare.every_n_steps=2")
+    scheduler = last(Path("runs") / "Adding" / "version_0")["lr_schedulers"][0]
+    assert scheduler["_last_lr"] == pytest.approx([0.5 * 0.1**2])
+    assert "after 4 steps" in out
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule will be overridden")
+@pytest.mark.parametrize(
+    "option", ["--trainer.callbacks=ModelPruning", "--trainer.profiler=pytorch", "--trainer.profiler=simple"]
+)
+def test_other_tools_of_lightning_go_along(cli: CommandLine, option: str) -> None:
+    more = ["--trainer.callbacks.pruning_fn=l1_unstructured"] if "Pruning" in option else []
+    assert "equal to nn.RNN's to round-off" in cli(option, *more)
+
+
+def test_logs_can_be_turned_off(cli: CommandLine) -> None:
+    out = cli("--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    assert "equal to nn.RNN's to round-off" in out
+    assert {path.name for path in Path().iterdir()} == {"config.yaml", "side_by_side.png"}
+
+
+def test_a_folder_that_cannot_be_written_is_a_line(cli: CommandLine) -> None:
+    Path("runs").touch()
+    with pytest.raises(SystemExit, match=r"training: \[Errno \d+\] Not a directory"):
+        cli()
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda config: config.stem)
+def test_every_config_runs_by_its_bare_name(cli: CommandLine, config: Path) -> None:
+    out = cli("--config", config.stem, "--trainer.fast_dev_run=true", small=[])
+    assert "equal to nn.RNN's to round-off" in out
+
+
+def test_there_is_a_config_for_every_task() -> None:
+    text = "".join(config.read_text() for config in CONFIGS.glob("*.yaml"))
+    assert [name for name in TASKS if name not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "task", "length"),
+    [
+        ("data: SinePrediction", [], "SinePrediction", 50),
+        ("{data: {class_path: CopyMemory, init_args: {symbols: 3}}}", [], "CopyMemory", 10),
+        ('{"data": {"class_path": "CopyMemory"}}', [], "CopyMemory", 10),
+        ("data:\n  init_args:\n    length: 12", ["--data=Parity"], "Parity", 12),
+        ("model:\n  nonlinearity: relu", ["--data=Parity", "--data.batch_size=4"], "Parity", 20),
+    ],
+)
+def test_a_config_names_the_task_or_leaves_it(
+    cli: CommandLine, config: str, options: list[str], task: str, length: int
+) -> None:
+    """However it is written: in blocks, in braces, as JSON; a task keeps its own defaults."""
+    Path("config.yaml").write_text(config)
+    cli(
+        *options,
+        "--config=config.yaml",
+        small=[QUIET, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"],
+    )
+    assert last(Path("runs") / task / "version_0")["datamodule_hyper_parameters"]["length"] == length
+
+
+def test_one_seed_is_that_of_weights_and_batches(cli: CommandLine) -> None:
+    for options in (
+        ["--seed_everything=1"],
+        ["--seed_everything=1", "--data.seed=0"],
+        ["--seed_everything=1"],
+    ):
+        cli(*options, "--trainer.max_epochs=1")
+    a, b, c = (weights(Path("runs") / "Adding" / f"version_{i}") for i in range(3))
+    assert not torch.equal(a["manual.rnn.weight_hh_l0"], b["manual.rnn.weight_hh_l0"])
+    assert torch.equal(a["manual.rnn.weight_hh_l0"], c["manual.rnn.weight_hh_l0"])
+
+
+def test_the_command_line_and_python_train_alike(cli: CommandLine) -> None:
+    cli("--trainer.max_epochs=1")
+    torch.manual_seed(0)
+    task = Adding(train_batches=4, val_batches=1, batch_size=8)
+    model = training.twins.Twins.for_task(task, hidden_size=6)
+    training.train(task, model, max_epochs=1, enable_progress_bar=False)
+    state = weights(Path("runs") / "Adding" / "version_0")
+    assert all(torch.equal(w, state[name]) for name, w in model.state_dict().items())
+
+
+def test_a_task_of_ones_own_is_known_by_its_class_path(cli: CommandLine) -> None:
+    sys.modules.pop("echo", None)
+    Path("echo.py").write_text(ECHO)
+    assert "mse of nn.RNN" in cli("--data=echo.Echo", "--data.length=3")
+    path = checkpoint(Path("runs") / "Echo" / "version_0")
+    assert len(cli("inspect", f"--ckpt_path={path}", "--data=echo.Echo", small=[]).split()) == 3
+    cli("export", "--ckpt_path=best", small=[])
+    assert torch.load("rnn.pt", weights_only=True)["weight_ih_l0"].shape == (6, 1)
+    assert "test_mse/manual" in cli("test", QUIET, "--ckpt_path=last", "--data=echo.Echo", small=[])
+
+
+@pytest.fixture
+def finished(cli: CommandLine) -> Path:
+    cli("--data=Parity", "--model.num_layers=2", "--trainer.max_epochs=1")
+    return checkpoint(Path("runs") / "Parity" / "version_0")
+
+
+def plain_network(path: Path) -> Network:
+    """nn.RNN and a readout with the weights of ManualRNN's twin."""
+    network = Network(nn.RNN(1, 6, 2, batch_first=True), nn.Linear(6, 2))
+    state = torch.load(path, weights_only=True)["state_dict"]
+    own = {name: weight for name, weight in state.items() if name.startswith("manual.")}
+    network.load_state_dict({name.removeprefix("manual."): weight for name, weight in own.items()})
+    return network
+
+
+def test_a_checkpoint_is_validated_and_tested(cli: CommandLine, finished: Path) -> None:
+    assert "val_accuracy/manual" in cli("validate", QUIET, f"--ckpt_path={finished}", small=[])
+    assert "test_accuracy/manual" in cli("test", QUIET, f"--ckpt_path={finished}", small=[])
+
+
+def test_a_checkpoint_predicts(cli: CommandLine, finished: Path) -> None:
+    out = cli("predict", QUIET, f"--ckpt_path={finished}", small=[])
+    predictions = torch.load(out.split("predictions: ")[1].strip(), weights_only=True)
+    network = plain_network(finished)
+    assert len(predictions) == 1
+    for number, answer in enumerate(predictions):
+        batch = Parity(batch_size=8).batch("test", number)
+        assert torch.equal(answer["input"], batch.input)
+        torch.testing.assert_close(answer["output"], network(batch.input)[0])
+
+
+@pytest.mark.parametrize("twin", ["manual", "builtin"])
+def test_an_export_loads_into_nn_rnn(cli: CommandLine, finished: Path, twin: str) -> None:
+    cli("export", f"--ckpt_path={finished}", "--output=rnn.pt", f"--twin={twin}", small=[])
+    rnn = nn.RNN(1, 6, 2)
+    rnn.load_state_dict(torch.load("rnn.pt", weights_only=True))
+    state = torch.load(finished, weights_only=True)["state_dict"]
+    for name, weight in rnn.state_dict().items():
+        assert torch.equal(weight, state[f"{twin}.rnn.{name}"])
+
+
+def test_an_onnx_export_answers_as_the_network(cli: CommandLine, finished: Path) -> None:
+    cli("export", f"--ckpt_path={finished}", "--onnx=network.onnx", small=[])
+    session = onnxruntime.InferenceSession(Path("network.onnx"))
+    network, input = plain_network(finished), torch.randn(4, 9, 1)
+    found, expected = session.run(None, {"input": input.numpy()}), network(input)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b.detach(), atol=1e-5)
+
+
+def test_inspect_writes_pictures_of_the_task_it_was_trained_on(cli: CommandLine, finished: Path) -> None:
+    pictures = [Path(path) for path in cli("inspect", f"--ckpt_path={finished}", small=[]).split()]
+    assert len(pictures) == 3
+    assert all(path.stat().st_size > 5000 for path in pictures)
+
+
+def test_the_tasks_are_listed(cli: CommandLine) -> None:
+    out = cli("tasks", small=[])
+    assert all(name in out for name in TASKS)
+
+
+def test_warnings_of_what_is_meant_are_left_out_and_no_others() -> None:
+    import warnings
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quieten()
+        warnings.warn("The number of training batches (4) is smaller than", stacklevel=1)
+        warnings.warn("The weights are wrong", stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["The weights are wrong"]
+    assert TRAINER["num_sanity_val_steps"] == 0
+
+
+def test_the_working_folder_is_searched_last(cli: CommandLine) -> None:
+    cli("tasks", small=[])
+    assert sys.path[-1] == os.getcwd()

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import started, wait_for
 
-from training.checkpoints import read_checkpoint
-from training.files import WholeCheckpoints, write_whole
-from training.folders import find_checkpoint, new_folder
+from training.files import (
+    WholeCheckpoints,
+    find_checkpoint,
+    new_folder,
+    note_start,
+    read_checkpoint,
+    remove_stray_parts,
+    write_whole,
+)
 
 
 class Payload:
@@ -45,22 +49,9 @@ def test_what_is_written_is_beside_the_target_until_it_is_whole(
     seen: list[set[str]] = []
     monkeypatch.setattr(os, "fsync", lambda handle: seen.append({p.name for p in tmp_path.iterdir()}))
     WholeCheckpoints().save_checkpoint({"w": torch.ones(2)}, path)
-    assert seen[0] == {"last.ckpt.part"}
+    assert seen[0] == {f"last.ckpt.{os.getpid()}.part"}
     assert seen[-1] == {"last.ckpt"}
     assert torch.equal(WholeCheckpoints().load_checkpoint(path)["w"], torch.ones(2))
-
-
-@pytest.mark.parametrize("code", ["", "import time; time.sleep(60)"])
-def test_a_wait_for_a_file_ends(tmp_path: Path, code: str) -> None:
-    """When the process has ended, and when it takes too long."""
-    start = time.monotonic()
-    with (
-        started([sys.executable, "-c", code], tmp_path) as run,
-        pytest.raises(AssertionError, match="got none"),
-    ):
-        wait_for(tmp_path / "last.ckpt", run, seconds=0.5)
-    assert run.returncode is not None
-    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("load", [read_checkpoint, WholeCheckpoints().load_checkpoint])
@@ -72,19 +63,6 @@ def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not Path("it_ran").exists()
     torch.load("bad.ckpt", weights_only=False)
     assert Path("it_ran").exists()
-
-
-def test_a_checkpoint_that_names_a_function_is_refused(tmp_path: Path) -> None:
-    settings = {"_instantiator": "os.system"}
-    content: dict[str, Any] = {
-        "hyper_parameters": settings,
-        "datamodule_hyper_parameters": {},
-        "state_dict": {},
-    }
-    content["pytorch-lightning_version"] = "2.6"
-    torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match="asks for another function"):
-        read_checkpoint(tmp_path / "bad.ckpt")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"caf\xe9", b"PK\x03\x04 cut off"])
@@ -103,18 +81,63 @@ def test_two_runs_at_once_get_two_folders(tmp_path: Path) -> None:
         new_folder(tmp_path / "Adding", "mine")
 
 
-def test_last_and_best_are_those_of_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a/b", "../x", "..", ".", "", "/tmp"])
+def test_a_name_that_is_none_of_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="expected the name of a folder, got"):
+        new_folder(tmp_path / "runs" / "Adding", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "last.ckpt.12345.part", tmp_path / "best.ckpt.12345.part"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 999,) * 2)
+    remove_stray_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]  # somebody may be writing it
+    os.utime(new, (time.time() - 999,) * 2)
+    write_whole(tmp_path / "last.ckpt", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def run_folder(name: str, step: int, age: int) -> Path:
+    """A run folder whose checkpoint was written at a time and is of a step."""
+    path = Path("runs") / name / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"global_step": step}, path)
+    os.utime(path, (age, age))
+    return path.parents[1]
+
+
+def test_last_and_best_are_those_of_the_run_that_began_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for age, name in enumerate(["Adding/b", "Adding/a", "Parity/c"]):
-        path = Path("runs") / name / "checkpoints" / "last.ckpt"
-        path.parent.mkdir(parents=True)
-        torch.save({}, path)
-        os.utime(path, (age, age))
+    for age, name in enumerate(["Adding/b", "Parity/c", "Adding/a"]):
+        note_start(run_folder(name, step=30 - age, age=99 - age))  # neither steps nor times say so
     assert find_checkpoint("last", "Adding").parts[2] == "a"
-    assert find_checkpoint("last").parts[2] == "c"
-    assert find_checkpoint(path.absolute().as_uri()) == path.absolute()
+    assert find_checkpoint("last").parts[2] == "a"
+    assert find_checkpoint("last", "Parity").parts[2] == "c"
     with pytest.raises(FileNotFoundError, match=r"expected a run of Adding with a best\.ckpt"):
         find_checkpoint("best", "Adding")
+
+
+def test_where_no_start_was_noted_last_goes_by_step_and_not_by_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_folder("Adding/a", step=20, age=1)
+    run_folder("Adding/b", step=10, age=2)
+    assert find_checkpoint("last").parts[2] == "a"
+
+
+def test_a_checkpoint_is_a_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a b.ckpt").absolute()
+    torch.save({}, path)
+    assert find_checkpoint(path.as_uri()) == path
     for url in "http://localhost/last.ckpt", "s3://bucket/last.ckpt":
         with pytest.raises(ValueError, match=f"expected a checkpoint on this machine, got {url}"):
             find_checkpoint(url)
+    with pytest.raises(FileNotFoundError, match=r"got \.: a folder"):
+        find_checkpoint(".")

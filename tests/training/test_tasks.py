@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.datamodule import Batch, Task, cut, pieces
+from training.datamodule import Objective, Task, check_batch
+from training.loading import Batch, cut, pieces
 from training.tasks import (
     TASKS,
     Adding,
@@ -24,8 +25,8 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def metric(task: Task, output: Tensor, target: Tensor) -> float:
-    measure = task.new_metric()
-    measure.update(*task.scored(output, target))
+    measure = task.objective.new_metric()
+    measure.update(*task.objective.scored(output, target))
     return measure.compute().item()
 
 
@@ -48,7 +49,7 @@ def test_shapes_are_as_declared(name: str) -> None:
     assert (B, features, len(target), starts) == (6, task.input_size, 6, True)
     assert input.dtype == torch.float32
     output = torch.zeros(B, T, task.output_size, requires_grad=True)
-    task.loss(output, target).backward()
+    task.objective.loss(output, target).backward()
     assert output.grad is not None
     assert (output.grad[:, -target.size(1) :] != 0).any()
 
@@ -222,3 +223,75 @@ def test_pieces_of_a_batch_keep_inputs_and_targets_together() -> None:
 def test_a_piece_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected targets in every 3 steps .* last 11 of 14 steps only"):
         pieces(Batch(torch.zeros(1, 14, 1), torch.zeros(1, 11)), 3)
+
+
+def test_a_loader_goes_on_with_the_rest_of_an_epoch_and_then_with_new_batches() -> None:
+    task = Adding(train_batches=5, batch_size=2)
+    loader = task.train_dataloader()
+    begun = iter(loader)
+    next(begun)
+    next(begun)
+    for numbers in (range(2, 5), range(5, 10)):
+        batches = list(loader)
+        assert len(batches) == len(numbers)
+        for batch, number in zip(batches, numbers, strict=True):
+            assert torch.equal(batch.input, task.batch("train", number).input)
+    assert task.state_dict() == {"drawn": 10}
+    task.setup("fit")
+    assert torch.equal(next(iter(loader)).input, task.batch("train", 0).input)
+    other = Adding(train_batches=5, batch_size=2)
+    other.load_state_dict({"drawn": 7})
+    assert len(list(other.train_dataloader())) == 3
+    assert torch.equal(next(iter(other.val_dataloader())).input, task.batch("val", 0).input)
+
+
+@pytest.mark.parametrize(
+    ("input", "target", "metric", "words"),
+    [
+        (torch.zeros(4, 3, 2), torch.zeros(4, 2, 5), "mse", None),
+        (torch.zeros(4, 3, 2), torch.zeros(4, 2).long(), "accuracy", None),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(4, 2, 5),
+            "mse",
+            r"input of floats \(B, T, 2\), got float32 \(4, 3\)",
+        ),
+        (torch.zeros(4, 3, 2).long(), torch.zeros(4, 2, 5), "mse", "input of floats"),
+        (
+            torch.zeros(4, 3, 2),
+            torch.zeros(4, 2, 1),
+            "mse",
+            r"\(B, K, O\) .* O = 5 for mse, got float32 \(4, 2, 1\)",
+        ),
+        (torch.zeros(4, 3, 2), torch.zeros(4, 4, 5), "mse", "1 <= K <= T = 3"),
+        (torch.zeros(4, 3, 2), torch.zeros(3, 2, 5), "mse", "B = 4"),
+        (torch.zeros(4, 3, 2), torch.zeros(4, 0, 5), "mse", "1 <= K"),
+        (
+            torch.zeros(4, 3, 2),
+            torch.zeros(4, 2),
+            "accuracy",
+            r"whole numbers \(B, K\) .* got float32 \(4, 2\)",
+        ),
+        (torch.zeros(4, 3, 2), torch.full((4, 2), 5), "perplexity", "classes from 0 to 4, got 5 to 5"),
+        (torch.zeros(4, 3, 2), torch.full((4, 2), -1), "accuracy", "classes from 0 to 4, got -1 to -1"),
+    ],
+)
+def test_a_batch_is_checked_against_sizes_and_metric(
+    input: Tensor, target: Tensor, metric: Any, words: str | None
+) -> None:
+    if words is None:
+        check_batch(Batch(input, target), 2, Objective(metric, 5))
+        return
+    with pytest.raises(ValueError, match=words):
+        check_batch(Batch(input, target), 2, Objective(metric, 5))
+
+
+def test_what_is_no_batch_or_has_no_known_metric_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected sample to return a Batch, got tuple"):
+        check_batch((torch.zeros(1), torch.zeros(1)), 2, Objective("mse", 5))
+
+    class Odd(Adding):
+        metric = "f1"  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="expected a metric of mse, accuracy, perplexity, got f1"):
+        Odd().check()

@@ -3,16 +3,19 @@ r"""How the source of training hangs together: who imports whom, and what its RE
 import ast
 import inspect
 import re
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from training_runs import QUIET, WARNINGS, CommandLine
 
 import manual_rnn
 import training
-from training.side_by_side import SideBySide
 from training.tasks import TASKS
+from training.twins import Twins
 
+pytestmark = WARNINGS
 FOLDERS = [Path(package.__path__[0]) for package in (manual_rnn, training)]
 FILES = [path for folder in FOLDERS for path in folder.glob("*.py") if not path.stem.startswith("__")]
 README = (FOLDERS[1] / "README.md").read_text()
@@ -41,7 +44,7 @@ def imported(node: ast.AST, package: str) -> set[str]:
 
 def test_imports_go_in_no_circle() -> None:
     found = imports(Path(training.__path__[0]))
-    assert {"history", "curves"} <= found["report"]
+    assert {"report", "compare"} <= found["callbacks"]
     TopologicalSorter(found).prepare()
 
 
@@ -85,14 +88,14 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_the_readme_lists_every_option_of_the_twins_with_its_default() -> None:
-    parameters = list(inspect.signature(SideBySide).parameters.values())
-    set_by_the_task = ("input_size", "output_size")
+    parameters = list(inspect.signature(Twins).parameters.values())
+    set_by_the_task = ("input_size", "output_size", "metric", "scored_steps")
     expected = [[p.name, str(p.default)] for p in parameters if p.name not in set_by_the_task]
     assert [row[:2] for row in table("Options")] == expected
 
 
 def test_the_readme_lists_every_task_with_its_length() -> None:
-    rows = {name: options for name, _, options in table("Tasks")}
+    rows = {row[0]: row[2] for row in table("Tasks and configs")}
     assert list(rows) == list(TASKS)
     for name, options in rows.items():
         length = inspect.signature(TASKS[name]).parameters.get("length")
@@ -100,7 +103,32 @@ def test_the_readme_lists_every_task_with_its_length() -> None:
 
 
 def test_the_readme_lists_every_config_and_every_file() -> None:
-    configs = {row[0].split()[0] for row in table("Configs")}
-    assert configs == {path.stem for path in (FOLDERS[1] / "configs").glob("*.yaml")}
-    files = set(re.findall(r"\]\((\w+\.py)\)", str(table("The files"))))
+    told = " ".join(row[3] for row in table("Tasks and configs"))
+    configs = {path.stem for path in (FOLDERS[1] / "configs").glob("*.yaml")}
+    assert set(re.findall(r"\w+", told)) & configs == configs
+    files = set(re.findall(r"\]\((\w+\.py)\)", README))
     assert files == {path.name for path in FOLDERS[1].glob("*.py")} - {"__init__.py"}
+
+
+def test_the_readme_is_short_and_so_is_every_file() -> None:
+    assert len(README.splitlines()) <= 150
+    lengths = {path.name: len(path.read_text().splitlines()) for path in FOLDERS[1].glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 250} == {}
+
+
+def test_the_task_of_the_readme_trains_as_written(cli: CommandLine) -> None:
+    """Its block is a file of ten lines, and the command is the one that stands above it."""
+    section = README.split("## A task of your own")[1]
+    command, block = (
+        re.search(r"`python -m training (.*)`", section),
+        re.search(r"```python\n(.*?)```", section, re.S),
+    )
+    assert command is not None
+    assert block is not None
+    assert len([line for line in block[1].splitlines() if line.strip()]) <= 10
+    Path("echo.py").write_text(block[1])
+    sys.modules.pop("echo", None)
+    out = cli(*command[1].split(), QUIET, small=[])
+    sys.modules.pop("echo", None)
+    assert "Echo: solved after" in out
+    assert "equal to nn.RNN's to round-off" in out

@@ -1,4 +1,4 @@
-"""`python -m training` within a test: in a folder of its own, small, what it leaves at hand."""
+"""Training within a test: small runs from Python, and command lines in a folder of their own."""
 
 import os
 import re
@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 import training
+from training import train
 from training.__main__ import main
+from training.callbacks import CompareGradients
+from training.datamodule import Task
+from training.report import Record
+from training.tasks import Adding
+from training.twins import Twins
 
-Train = Callable[..., str]
+CommandLine = Callable[..., str]
 
 WARNINGS = [
     # Lightning 2.6 compares tree specs by a class that torch 2.13 has renamed
@@ -36,6 +42,7 @@ SMALL = [
     QUIET,
     "--trainer.max_epochs=2",
     "--trainer.log_every_n_steps=1",
+    "--data=Adding",
     "--data.train_batches=4",
     "--data.val_batches=1",
     "--data.batch_size=8",
@@ -43,22 +50,36 @@ SMALL = [
 ]
 
 
-def runs(
+def small(kind: type[Task] = Adding, **options: Any) -> Task:
+    """A task of four batches of eight sequences."""
+    return kind(**{"train_batches": 4, "val_batches": 1, "batch_size": 8, **options})
+
+
+def trained(
+    task: Task | None = None, model: dict[str, Any] | None = None, compare: Any = None, **trainer: Any
+) -> tuple[Record, Twins]:
+    """A run of two epochs from Python, and its twins."""
+    task = task or small()
+    twins = Twins.for_task(task, **{"hidden_size": 6, **(model or {})})
+    options = {"max_epochs": 2, "enable_progress_bar": False, "log_every_n_steps": 1, **trainer}
+    return train(task, twins, compare or CompareGradients(), **options), twins
+
+
+def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Train]:
-    """What a fixture yields: a function that runs a command line and returns what it prints."""
+) -> Iterator[CommandLine]:
+    """A fixture yields from it: a function that runs a command line and returns the words that it prints."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of names that Lightning still uses
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("PYTHONPATH", str(Path(training.__path__[0]).parent))
-    threads = torch.get_num_threads()
 
     def run(*args: str, small: list[str] = SMALL) -> str:
         main([*args[:1], *small, *args[1:]] if args and not args[0].startswith("-") else [*small, *args])
         return re.sub(r"\s+", " ", capsys.readouterr().out)
 
     yield run
-    torch.set_num_threads(threads)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
 

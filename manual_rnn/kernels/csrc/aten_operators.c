@@ -47,6 +47,28 @@ static bool read_weights(Held *held, Network *net, Value list, const Value *opti
     return read_list(held, list, net->weights, weights, 1, 1, "a weight");
 }
 
+/* From `mode` on, in either operator's order: an Elman network without projection and dropout, of these weights. */
+static bool check_options(const Network *net, const Value *options, bool has_cx)
+{
+    enum { KIND, WIDTH_OF_STATE, PROJECTION, LAYERS, FIRST, DROPPED, TRAINS };
+    double dropout;
+    memcpy(&dropout, &options[DROPPED], sizeof dropout);
+    if (options[KIND] > 1 || options[PROJECTION] || has_cx || (dropout > 0 && options[TRAINS] & 1))
+        return fail("_cudnn_rnn: on the CPU there are Elman networks alone, without projection or dropout");
+    return (net->L == (long)options[LAYERS] && net->H == (long)options[WIDTH_OF_STATE])
+        || fail("_cudnn_rnn: expected hidden_size %ld and num_layers %ld", net->H, net->L);
+}
+
+/* No first states are an empty tensor of one axis. */
+static bool read_hx(Held *held, Network *net, Value from)
+{
+    if (!read(held, &net->hx, "hx", from))
+        return false;
+    if (net->hx.dims == 1 && !net->hx.size[0])
+        net->hx = (Tensor){.name = "hx"};
+    return true;
+}
+
 /* States of all layers as one tensor, and of each as a part of it. */
 static void split_states(Network *net, const Tensor *all)
 {
@@ -81,18 +103,16 @@ static bool run_forward(Held *held, const Value *args, Network *net, Value *resu
 {
     const Value options[] = {args[WEIGHT_STRIDE0], args[MODE]};
     hold(held, args[INPUT]), hold(held, args[HX]);
-    hold_optional(held, args[WEIGHT_BUF]), hold_optional(held, args[CX]), hold_optional(held, args[DROPOUT_STATE]);
+    const Value cx = hold_optional(held, args[CX]);
+    hold_optional(held, args[WEIGHT_BUF]), hold_optional(held, args[DROPOUT_STATE]);
     bool fine = read_size_list(net, args[BATCH_SIZES]);
     fine = read_weights(held, net, args[WEIGHT], options, args[BIDIRECTIONAL] & 1) && fine;
-    fine = fine && read(held, &net->x, "the input", args[INPUT]) && read(held, &net->hx, "hx", args[HX]);
-    if (net->hx.dims == 1)
-        net->hx = (Tensor){.name = "hx"};
+    fine = fine && read(held, &net->x, "the input", args[INPUT]) && read_hx(held, net, args[HX]);
     net->batch_first = (args[BATCH_FIRST] & 1) && !net->sizes;
-    if (!fine || !measure_network(net) || !check_network(net) || !make_results(net, &results[2], &results[1]))
+    if (!fine || !measure_network(net) || !check_network(net) || !check_options(net, &args[MODE], is_defined(cx)))
         return false;
-    if (net->H != (long)args[HIDDEN_SIZE])
-        return fail("_cudnn_rnn: expected hidden_size %ld", net->H);
-    return (args[TRAIN] & 1 ? make_states(net, &results[0]) : make_empty(net, &results[0]))
+    return make_results(net, &results[2], &results[1])
+        && (args[TRAIN] & 1 ? make_states(net, &results[0]) : make_empty(net, &results[0]))
         && make_empty(net, &results[3]) && make_empty(net, &results[4]) && network_forward(net);
 }
 
@@ -119,17 +139,16 @@ static bool run_backward(Held *held, const Value *args, Network *net, Value *mad
     const Value c_last = hold_optional(held, args[B_GRAD_HY]), c = hold_optional(held, args[B_GRAD_CY]);
     Tensor states;
     hold(held, args[B_INPUT]), hold(held, args[B_WEIGHT_BUF]), hold(held, args[B_HX]), hold(held, args[B_OUTPUT]);
-    hold(held, args[B_RESERVE]), hold_optional(held, args[B_CX]), hold_optional(held, args[B_DROPOUT_STATE]);
+    hold(held, args[B_RESERVE]), hold_optional(held, args[B_DROPOUT_STATE]);
+    const Value cx = hold_optional(held, args[B_CX]);
     bool fine = read_size_list(net, args[B_BATCH_SIZES]);
     fine = read_weights(held, net, args[B_WEIGHT], options, args[B_BIDIRECTIONAL] & 1) && fine;
     fine = fine && (!is_defined(unread) || fail("_cudnn_rnn_backward: its states have no cotangent here"));
-    fine = fine && read(held, &net->x, "the input", args[B_INPUT]) && read(held, &net->hx, "hx", args[B_HX])
+    fine = fine && read(held, &net->x, "the input", args[B_INPUT]) && read_hx(held, net, args[B_HX])
         && read(held, &states, "states", args[B_OUTPUT]) && read(held, &net->c, "grad_output", c)
         && read(held, &net->c_last, "grad_h_n", c_last);
-    if (net->hx.dims == 1)
-        net->hx = (Tensor){.name = "hx"};
     net->batch_first = (args[B_BATCH_FIRST] & 1) && !net->sizes;
-    if (!fine || !measure_network(net))
+    if (!fine || !measure_network(net) || !check_options(net, &args[B_MODE], is_defined(cx)))
         return false;
     if (states.dims < 1 || states.size[0] != net->L)
         return fail("_cudnn_rnn_backward: expected states of %ld layers", net->L);

@@ -47,8 +47,12 @@ bool measure_network(Network *net)
     if (w->dims != g + 2)
         return fail("network: expected weight_ih of %ld axes, got %ld", g + 2, w->dims);
     net->H = w->size[g], net->type = x->type;
+    if (!net->H)
+        return fail("network: expected a hidden size of at least 1");
     if (x->dims != dims)
         return fail("network: expected an input of %ld axes, got %ld", dims, x->dims);
+    if (g && x->size[0] != net->G)
+        return fail("network: expected an input of %ld members, got %ld", net->G, x->size[0]);
     net->I = x->size[dims - 1];
     if (net->sizes) {
         net->rows = x->size[g];
@@ -58,7 +62,7 @@ bool measure_network(Network *net)
     }
     net->T = x->size[g + net->batch_first], net->B = x->size[g + !net->batch_first];
     net->rows = net->T && net->B > MAX_EXTENT / net->T ? MAX_EXTENT : net->T * net->B;
-    return net->H > 0 || fail("network: expected a hidden size of at least 1");
+    return true;
 }
 
 static bool fits(const Network *net, const Tensor *x, int dims, const int64_t *shape)
@@ -120,6 +124,15 @@ View weight_view(const Tensor *w)
     return w->dims == 1 ? view_of(w, -1, -1, -1, 0) : view_of(w, -1, -1, 0, 1);
 }
 
+/* NULL also where there are more bytes than can be counted. */
+char *scratch_memory(const Network *net)
+{
+    long bytes;
+    const bool counted = !__builtin_mul_overflow(net->rows, net->D * WIDTH[net->type], &bytes)
+        && !__builtin_mul_overflow(bytes, net->H, &bytes);
+    return counted ? malloc(bytes) : NULL;
+}
+
 View scratch_view(const Network *net, char *memory)
 {
     const long width = WIDTH[net->type], row = net->D * net->H * width;
@@ -137,15 +150,19 @@ static bool is_contiguous(const View *w, const View *u)
         && (!u->data || (u->type <= DOUBLE && u->column == width));
 }
 
+/* Inputs of size 0 are one input of zeros, since a job without inputs is a recurrence alone. */
 Job shared_job(const Network *net, View below, long layer, long d)
 {
+    static const double zero;
+    const View zeros = {(char *)(uintptr_t)&zero, net->type, 0, 0, 0, 0};
+    const bool no_inputs = !layer_inputs(net, layer);
     const Tensor *weights = net->weights + (layer * net->D + d) * net->each;
     Job job = {.kind = net->kind, .reverse = d, .packed = net->sizes != NULL, .type = net->type,
                .threads = net->threads, .G = 1, .T = net->T, .B = net->B, .H = net->H,
-               .I = layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T, .sizes = net->sizes};
-    job.u = weight_view(&weights[0]), job.w = weight_view(&weights[1]);
+               .I = no_inputs ? 1 : layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T, .sizes = net->sizes};
+    job.u = no_inputs ? zeros : weight_view(&weights[0]), job.w = weight_view(&weights[1]);
     job.contiguous_weights = is_contiguous(&job.w, &job.u);
-    job.x = below;
+    job.x = no_inputs ? zeros : below;
     return job;
 }
 
@@ -193,7 +210,7 @@ static bool run_forward(const Network *net)
     Job *jobs = calloc(net->L * net->D, sizeof(Job));
     bool fine = jobs != NULL;
     for (long i = 0; fine && !saved && i < 2 && i < net->L - 1; i++)
-        fine = (memory[i] = malloc(net->rows * net->D * net->H * WIDTH[net->type])) != NULL;
+        fine = (memory[i] = scratch_memory(net)) != NULL;
     View below = rows_view(net, &net->x, net->batch_first);
     for (long layer = 0; fine && layer < net->L; layer++) {
         const bool last = layer == net->L - 1;

@@ -47,7 +47,7 @@ static bool run_backward(const Network *net, long low, void *zeros)
     Job *jobs = calloc(layers * net->D, sizeof(Job));
     bool fine = jobs != NULL;
     for (long i = 0; fine && i < 2 && i < layers - 1; i++)
-        fine = (memory[i] = malloc(net->rows * net->D * net->H * WIDTH[net->type])) != NULL;
+        fine = (memory[i] = scratch_memory(net)) != NULL;
     View c = rows_view(net, &net->c, net->batch_first);
     for (long wave = 0; fine && wave < layers; wave++) {
         const long layer = net->L - 1 - wave;

@@ -9,6 +9,7 @@ View rows_view(const Network *net, const Tensor *x, bool batch_first);
 View columns_from(View x, long column);
 View state_view(const Tensor *x, long index);
 View weight_view(const Tensor *w);
+char *scratch_memory(const Network *net); /* for the states of a layer, to be freed */
 View scratch_view(const Network *net, char *memory);
 
 /* What forward and backward jobs of a layer and direction share: all but the results. */

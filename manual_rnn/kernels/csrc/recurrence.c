@@ -21,7 +21,7 @@ static bool check_alike(const Recurrence *all, const Tensor *x)
 bool check_recurrence(const Recurrence *all)
 {
     const Tensor *z = &all->z;
-    const long g = all->w.dims == 3, rows = all->sizes ? 2 : 3, H = z->size[z->dims - 1];
+    const long g = all->w.dims == 3, rows = all->sizes ? 2 : 3, H = z->dims ? z->size[z->dims - 1] : 0;
     if ((all->w.dims != 2 && !g) || z->dims != g + rows || all->other.dims != g + (is_slope(all) ? rows : 2))
         return fail("expected an input of (T, B, H), or (N, H) if packed, with a leading G if the weights have one");
     const long B = batch_of(all), G = g ? all->w.size[0] : 1;

@@ -16,6 +16,8 @@ bool fail(const char *format, ...)
 
 const char *error_message(void) { return message; }
 
+void clear_error(void) { message[0] = 0; }
+
 /* Whether sum_i (size_i - 1) stride_i <= MAX_EXTENT. */
 bool spans(Tensor *x)
 {

@@ -16,6 +16,7 @@ typedef struct {
 /* Keeps a message for `error_message` and returns false. */
 __attribute__((format(printf, 1, 2))) bool fail(const char *format, ...);
 const char *error_message(void);
+void clear_error(void);
 
 /* Whether a tensor's span can exist; a stride that is never taken becomes 1. */
 bool spans(Tensor *x);

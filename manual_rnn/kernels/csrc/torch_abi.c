@@ -2,6 +2,7 @@
 #include "torch_abi.h"
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 #include "half.h"
 
 typedef int32_t Status; /* 0 for success */
@@ -52,7 +53,15 @@ typedef int32_t Status; /* 0 for success */
 
 #define DECLARE(name, result, arguments) result (*name) arguments;
 static struct { SYMBOLS(DECLARE) } torch;
+static const char *(*exception_message)(void); /* or NULL, in an older torch */
 static int32_t dtypes[TYPES], int64_dtype, cpu, strided;
+
+/* Seen by all first: there an allocator that was loaded before all others has its own `delete`, as torch uses it. */
+static void *find_symbol(void *library, const char *name)
+{
+    void *found = dlsym(RTLD_DEFAULT, name);
+    return found ? found : dlsym(library, name);
+}
 
 /* libtorch is loaded, and perhaps not visible to all: so it is asked for by name, and not loaded anew. */
 bool torch_abi_load(void)
@@ -65,9 +74,10 @@ bool torch_abi_load(void)
     if (!library)
         return fail("libtorch_cpu isn't loaded");
 #define LOOK_UP(name, result, arguments) \
-    if (!(torch.name = (result (*) arguments)dlsym(library, #name))) \
+    if (!(torch.name = (result (*) arguments)find_symbol(library, #name))) \
         return fail("this torch lacks %s", #name);
     SYMBOLS(LOOK_UP)
+    exception_message = (const char *(*)(void))dlsym(library, "torch_exception_get_what_without_backtrace");
     dtypes[FLOAT] = torch.aoti_torch_dtype_float32(), dtypes[DOUBLE] = torch.aoti_torch_dtype_float64();
     dtypes[BFLOAT] = torch.aoti_torch_dtype_bfloat16(), dtypes[HALF] = torch.aoti_torch_dtype_float16();
     int64_dtype = torch.aoti_torch_dtype_int64();
@@ -100,9 +110,15 @@ int torch_threads(void)
 
 bool grad_mode_is_enabled(void) { return torch.aoti_torch_grad_mode_is_enabled(); }
 
+/* The message is that of a kernel of ours, or what torch says of the exception, which 2.13 and newer do. */
 bool call_operator(const char *name, Value *stack)
 {
-    return !torch.torch_call_dispatcher(name, "", stack, ABI_VERSION) || fail("%s failed", name);
+    clear_error();
+    if (!torch.torch_call_dispatcher(name, "", stack, ABI_VERSION))
+        return true;
+    if (!*error_message())
+        fail("%s failed: %.400s", name, exception_message ? exception_message() : "see what is printed above");
+    return false;
 }
 
 void raise_error(void)
@@ -222,26 +238,43 @@ bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep)
     return read_memory(x, *keep) && make_readable(x, keep);
 }
 
+/* A copy, since another thread may write to them at any time. */
+static bool copy_sizes(int64_t *sizes, int64_t count, int64_t stride, Handle from)
+{
+    int64_t bytes = 0, offset = 0;
+    const char *data = NULL;
+    torch.aoti_torch_get_storage_size(from, &bytes), torch.aoti_torch_get_storage_offset(from, &offset);
+    if (offset + (count - 1) * stride >= bytes / (int64_t)sizeof *sizes)
+        return fail("batch_sizes are out of bounds for storage of size %ld", (long)bytes);
+    if (torch.torch_get_const_data_ptr(from, (const void **)&data) || !data)
+        return fail("batch_sizes have no memory");
+    for (int64_t t = 0; t < count; t++)
+        memcpy(&sizes[t], data + t * stride * (int64_t)sizeof *sizes, sizeof *sizes);
+    return true;
+}
+
 bool read_sizes(int64_t **sizes, int64_t *count, Value from)
 {
-    int32_t dtype = -1, device = -1;
+    int32_t dtype = -1, device = -1, layout = -1;
     int64_t dims = 0, *shape = NULL, *strides = NULL;
-    const void *data = NULL;
-    torch.aoti_torch_get_dtype((Handle)from, &dtype);
-    torch.aoti_torch_get_device_type((Handle)from, &device);
-    torch.aoti_torch_get_dim((Handle)from, &dims);
-    torch.aoti_torch_get_sizes((Handle)from, &shape), torch.aoti_torch_get_strides((Handle)from, &strides);
-    if (dtype != int64_dtype || device != cpu || dims != 1)
+    Handle alias = NULL; /* keeps the storage, whatever becomes of the tensor */
+    torch.aoti_torch_get_dtype((Handle)from, &dtype), torch.aoti_torch_get_layout((Handle)from, &layout);
+    torch.aoti_torch_get_device_type((Handle)from, &device), torch.aoti_torch_get_dim((Handle)from, &dims);
+    if (dtype != int64_dtype || device != cpu || layout != strided || dims != 1)
         return fail("expected batch_sizes (T,) of int64 on the CPU");
-    *count = shape[0];
-    *sizes = malloc(sizeof(int64_t) * (*count + 1));
+    torch.aoti_torch_get_sizes((Handle)from, &shape), torch.aoti_torch_get_strides((Handle)from, &strides);
+    const int64_t steps = shape[0], stride = steps > 1 ? strides[0] : 1;
+    *sizes = steps < MAX_EXTENT / 8 && stride < MAX_EXTENT / (steps + 1) ? malloc(sizeof(int64_t) * (steps + 1)) : NULL;
     if (!*sizes)
         return fail("no memory for batch_sizes");
-    if (*count && torch.torch_get_const_data_ptr((Handle)from, &data))
+    *count = steps;
+    if (!steps)
+        return true;
+    if (torch.aoti_torch__reinterpret_tensor((Handle)from, 1, &steps, &stride, 0, &alias))
         return fail("batch_sizes have no memory");
-    for (int64_t t = 0; t < *count; t++) /* a copy, since another thread may write to them at any time */
-        (*sizes)[t] = ((const int64_t *)data)[t * strides[0]];
-    return true;
+    const bool fine = copy_sizes(*sizes, steps, stride, alias);
+    release_tensor((Value)alias);
+    return fine;
 }
 
 bool new_tensor(Value *made, Tensor *x, int type, int dims, const int64_t *sizes, const int64_t *strides)

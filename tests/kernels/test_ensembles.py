@@ -1,0 +1,104 @@
+r"""Ensembles in C: a leading axis G of `network` and `network_vjp`, one network for each member."""
+
+from typing import Any
+
+import pytest
+import torch
+from engine import (
+    NEEDS_C,
+    SIZES,
+    draw_network,
+    every_variant,
+    flat,
+    nan_in_new_memory,
+    on_threads,
+    vjp_arguments,
+)
+from internals import OPS, native
+from torch import Tensor
+
+pytestmark = NEEDS_C
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"L": 3, "D": 2, "bias": False},
+    {"L": 2, "D": 2, "sizes": SIZES},
+    {"L": 2, "rows": (30, 20), "I": 33, "H": 65},
+    {"L": 1, "D": 2, "rows": (1, 1), "I": 1, "H": 1},
+    {"rows": (0, 3)},
+]
+each_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o))
+on_each = pytest.mark.parametrize("threads", [1, 2])
+
+
+def member(arguments: list[Any], g: int) -> list[Any]:
+    """What member g alone is called with."""
+    of = lambda x: x[g] if isinstance(x, Tensor) and x is not SIZES else x  # noqa: E731
+    return [[of(y) for y in x] if isinstance(x, list) else of(x) for x in arguments]
+
+
+def assert_members_alone(operator: Any, arguments: list[Any], G: int) -> None:
+    found = flat(operator(*arguments))
+    assert found
+    for g in range(G):
+        for ours, alone in zip(found, flat(operator(*member(arguments, g))), strict=True):
+            assert torch.equal(ours[g], alone), g
+
+
+@each_option
+@on_each
+@pytest.mark.parametrize("dtype", native.TYPES, ids=str)
+def test_each_member_is_its_own_network_to_the_bit(
+    dtype: torch.dtype, threads: int, options: dict[str, Any]
+) -> None:
+    for G in (1, 2, 5):
+        network = draw_network(G=(G,), dtype=dtype, **options)
+        network[1] = network[1] if G > 1 else None
+        vjp = vjp_arguments(network)
+        with on_threads(threads), nan_in_new_memory():
+            assert_members_alone(OPS.network, network, G)
+            assert_members_alone(OPS.network_vjp, vjp, G)
+            some = [[i % 3 == 1 for i in range(len(vjp[0]))], *vjp[1:5], None, *vjp[6:]]
+            assert_members_alone(
+                OPS.network_vjp,
+                [[need and (i != 1 or G > 1) for i, need in enumerate(some[0])], *some[1:]],
+                G,
+            )
+
+
+@every_variant
+@on_each
+def test_by_every_instruction_set(threads: int) -> None:
+    network = draw_network(G=(3,), L=2, D=2, rows=(9, 7), H=17)
+    vjp = vjp_arguments(network)
+    with on_threads(threads):
+        assert_members_alone(OPS.network, network, 3)
+        assert_members_alone(OPS.network_vjp, vjp, 3)
+
+
+@on_each
+def test_any_strides(threads: int) -> None:
+    """As `vmap` hands them over: weights with members in another axis, an input that all share."""
+    network = draw_network(G=(3,), L=2, D=2)
+    network[0] = network[0][:1].expand(3, -1, -1, -1)
+    network[2] = [w.movedim(0, -1).contiguous().movedim(-1, 0) for w in network[2]]
+    vjp = vjp_arguments(network)
+    vjp[5] = vjp[5][:1].expand(vjp[5].shape)
+    with on_threads(threads):
+        assert_members_alone(OPS.network, network, 3)
+        assert_members_alone(OPS.network_vjp, vjp, 3)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_all_have_as_many_members(place: int) -> None:
+    network = draw_network(G=(3,))
+    tensors = [network[0], network[1], *network[2]]
+    for wrong in (tensors[place][:2], tensors[place][:0], tensors[place][0], torch.cat([tensors[place]] * 2)):
+        given = [*tensors[:place], wrong, *tensors[place + 1 :]]
+        with pytest.raises((RuntimeError, ValueError), match="expected"):
+            OPS.network(given[0], given[1], given[2:], *network[3:])
+
+
+def test_a_member_that_finds_no_memory_raises() -> None:
+    w = torch.zeros(1).expand(2, 2**26, 2**26)
+    with pytest.raises(RuntimeError, match=r"no memory for [12] of 2 members"):
+        OPS.network(torch.zeros(2, 1, 1, 2), None, [w[..., :2], w], None, "tanh", False, False, False)
