@@ -90,9 +90,8 @@ def test_every_page(
     names: dict[str, Any] = {"__name__": "page"}
     for code, printed in blocks:
         out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            with torch._dynamo.config.patch(allow_rnn=True):
-                exec(compile(code, name, "exec"), names)
+        with contextlib.redirect_stdout(out), torch._dynamo.config.patch(allow_rnn=True):
+            exec(compile(code, name, "exec"), names)
         assert out.getvalue() == printed, code
 
 
