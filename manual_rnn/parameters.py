@@ -301,7 +301,8 @@ def _add_weights(rnn: RNNBase, names: list[str], first: bool, device: Any, dtype
 
 def own_weights(rnn: RNNBase) -> list[Any]:
     """The weights in order, without what was assigned to `_flat_weights`."""
-    return [getattr(rnn, name, None) for name in rnn._flat_weights_names]
+    known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
+    return [known[n] if n in known else getattr(rnn, n, None) for names in rnn._all_weights for n in names]
 
 
 def assigned_weights(rnn: RNNBase) -> list[Any] | None:

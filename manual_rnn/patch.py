@@ -26,7 +26,8 @@ class patch_rnn:  # noqa: N801  # used like a function, as torch.no_grad is
         import the_library
 
     A network that was built before stays an `nn.RNN`, which `isinstance(..., torch.nn.RNN)` doesn't know any
-    more and pickle refuses until the patch is undone; `swap_rnn` turns it into a `ManualRNN`.
+    more and pickle refuses until the patch is undone; `swap_rnn` turns it into a `ManualRNN`. The way back is
+    `swap_rnn(model, to=patch_rnn.original)`.
 
     `torch.compile` asks for `torch.nn.RNN` by name, and breaks the graph at each. So it does at a `ManualRNN`
     under this patch, unless it is told `torch._dynamo.config.allow_rnn = True`.

@@ -229,13 +229,15 @@ class NetworkVjp(Function):
     ) -> tuple[Tensor, ...]:
         ctx.need, ctx.options, ctx.count = need, options, count
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, hx, c, c_last, *rest)
+        ctx.places = [t is not None for t in (x, hx, c, c_last, *rest)]
+        ctx.save_for_backward(*(t for t in (x, hx, c, c_last, *rest) if t is not None))
         matrices, states = list(rest[:count]), list(rest[count:])
         return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3], *_kernel_of(run, options)))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept, asked = saved(ctx), ctx.needs_input_grad[4:]
+        present, asked = iter(saved(ctx)), ctx.needs_input_grad[4:]
+        kept: list[Any] = [next(present) if there else None for there in ctx.places]
         places = [at for at, needed in enumerate(asked) if needed]
 
         def composed_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:

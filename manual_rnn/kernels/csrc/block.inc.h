@@ -77,27 +77,49 @@ static TARGET void NAME(pack_block)(const Job *job, const View *x, int before, l
     })
 }
 
-/* LANES rows at a time, whose sum is one number of the next sum: so it stays accurate over many rows. */
+/* sum + part, less the rounding error of the sum so far, which is replaced by that of this one (Kahan 1965). One that
+ * isn't finite is forgotten: an infinite sum stays infinite. */
+INLINE vec NAME(compensated)(vec sum, vec part, vec *residue)
+{
+    const vec zero = {0}, exact = part - *residue, total = sum + exact, error = total - sum - exact;
+    *residue = (vec)((bits)error & (bits)(error - error == zero));
+    return total;
+}
+
+static TARGET void NAME(add_rows)(long rows, long columns, const char *from, char *residues, long ld, char *to,
+                                  long to_ld)
+{
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < columns; j += LANES) {
+            const long at = (r * ld + j) * sizeof(REAL);
+            char *sum = to + (r * to_ld + j) * sizeof(REAL);
+            NAME(store)(OWN, NAME(compensated)(NAME(load)(OWN, sum, sizeof(REAL), columns - j), *(vec *)(from + at),
+                                               (vec *)(residues + at)), sum, sizeof(REAL), columns - j);
+        }
+}
+
+/* LANES rows at a time, whose sum is one number of the next sum, which knows its rounding errors: so it stays
+ * accurate over many rows. */
 static TARGET void NAME(transpose_and_sum)(long rows, long c0, long c1, const char *dz, long ld, char *transposed,
-                                           long to_ld, char *total)
+                                           long to_ld, char *total, char *residues)
 {
     const REAL *from = (const REAL *)dz;
     REAL *to = (REAL *)transposed, *sums = (REAL *)total;
     vec x[LANES];
     for (long c = c0; c < c1; c += LANES) {
-        vec sum = {0};
+        vec sum = *(vec *)(sums + c), *residue = (vec *)residues + c / LANES;
         for (long r = 0; r < rows; r += LANES) {
             UNROLL for (int i = 0; i < LANES; i++)
                 x[i] = r + i < rows ? *(const vec *)(from + (r + i) * ld + c) : (vec){0};
             vec part = {0};
             UNROLL for (int i = 0; i < LANES; i++)
                 part += x[i];
-            sum += part;
+            sum = NAME(compensated)(sum, part, residue);
             NAME(transpose)(x);
             UNROLL for (int i = 0; i < LANES; i++)
                 NAME(store_factors)(x[i], (char *)(to + (c + i) * to_ld) + r * FACTOR);
         }
-        *(vec *)(sums + c) += sum;
+        *(vec *)(sums + c) = sum;
     }
 }
 

@@ -155,7 +155,8 @@ void barrier_wait(Barrier *meeting)
 #include "tile.inc.h"
 
 #define VARIANT(name, set, lanes, real, pairs) \
-    {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, run_##set, gather_rows_##set, \
+    {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, multiply_part_##set, add_rows_##set, \
+     run_##set, gather_rows_##set, \
      factor_rows_##set, scatter_rows_##set, pack_block_##set, transpose_and_sum_##set, peak_##set}
 static const Variant singles[] = {
 #if defined(__x86_64__)

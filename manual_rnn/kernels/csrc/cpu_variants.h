@@ -29,6 +29,11 @@ typedef struct {
     int pairs;         /* whether they are multiplied as bfloats, two at a time, and added up as floats */
     void (*pack)(const Matrix *m, long v0, long v1);
     void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, ProductOutput to);
+    /* The same of a matrix in panels and of products k0 to k1 alone; and dense rows added to a sum that knows its
+     * rounding errors. */
+    void (*multiply_part)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, long k0, long k1,
+                          ProductOutput to);
+    void (*add_rows)(long rows, long columns, const char *from, char *residues, long ld, char *to, long to_ld);
     void (*run)(const ScanContext *work, Slice slice, const Block *block, Barrier *meeting);
     /* Rows r0 to r1 of a block of `x`: into dense memory, to be added up or to be multiplied, and from there;
      * panels v0 to v1 of x, or of the states before, as the matrix of a product over the block's rows. */
@@ -42,7 +47,7 @@ typedef struct {
                   char *to);
     /* Columns c0 to c1 of dense rows: as rows, and their sums added to `sums`. */
     void (*transpose_and_sum)(long rows, long c0, long c1, const char *from, long ld, char *to, long to_ld,
-                              char *sums);
+                              char *sums, char *residues);
     double (*peak)(long rounds); /* multiply-adds that it makes of registers alone */
 } Variant;
 

@@ -102,6 +102,8 @@ static void begin_sums(const JobContext *run)
     const Block block = {0, 1, 0, 1, 0};
     char *sums = run->memory + run->plan->bias_or_dw;
     memset(sums, 0, run->plan->ld * run->variant->width);
+    if (is_backward(job))
+        memset(run->memory + run->plan->residues, 0, run->plan->counters - run->plan->residues);
     for (int i = 0; i < 2; i++)
         if (job->bias[i].data && !is_backward(job))
             run->variant->gather(&row, &job->bias[i], job->H, &block, 0, 1, i, sums, run->plan->ld);

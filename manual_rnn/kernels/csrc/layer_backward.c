@@ -7,6 +7,7 @@
  */
 #include "job_context.h"
 #include <sched.h>
+#include <string.h>
 
 enum { FREE, TAKEN, DONE }; /* values of a flag in block_owner */
 
@@ -54,6 +55,34 @@ static ProductOutput sum_of(const JobContext *run, const View *dw, long columns,
     return (ProductOutput){at, ld, first ? NULL : at, ld, columns};
 }
 
+/* A product over the rows of a block, added to the gradient of a weight. Over many rows that sum knows its rounding
+ * errors, and is of products over so many rows, however many threads there are. */
+static void add_product(const JobContext *run, const Matrix *m, const char *a, ProductOutput to, long place, long ld)
+{
+    enum { PART = 8 * RUN };
+    const Plan *plan = run->plan;
+    const TeamThread *member = run->member;
+    const long width = run->variant->width, lanes = run->variant->lanes, vecs = quotient_up(m->columns, lanes);
+    const long r0 = partition(run->job->H, member->me, member->size);
+    const long r1 = partition(run->job->H, member->me + 1, member->size);
+    char *part = run->memory + plan->parts + (place - plan->ld + r0 * ld) * width;
+    char *residue = run->memory + plan->residues + (place + r0 * ld) * width;
+    if (!plan->parts) {
+        multiply(run, m, run->job->H, a, plan->dzt_ld, to);
+        return;
+    }
+    if (!to.base)
+        for (long r = r0; r < r1; r++)
+            memset(to.at + r * to.ld * width, 0, to.columns * width);
+    const long K = run->variant->pairs ? (m->K + 1) / 2 : m->K;
+    for (long k = 0; k < K; k += PART) {
+        const ProductOutput product = {part, ld, NULL, 0, ld};
+        run->variant->multiply_part(m, r1 - r0, a + r0 * plan->dzt_ld * width, plan->dzt_ld, 0, vecs, k,
+                                    k + PART < K ? k + PART : K, product);
+        run->variant->add_rows(r1 - r0, to.columns, part, residue, ld, to.at + r0 * to.ld * width, to.ld);
+    }
+}
+
 /* A block's part of the gradients of both weights and of the biases. */
 void to_weights(JobContext *run, const Block *block, int first)
 {
@@ -67,7 +96,7 @@ void to_weights(JobContext *run, const Block *block, int first)
     char *of_states = panels + inputs * lanes * block->rows * width;
     run->variant->transpose_and_sum(block->rows, partition(plan->vecs, member->me, member->size) * lanes,
                        partition(plan->vecs, member->me + 1, member->size) * lanes, run->memory + plan->z,
-                       plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw);
+                       plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw, run->memory + plan->residues);
     if (job->du.data)
         run->variant->pack_block(job, &job->x, 0, job->I, block, partition(inputs, member->me, member->size),
                             partition(inputs, member->me + 1, member->size), panels);
@@ -78,9 +107,9 @@ void to_weights(JobContext *run, const Block *block, int first)
     const Matrix x = {{0}, block->rows, job->I, PANELS, panels};
     const Matrix h = {{0}, block->rows, job->H, PANELS, of_states};
     if (job->du.data)
-        multiply(run, &x, job->H, turned, plan->dzt_ld, sum_of(run, &job->du, job->I, plan->ld, plan->x_ld, first));
+        add_product(run, &x, turned, sum_of(run, &job->du, job->I, plan->ld, plan->x_ld, first), plan->ld, plan->x_ld);
     if (job->dw.data)
-        multiply(run, &h, job->H, turned, plan->dzt_ld, sum_of(run, &job->dw, job->H, before, plan->ld, first));
+        add_product(run, &h, turned, sum_of(run, &job->dw, job->H, before, plan->ld, first), before, plan->ld);
 }
 
 /* Rows of the buffer bias_or_dw, written to a tensor. */

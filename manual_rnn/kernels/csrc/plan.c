@@ -25,6 +25,7 @@ enum {
     CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
     LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
     MOST = 1024,
+    SUMMED_PLAINLY = 4096, /* rows over which the gradient of a weight is summed without its rounding errors */
     GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
 
@@ -81,6 +82,9 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     plan->panels = reserve(plan, width, job->I && backward ? times(rows, columns + plan->vecs * lanes) : 0);
     plan->bias_or_dw = reserve(plan, width,
                          job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
+    const long sums = job->I && backward && rows_of(job) > SUMMED_PLAINLY ? times(job->H, plan->ld + plan->x_ld) : 0;
+    plan->parts = sums ? reserve(plan, width, sums) : 0;
+    plan->residues = reserve(plan, width, job->I && backward ? plan->ld + sums : 0);
     plan->counters = reserve(plan, sizeof(long), COUNTER_STRIDE * (plan->threads + 1));
 }
 

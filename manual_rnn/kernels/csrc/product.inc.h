@@ -223,3 +223,12 @@ static TARGET void NAME(multiply)(const Matrix *m, long rows, const char *from, 
         for (long v = v0; v < v1; v += block)
             NAME(tiles)(m, rows, a, lda, v, v + block < v1 ? block : v1 - v, 0, K, to);
 }
+
+/* Products k0 to k1 alone, of a matrix in panels: one sum, which is written. */
+static TARGET void NAME(multiply_part)(const Matrix *m, long rows, const char *from, long lda, long v0, long v1,
+                                       long k0, long k1, ProductOutput to)
+{
+    Matrix part = *m;
+    part.packed += k0 * LANES * sizeof(REAL);
+    NAME(tiles)(&part, rows, (const REAL *)from + k0, lda, v0, v1 - v0, 0, k1 - k0, to);
+}

@@ -1,0 +1,75 @@
+r"""Whoever reads the saved tensors of a graph, as torchviz does, meets tensors and nothing else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import kernels_for
+from internals import KernelName
+from torch import Tensor
+
+from manual_rnn import ManualRNN, use_kernel
+
+KERNELS = pytest.mark.parametrize("kernel", ["default", *kernels_for(torch.float64)])
+
+
+def nodes(*roots: Tensor) -> Iterator[Any]:
+    seen, ahead = set(), [root.grad_fn for root in roots]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            ahead += [before for before, _ in node.next_functions]
+
+
+def read(*roots: Tensor) -> list[str]:
+    """The names of the nodes that offer saved tensors, each of which is read as torchviz reads it."""
+    found = []
+    for node in nodes(*roots):
+        if hasattr(node, "saved_tensors"):
+            found.append(node.name())
+            for t in node.saved_tensors:
+                assert isinstance(t, Tensor), node.name()
+                assert t.size() is not None
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                getattr(node, name)
+    return found
+
+
+@KERNELS
+@pytest.mark.parametrize("frozen", ["", "input", "weight_hh_l0", "weight_ih_l0", "all"])
+@pytest.mark.parametrize("given", [False, True], ids=["", "hx"])
+@pytest.mark.parametrize("T", [1, 4])
+def test_of_every_node(T: int, given: bool, frozen: str, kernel: KernelName) -> None:
+    rnn = ManualRNN(3, 4, 2, dtype=torch.float64)
+    for name, p in rnn.named_parameters():
+        p.requires_grad_(frozen not in (name, "all"))
+    x = torch.randn(T, 2, 3, dtype=torch.float64, requires_grad=frozen != "input")
+    hx = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True) if given else None
+    with use_kernel(kernel):
+        output, h_n = rnn(x, hx)
+        read(output, h_n)
+        leaves = [p for p in (x, hx, *rnn.parameters()) if p is not None and p.requires_grad]
+        for results in ([output], [h_n], [output, h_n]):
+            value = torch.stack([result.sin().sum() for result in results]).sum()
+            grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+            second = torch.stack([g.sum() for g in grads if g is not None]).sum()
+            if second.requires_grad:
+                read(second)
+                third = torch.autograd.grad(second.sin(), leaves, create_graph=True, allow_unused=True)
+                read(*(g for g in third if g is not None and g.requires_grad))
+
+
+def test_the_nodes_of_ours_are_among_them() -> None:
+    rnn = ManualRNN(3, 4, dtype=torch.float64)
+    rnn.bias_ih_l0.requires_grad_(False)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    with use_kernel("native"):
+        output = rnn(x)[0]
+        grads = torch.autograd.grad(output.sum(), x, create_graph=True)
+    found = read(output, *grads)
+    assert any("Network" in name and "Vjp" not in name for name in found)
+    assert any("NetworkVjp" in name for name in found)
