@@ -27,6 +27,8 @@ PARTS = (
     "dz_transposed",
     "panels",
     "bias_or_dw",
+    "parts",
+    "residues",
     "counters",
     "bytes",
 )  # where they begin
@@ -106,7 +108,16 @@ def test_known_plans(name: str) -> None:
     if not job.get("I"):
         assert not any(
             sizes(found)[part]
-            for part in ("carries", "x_packed", "dz_transposed", "panels", "bias_or_dw", "counters")
+            for part in (
+                "carries",
+                "x_packed",
+                "dz_transposed",
+                "panels",
+                "bias_or_dw",
+                "parts",
+                "residues",
+                "counters",
+            )
         )
 
 
@@ -123,7 +134,7 @@ def test_a_known_plan_of_a_layer() -> None:
         "dz_transposed": rows * wide,
     }
     assert sizes(found) == {part: 4 * forward.get(part, 0) for part in PARTS} | {
-        "counters": 4 * ld,
+        "parts": 4 * ld,
         "bytes": 3 * 128,
     }
     back = sizes(plan(**job, kind=TANH_SLOPE))
@@ -131,7 +142,10 @@ def test_a_known_plan_of_a_layer() -> None:
     assert back["panels"] == 4 * 64 * (rows + 16)
     assert back["bias_or_dw"] == 4 * rows * (24 + 64)
     halves = sizes(plan(**job, kind=TANH_SLOPE, type=2))
-    assert halves["counters"] == back["counters"] + 4 * 60 * (ld + wide)
+    assert halves["parts"] == back["parts"] + 4 * 60 * (ld + wide)
+    assert (back["residues"], back["counters"]) == (0, 4 * ld)
+    long = sizes(plan(**job | {"T": 129}, kind=TANH_SLOPE))  # more rows than are summed plainly
+    assert (long["residues"], long["counters"]) == (4 * 60 * (ld + wide), 4 * ld + 4 * 60 * (ld + wide))
     doubles = sizes(plan(**job, type=DOUBLE))
     assert doubles["x_packed"] == 8 * rows * ld
 
@@ -218,7 +232,7 @@ def test_memory_holds_what_it_must() -> None:
             assert part["carries"] >= width * (0 if found["unpacked_weights"] else u[0] * u[1])
             assert part["x_packed"] >= width * rows * found["ld"]
             assert part["dz_transposed"] >= width * rows * (columns + PADDED)
-            assert part["counters"] >= width * found["ld"]
+            assert part["parts"] >= width * found["ld"]
         if layer and back:
             assert part["panels"] >= width * found["vecs"] * lanes * rows
             assert part["bias_or_dw"] >= width * rows * (columns + found["vecs"] * lanes)

@@ -67,7 +67,7 @@ static void add_product(const JobContext *run, const Matrix *m, const char *a, P
     const long r1 = partition(run->job->H, member->me + 1, member->size);
     char *part = run->memory + plan->parts + (place - plan->ld + r0 * ld) * width;
     char *residue = run->memory + plan->residues + (place + r0 * ld) * width;
-    if (!plan->parts) {
+    if (plan->parts == plan->residues) {
         multiply(run, m, run->job->H, a, plan->dzt_ld, to);
         return;
     }

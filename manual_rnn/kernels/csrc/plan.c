@@ -83,7 +83,7 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     plan->bias_or_dw = reserve(plan, width,
                          job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
     const long sums = job->I && backward && rows_of(job) > SUMMED_PLAINLY ? times(job->H, plan->ld + plan->x_ld) : 0;
-    plan->parts = sums ? reserve(plan, width, sums) : 0;
+    plan->parts = reserve(plan, width, sums);
     plan->residues = reserve(plan, width, job->I && backward ? plan->ld + sums : 0);
     plan->counters = reserve(plan, sizeof(long), COUNTER_STRIDE * (plan->threads + 1));
 }

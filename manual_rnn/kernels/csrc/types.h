@@ -49,9 +49,8 @@ typedef struct {
      * its dz, transposed; its inputs and states, in panels; the sum of both biases or, backward, its gradient, with
      * those of half-precision weights in float32; the counters of barriers. */
     long carries, inputs, z, x_packed, dz_transposed, panels, bias_or_dw, counters;
-    long residues;                  /* the rounding errors of the sums of gradients: of the biases and, over many rows,
-                                       of both weights */
-    long parts;                     /* over many rows, what is added to those sums; 0 over fewer */
+    long parts;                     /* over many rows, what is added to the gradients of both weights; empty over fewer */
+    long residues;                  /* the rounding errors of the sums: of the biases and, over many rows, of weights */
     long bytes;                     /* of all buffers */
 } Plan;
 
