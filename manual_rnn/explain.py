@@ -4,6 +4,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels, validation
+from .delegation import is_left_to_nn_rnn
+from .fast_path import kernel_of_plain_call
 from .layout import layout_of
 from .module import ManualRNN, autocast
 from .ops import CUSTOM_STEP, choose_network_kernel
@@ -32,13 +34,15 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     validation.check_rnn(rnn, ManualRNN)
     validation.check_kind("input", input, Tensor, PackedSequence)
     layout = layout_of(rnn, input, hx)
-    hx = layout.hx
+    given, hx = hx, layout.hx
     if hx is None:
         hx = layout.data.new_zeros(rnn.get_expected_hidden_size(layout.data, layout.batch_sizes))
     x, hx, weights = autocast(layout.rows, hx, weights_of(rnn))
     whole = None
     if kernels.requested_kernel() == kernels.DEFAULT and isinstance(nonlinearity_of(rnn), str):
-        whole = choose_network_kernel(x, hx, weights)
+        plain = kernel_of_plain_call(rnn, input, given)
+        left = plain == kernels.ATEN or (plain is None and is_left_to_nn_rnn(rnn, input, given))
+        whole = kernels.ATEN if left else choose_network_kernel(x, hx, weights)
     verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]

@@ -9,8 +9,9 @@ have the words.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from .override import BUILTIN, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
-__all__ = ["try_fast_path"]
+__all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
 
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
@@ -63,7 +64,7 @@ def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -
     if not isinstance(input, PackedSequence):
         return _run(rnn, input, hx)
     data, batch_sizes, order, inverse = input
-    sizes = _packed_sizes(batch_sizes, data)
+    sizes = packed_sizes(batch_sizes, data)
     if sizes is None:
         return None
     if hx is not None and order is not None:
@@ -75,7 +76,7 @@ def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -
     return rows, found[1] if inverse is None else found[1].index_select(1, inverse)
 
 
-def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
+def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
     """How many rows each step has, if that is what they say."""
     if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
         return None
@@ -86,27 +87,65 @@ def _packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
 
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
-    own = rnn.__dict__
+    found = _plain_call(rnn, x, hx, bool(sizes))
+    if found is None:
+        return None
+    run = partial(_run_on_cuda if aten.by_cudnn(x) else _run_on_cpu, *found[:2], sizes)
+    if found.dropout:
+        run = partial(_run_with_dropout, found, sizes)
+    if x.dim() == 3 or sizes:
+        return run(x, hx)
+    axis = 0 if rnn.batch_first else 1
+    result = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1))
+    return result and (result[0].squeeze(axis), result[1].squeeze(1))
+
+
+class PlainCall(NamedTuple):
+    """What a call takes from the module."""
+
+    weights: list[Tensor]
+    options: list[Any]  # mode, bias, batch_first, bidirectional, layers, I, H
+    dropout: float
+
+
+def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, packed: bool) -> PlainCall | None:
+    """None where anything is out of the ordinary."""
     if type(x) not in PLAIN_TYPES or x.is_nested or not _is_unmodified(type(rnn), rnn):
         return None
     try:
-        *options, training, dropout, projection, parameters, names, _ = _read(own)
+        *options, training, dropout, projection, parameters, names, _ = _read(rnn.__dict__)
         weights = [parameters[name] for group in names for name in group]
     except KeyError:
         return None
     mode, *flags, layers, _, _ = options
-    if type(dropout) is not float or (training and dropout and layers > 1):
+    if type(dropout) is not float or projection or mode not in MODES:
         return None
-    if projection or mode not in MODES:
+    if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, packed):
         return None
-    if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
+    dropped = dropout if training and layers > 1 else 0.0
+    return None if dropped and aten.by_cudnn(x) else PlainCall(weights, options, dropped)
+
+
+def _run_with_dropout(
+    call: PlainCall, sizes: Sequence[int], x: Tensor, hx: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
+    weights, (mode, bias, batch_first, bidirectional, layers, _, H), dropout = call
+    if torch.is_grad_enabled() and _requires_grad(x, hx, weights) is None:
         return None
-    run = _run_on_cuda if aten.by_cudnn(x) else _run_on_cpu
-    if x.dim() == 2 and not sizes:
-        axis = 0 if own["batch_first"] else 1
-        found = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1), weights, options, sizes)
-        return found and (found[0].squeeze(axis), found[1].squeeze(1))
-    return run(x, hx, weights, options, sizes)
+    first, D, size = batch_first and not sizes, 1 + bidirectional, len(weights) // layers
+    output, last = x.transpose(0, 1) if first else x, []
+    for at in range(layers):
+        layer = (
+            weights[at * size : (at + 1) * size],
+            [mode, bias, False, bidirectional, 1, output.size(-1), H],
+        )
+        found = _run_on_cpu(*layer, sizes, output, hx if hx is None else hx.narrow(0, at * D, D))
+        if found is None:
+            return None
+        output = torch.dropout(found[0], dropout, True) if at + 1 < layers else found[0]
+        last.append(found[1])
+    return output.transpose(0, 1) if first else output, torch.cat(last)
 
 
 def _is_unmodified(kind: type, rnn: Any) -> bool:
@@ -126,19 +165,20 @@ def _is_unmodified(kind: type, rnn: Any) -> bool:
 
 
 def _run_on_cpu(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
+    weights: list[Tensor], options: list[Any], sizes: Sequence[int], x: Tensor, hx: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    if not native.has_aten_node or kernels.requested_kernel() not in (kernels.DEFAULT, kernels.NATIVE):
-        return None
     mode, bias, batch_first, bidirectional, layers, _, H = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
-    if recorded is None:
+    steps = len(sizes) or x.size(1 if batch_first else 0)
+    kernel = _kernel_on_cpu(x, recorded, steps)
+    if kernel == kernels.ATEN:
+        return None if sizes else _run_short(x, hx, weights, options)
+    if kernel is None:
         return None
     if recorded:
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
             register_flop_formulas()
-        steps = len(sizes) or x.size(1 if batch_first else 0)
         reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
         weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))
         x, hx = _input_alias(x, batch_first and not sizes), hx if hx is None else hx.view_as(hx)
@@ -157,6 +197,49 @@ def _run_on_cpu(
     return as_separate_output(output), as_separate_output(h_n)
 
 
+def _kernel_on_cpu(x: Tensor, recorded: bool | None, steps: int) -> str | None:
+    """The kernel that runs a plain call: the engine; for the gradients of a few steps PyTorch's operation."""
+    asked = kernels.requested_kernel()
+    if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
+        return None
+    if recorded is not False and asked == kernels.DEFAULT:
+        few = aten.SHORT if recorded is None or _is_leaf(x) else aten.SINGLE
+        if 0 < steps <= few:
+            return kernels.ATEN
+    return None if recorded is None else kernels.NATIVE
+
+
+def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> str | None:
+    """The kernel that the fast path would run on a CPU; None where the call isn't plain."""
+    x, steps = (input.data, len(input.batch_sizes)) if isinstance(input, PackedSequence) else (input, 0)
+    call = _plain_call(rnn, x, hx, bool(steps)) if no_tracing() else None
+    if call is None or not x.is_cpu:
+        return None
+    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, call.weights)
+    return _kernel_on_cpu(x, recorded, steps or x.size(1 if rnn.batch_first and x.dim() == 3 else 0))
+
+
+def _run_short(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
+) -> tuple[Tensor, Tensor] | None:
+    """By PyTorch's own operation, which is as fast for the gradients of a single step. It is of a few steps
+    where some weights are frozen, or where the gradient of a leaf is wanted, which is often differentiated
+    itself (a penalty, a Hessian): `delegation.py` has the measurement."""
+    mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    shape = layers * (1 + bidirectional), x.size(0 if batch_first else 1), H
+    hx = x.new_zeros(shape) if hx is None else hx
+    fits = aten.fit(x, weights, aten.shapes(layers, 1 + bidirectional, I, H, bias))
+    if not fits or hx.shape != shape or hx.dtype is not x.dtype:
+        return None  # the checks have the words
+    run = aten.RUN[PHI_OF_MODE[mode]]
+    return run(x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
+
+
+def _is_leaf(x: Tensor) -> bool:
+    """Whether a user asks for the gradient of the input: it is a leaf, or a view of one."""
+    return x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))
+
+
 def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool | None:
     """Whether a gradient is wanted; None unless it is of all weights or of nothing: else ATen's node, which
     has one flag for all of them, would save and compute more than is needed."""
@@ -169,16 +252,18 @@ def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool 
 def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> list[Tensor]:
     """What the node saves, as tensors of its own: `w.data = ...` leaves them as they are.
 
-    An edit in place is noticed, but of a matrix that backward doesn't read: `weight_ih` of the first `layer`
-    weights where the input wants no gradient, `weight_hh` of a single step. It reads no bias.
+    An edit in place is noticed, but of what backward doesn't read: a bias, `weight_ih` of the first `layer`
+    weights where the input wants no gradient, `weight_hh` of a single step.
     """
     reads_dx, carried = reads
     found = []
     for at, w in enumerate(weights):
         if w.dim() == 2:
             needed = carried if at % 2 else reads_dx or at >= layer
-            w = w.view_as(w) if needed else unnoticed_alias(w, w.shape)
-        found.append(w)
+            found.append(w[...] if needed else unnoticed_alias(w, w.shape))
+        else:
+            kernels.check_memory([w])
+            found.append(w.clone())
     return found
 
 
@@ -193,14 +278,14 @@ def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
 
 
 def _run_on_cuda(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
+    weights: list[Tensor], options: list[Any], sizes: Sequence[int], x: Tensor, hx: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
     mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
     D, first = 1 + bidirectional, batch_first and not sizes
-    if asked not in (kernels.DEFAULT, kernels.ATEN) or not _fits_cudnn(
-        x, weights, aten.shapes(layers, D, I, H, bias)
-    ):
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or aten.unsupported_reason(x) is not None:
+        return None
+    if not aten.fit(x, weights, aten.shapes(layers, D, I, H, bias)):
         return None
     shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
     if hx is None:
@@ -210,14 +295,6 @@ def _run_on_cuda(
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
     how = NetworkOptions(batch_sizes, PHI_OF_MODE[mode], bidirectional, bias, asked)
     return run_cudnn(x, hx, weights, how, first)
-
-
-def _fits_cudnn(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
-    if aten.unsupported_reason(x) is not None or [w.shape for w in weights] != shapes:
-        return False
-    dtype, place = weights[0].dtype, x.get_device()
-    alike = all(w.dtype is dtype and w.get_device() == place for w in weights)
-    return alike and (x.dtype is dtype or torch.is_autocast_enabled("cuda"))
 
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], packed: bool) -> bool:

@@ -3,6 +3,7 @@ r"""`ManualRNN`, the module.
 A plain call goes from `fast_path.py` to one operator and back. Any other goes on like this, each step in the
 file of its name:
 
+    delegation              a few calls are left to `nn.RNN` itself
     layout.layout_of        whatever form the batch has becomes rows
     validation              state and weights fit the input, in the words of `nn.RNN`
     ops/rnn.py              a step of one's own, or the network
@@ -18,17 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import kernels, onnx, validation
+from . import onnx, validation
 from .convert import check_target, shared_copy
+from .delegation import is_left_to_nn_rnn
 from .fast_path import try_fast_path
 from .kernels.aten import autocasts_to_half
 from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
-from .ops import CustomStep, Options, is_eager, run_rnn
+from .ops import CustomStep, Options, run_rnn
 from .override import builtin, nonlinearity_of, step_of
-from .parameters import NN_RNN, RUNNER, RNNBase, is_expanded, weights_of
-from .torch_internals import any_autocast, functorch_active, torchscript
+from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
+from .torch_internals import any_autocast
 
 __all__ = ["ManualRNN"]
 
@@ -96,17 +98,12 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
-        nn_rnn: Any = NN_RNN.forward
-        if torchscript() is not None and _matches_nn_rnn(self):
-            # the operation of torch, which every runtime and exporter knows
-            return nn_rnn(self, input, hx)
-        if any_autocast() and _leaves_casts_to_autocast(self, input):
-            return nn_rnn(self, input, hx)
         found = try_fast_path(self, input, hx)
         if found is not None:
             return found
-        if not torch.compiler.is_compiling() and is_expanded(self._parameters.values()):
-            return _run_expanded(self, input, hx)
+        if is_left_to_nn_rnn(self, input, hx):
+            nn_rnn: Any = NN_RNN.forward
+            return nn_rnn(self, input, hx)
         layout = layout_of(self, input, hx)
         return layout.restore(*_run(self, layout))
 
@@ -220,39 +217,6 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
 def _dropout(p: float, output: Tensor) -> Tensor:
     """Dropout between layers, on memory in the order of time, so that masks are those of `nn.RNN`."""
     return torch.dropout(output.contiguous(), p, True)
-
-
-def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, Tensor]:
-    """With torch's ExpandedWeights, which ask for a gradient of each sample: `nn.RNN` itself.
-
-    Raises:
-        RuntimeError: for a recurrence of your own, of whose operations they know nothing.
-    """
-    if not isinstance(nonlinearity_of(rnn), str):
-        raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")
-    nn_rnn: Any = NN_RNN.forward
-    return nn_rnn(rnn, input, hx)
-
-
-def _matches_nn_rnn(rnn: ManualRNN) -> bool:
-    """Whether a call is what `nn.RNN` computes, and neither a kernel nor torch.func has a say."""
-    asked = kernels.requested_kernel()
-    return asked == kernels.DEFAULT and not functorch_active() and isinstance(nonlinearity_of(rnn), str)
-
-
-def _leaves_casts_to_autocast(rnn: ManualRNN, input: Any) -> bool:
-    """Whether a call under autocast is so short that the casts of its weights would be most of it: one or two
-    steps on a CPU. PyTorch's operation keeps the casts until the block of autocast ends.
-
-    Measured on a Xeon with AMX, 30 calls in a block, I = H = 64 and 1024, B = 1 and 32, as the time of
-    `nn.RNN` by that of the engine: 0.21 to 0.90 at one and two steps, 0.62 to 1.50 at five with H = 64.
-    """
-    if type(input) is not Tensor or input.is_nested or input.dim() not in (2, 3) or RUNNER in rnn.__dict__:
-        return False
-    steps = input.size(1 if rnn.batch_first and input.dim() == 3 else 0)
-    if steps not in (1, 2) or torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu"):
-        return False
-    return input.is_cpu and is_eager(input) and _matches_nn_rnn(rnn)
 
 
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed

@@ -42,6 +42,7 @@ __all__ = [
     "no_interposition",
     "no_tracing",
     "offers_cudnn_node",
+    "only_differentiates",
     "profiling",
     "record_function_fast",
     "register_cudnn_backward_vmap",
@@ -91,6 +92,11 @@ _is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gra
 _unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
 
 
+_levels: Callable[[], Any] = find("torch._C._functorch", "get_interpreter_stack")
+_kinds = find("torch._C._functorch", "TransformType")
+DIFFERENTIATING = () if _kinds is None else (_kinds.Grad, _kinds.Jvp)
+
+
 def without_gradient_levels(x: Tensor | None) -> Tensor | None:
     """A tensor that has no gradient, out of what `torch.func.grad` and its like wrap every tensor in: their
     wrapper can't be read once they have ended."""
@@ -128,10 +134,20 @@ def no_interposition() -> bool:
 
 def no_tracing() -> bool:
     """The same, but that modes may be active as long as none of them is a tracer."""
-    if MISSING or functorch_active() or torchscript() or forward_mode_is_active():
+    return not (MISSING or functorch_active() or torchscript() or forward_mode_is_active() or _mode_traces())
+
+
+def only_differentiates() -> bool:
+    """Whether whatever is active differentiates, or is a mode that traces nothing."""
+    if MISSING or torchscript() or _mode_traces():
         return False
+    levels = _levels() if functorch_active() else None
+    return not levels or all(level.key() in DIFFERENTIATING for level in levels)
+
+
+def _mode_traces() -> bool:
     active = [*modes(), *map(_function_mode_at, range(_function_mode_count()))]
-    return not any(type(mode).__module__.startswith(TRACERS) for mode in active)
+    return any(type(mode).__module__.startswith(TRACERS) for mode in active)
 
 
 def modes() -> list[Any]:

@@ -26,6 +26,7 @@ __all__ = [
     "by_cudnn",
     "cudnn",
     "elman",
+    "fit",
     "flatten",
     "layer",
     "linear_recurrence",
@@ -36,6 +37,9 @@ __all__ = [
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
+# Time steps at most that PyTorch's own operation runs on a CPU: of a plain call that wants gradients, and of
+# any other call. The way to a kernel of ours would cost more than it saves (measured in `delegation.py`).
+SINGLE, SHORT = 1, 8
 CUDNN_MODE = {"relu": 0, "tanh": 1}
 PHI_OF_CUDNN_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
@@ -189,3 +193,13 @@ def shapes(layers: int, D: int, I: int, H: int, bias: bool) -> list[tuple[int, .
     widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
     biases = [(H,), (H,)] if bias else []
     return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
+
+
+def fit(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the weights have these shapes and, with the input, one device and one dtype, autocast aside."""
+    if [w.shape for w in weights] != shapes:
+        return False
+    dtype, on_cpu, place = weights[0].dtype, x.is_cpu, x.get_device()
+    if any(w.dtype is not dtype or w.is_cpu is not on_cpu or w.get_device() != place for w in weights):
+        return False
+    return x.dtype is dtype or torch.is_autocast_enabled(x.device.type)

@@ -89,19 +89,16 @@ def non_plain_reason(x: Tensor) -> str | None:
     Every fused kernel asks this first: its rules hold for dense real numbers, and an operator of ours means
     nothing to a subclass that handles operations by itself.
     """
+    kind: Any = type(x)
+    if kind not in PLAIN_TYPES and not kind.__module__.startswith(TRACERS):
+        for base in kind.__mro__:
+            if base in PLAIN_TYPES:
+                break
+            if "__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base):
+                return f"expected a torch.Tensor, got a {kind.__name__}, which handles operations by itself"
     if x.is_complex():
         return "it works on real numbers, and these are complex"
-    if x.layout is not torch.strided:
-        return f"expected dense tensors, got one of layout {x.layout}"
-    kind: Any = type(x)
-    if kind in PLAIN_TYPES or kind.__module__.startswith(TRACERS):
-        return None
-    for base in kind.__mro__:
-        if base in PLAIN_TYPES:
-            return None
-        if "__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base):
-            return f"expected a torch.Tensor, got a {kind.__name__}, which handles operations by itself"
-    return None
+    return None if x.layout is torch.strided else f"expected dense tensors, got one of layout {x.layout}"
 
 
 def check_memory(tensors: Sequence[Tensor | None]) -> None:

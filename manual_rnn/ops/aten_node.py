@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import DEFAULT, native
+from ..kernels import DEFAULT, REFERENCE, aten, native
 from ..kernels.aten import PHI_OF_CUDNN_MODE
 from ..kernels.interface import NetworkOptions
 from ..torch_internals import CUDNN_SCHEMAS
@@ -52,15 +52,20 @@ def composed_network_backward(
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
-    options = NetworkOptions(sizes, PHI_OF_CUDNN_MODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
+    x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
+    few = (
+        len(batch_sizes) or x.size(0)
+    ) <= aten.SHORT  # PyTorch's own operations cost less than nodes of ours
+    kernel = REFERENCE if few else DEFAULT
+    options = NetworkOptions(sizes, PHI_OF_CUDNN_MODE[mode], bidirectional, weight_stride0 == 4, kernel)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
-    x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
     given = need, x, h0, [w for w in weight if w.dim() == 2], states.unbind(0)
-    if c_states is None:
+    if c_states is None and not few:
         dx, dhx, *dweights = network_vjp(*given, c, c_last, options)
     else:
-        dx, dhx, *dweights = composed.network_vjp(*given, (c, c_last, *c_states.unbind(0)), options)
+        inner = () if c_states is None else c_states.unbind(0)
+        dx, dhx, *dweights = composed.network_vjp(*given, (c, c_last, *inner), options)
     found = None if dx is None else dx.transpose(0, first), dhx, *dweights
     return [gradient for gradient in found if gradient is not None]
 

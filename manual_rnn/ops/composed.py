@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import REFERENCE, reference
 from ..kernels.interface import LayerWeights, NetworkOptions, grouped
 from ..kernels.time_order import Walk
 from .dispatch import statically
@@ -169,9 +170,11 @@ def _direction_vjp(
         dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
     else:
         c = c if c_last is None else walk.add_to_last(c, c_last)
-        dz = linear_recurrence(
-            c, h, w_hh, options.batch_sizes, options.nonlinearity, not reverse, options.kernel
-        )
+        how = options.batch_sizes, options.nonlinearity, not reverse
+        if options.kernel == REFERENCE:  # of operations that PyTorch differentiates
+            dz = reference.linear_recurrence(c, h, w_hh, *how)
+        else:
+            dz = linear_recurrence(c, h, w_hh, *how, options.kernel)
         dh0 = rows_matmul(walk.first(dz, h0.size(-2)), w_hh) if need_h0 else None
     rows = dz.reshape(*w_hh.shape[:-2], -1, dz.size(-1))
     dbiases = [rows.sum(-2) if needed else None for needed in need_biases]

@@ -153,6 +153,7 @@ FAST: dict[str, Callable[[Build], Any]] = {
     "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T)),
     "of one sequence": call(X[:, :1]),
     "of one step": call(X[:1], HX),
+    "dropout at work": changed(lambda rnn: torch.manual_seed(1) and None, num_layers=2, dropout=0.5),
     "unbatched, no steps": call(X[:0, 0]),
     "no steps": call(X[:0]),
     "no sequences": call(X[:, :0]),
@@ -175,7 +176,6 @@ OTHER: dict[str, Callable[[Build], Any]] = {
     "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
     "a frozen weight": changed(lambda rnn: rnn.weight_hh_l0.requires_grad_(False) and None),
     "frozen, but not the input": changed(lambda rnn: rnn.requires_grad_(False), X.clone().requires_grad_()),
-    "dropout at work": changed(lambda rnn: torch.manual_seed(1) and None, num_layers=2, dropout=0.5),
     "parametrized": changed(
         lambda rnn: parametrizations.weight_norm(rnn, "weight_hh_l0")  # type: ignore[arg-type]
     ),

@@ -76,6 +76,41 @@ def test_editing_an_argument_before_backward_raises(edited: str, kernel: KernelN
             output.sum().backward()
 
 
+@KERNELS
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("wanted", [(), ("input",), ("hx",), ("input", "hx")], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_an_edit_of_any_argument_before_backward_does_what_it_does_with_nn_rnn(
+    options: dict[str, Any], wanted: tuple[str, ...], steps: int, kernel: KernelName
+) -> None:
+    """A step of an optimizer, say, which edits all weights: it raises, or changes no gradient."""
+    builtin, manual = twins(4, 6, **options)
+    states = builtin.num_layers * (1 + builtin.bidirectional)
+    given = {"input": torch.randn(steps, 3, 4), "hx": torch.randn(states, 3, 6)}
+    for edited in [*given, *dict(builtin.named_parameters())]:
+        found: list[Any] = []
+        for rnn in (builtin, manual):
+            arguments = {name: x.clone().requires_grad_(name in wanted) for name, x in given.items()}
+            tensors = arguments | dict(rnn.named_parameters())
+            before = tensors[edited].detach().clone()
+            with use_kernel(kernel):
+                output, _ = rnn(**arguments)
+            with torch.no_grad():
+                tensors[edited].add_(1)
+            inputs = [x for x in tensors.values() if x.requires_grad]
+            try:
+                found.append(torch.autograd.grad(output.sum(), inputs))
+            except RuntimeError as reason:
+                found.append("inplace" in str(reason))
+            with torch.no_grad():
+                tensors[edited].copy_(before)
+        assert [type(f) for f in found] == [type(found[0])] * 2, f"{edited}: {found[1]}"
+        if isinstance(found[0], tuple):
+            assert max(map(error, *found)) < 2e-6, edited
+        else:
+            assert found == [True, True], edited
+
+
 @pytest.mark.parametrize("edited", ["weight_hh_l0", "hx", "output", "cotangent", "first gradient"])
 def test_edits_between_the_orders_are_noticed(edited):
     """What the graph of a gradient saves: weights, h0, states, the cotangent, the result of `linear`."""

@@ -1,0 +1,190 @@
+r"""Calls that are left to `nn.RNN`, with its numbers to the last bit, and calls that are not."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import packed, twins
+from internals import fast_path, module, native
+from torch import Tensor, nn
+from torch.autograd import functional
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+from manual_rnn import ManualRNN, explain_kernel, use_kernel
+
+pytestmark = [
+    pytest.mark.users_lengths,
+    pytest.mark.skipif(not native.has_aten_node, reason="no compiler, or another torch"),
+]
+Run = Callable[[nn.Module, Tensor], Any]
+
+
+def gradients(rnn: nn.Module, x: Any, hx: Tensor | None = None) -> list[Tensor]:
+    output, h_n = rnn(x, hx)
+    output = getattr(output, "data", output)
+    loss = output.float().sin().sum() + h_n.float().cos().sum()
+    wanted = [p for p in [x, *rnn.parameters()] if isinstance(p, Tensor) and p.requires_grad]
+    return [output, h_n, *torch.autograd.grad(loss, wanted)]
+
+
+def frozen(rnn: nn.Module, x: Tensor) -> list[Tensor]:
+    rnn.weight_hh_l0.requires_grad_(False)
+    return gradients(rnn, x)
+
+
+def under_autocast(rnn: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return gradients(rnn, x)
+
+
+def of_weights(rnn: nn.Module, x: Tensor) -> list[Tensor]:
+    weights = {name: p.detach() for name, p in rnn.named_parameters()}
+    return list(grad(lambda w: functional_call(rnn, w, (x,))[0].sin().sum())(weights).values())
+
+
+def penalty(rnn: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(rnn(x)[0].sin().sum(), x, create_graph=True)
+    return list(torch.autograd.grad(g.square().sum(), list(rnn.parameters())))
+
+
+def loss_of(rnn: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: rnn(x)[0].sin().sum()
+
+
+FEW: dict[str, Run] = {
+    "frozen weights": frozen,
+    "autocast": under_autocast,
+    "packed, frozen": lambda rnn, x: frozen(rnn, packed(x, [2, 4, 4])),  # type: ignore[arg-type]
+    "the gradient of a leaf": lambda rnn, x: gradients(rnn, x.clone().requires_grad_()),
+    "grad by weights": of_weights,
+    "grad": lambda rnn, x: grad(loss_of(rnn))(x),
+    "vjp": lambda rnn, x: vjp(loss_of(rnn), x)[1](torch.ones(()))[0],
+    "jvp": lambda rnn, x: jvp(loss_of(rnn), (x,), (x.cos(),)),
+    "jacrev": lambda rnn, x: jacrev(lambda x: rnn(x)[1])(x),
+    "a penalty": penalty,
+    "hvp": lambda rnn, x: functional.hvp(loss_of(rnn), x, x.cos()),
+    "hessian": lambda rnn, x: functional.hessian(loss_of(rnn), x),
+}
+
+
+def flat(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else [x for each in found for x in flat(each)]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ways to a kernel of ours that were taken."""
+    ran: list[str] = []
+
+    def watched(original: Callable[..., Any], *args: Any) -> Any:
+        ran.append(str(original))
+        return original(*args)
+
+    for owner, name in ((fast_path, "cudnn_rnn"), (module, "run_rnn")):
+        monkeypatch.setattr(owner, name, partial(watched, getattr(owner, name)))
+    return ran
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}], ids=str)
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_steps_are_left_to_nn_rnn(name: str, options: dict[str, Any], engine: list[str]) -> None:
+    found = []
+    for rnn in twins(4, 6, **options):
+        found.append(flat(FEW[name](rnn, torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)))))
+    assert not engine
+    assert len(found[0]) == len(found[1]) > 0
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["frozen weights", "the gradient of a leaf", "a penalty"])
+def test_more_steps_are_not(name: str, engine: list[str]) -> None:
+    x = torch.randn(9, 3, 4)
+    for a, b in zip(*(flat(FEW[name](rnn, x)) for rnn in twins(4, 6)), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+    assert engine
+
+
+@pytest.mark.parametrize("hx", [None, torch.randn(1, 3, 6)], ids=["zeros", "hx"])
+@pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed"])
+def test_a_single_step_in_training(form: str, hx: Tensor | None, engine: list[str]) -> None:
+    x: Any = torch.randn(1, 3, 4)
+    rnns = twins(4, 6, batch_first=form == "batch_first")
+    if form == "batch_first":
+        x = x.transpose(0, 1)
+    if form == "unbatched":
+        x, hx = x[:, 0], None if hx is None else hx[:, 0]
+    if form == "packed":
+        x = packed(x, [1, 1, 1])
+    for a, b in zip(*(gradients(rnn, x, hx) for rnn in rnns), strict=True):
+        assert torch.equal(a, b)
+    assert not engine
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("steps", [2, 12])
+def test_foreign_tensors_at_any_length(steps: int, engine: list[str]) -> None:
+    class Loud(Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    for x in (torch.randn(steps, 3, 4).as_subclass(Loud), torch.randn(steps, 3, 4, dtype=torch.complex64)):
+        a, b = (rnn.to(x.dtype)(x)[0] for rnn in twins(4, 6))
+        assert type(a) is type(b)
+        assert torch.equal(a, b)
+    assert not engine
+
+
+def test_what_nn_rnn_cannot_do_is_ours(engine: list[str]) -> None:
+    rnn, x = ManualRNN(4, 6), torch.randn(5, 4, 3, 4)
+    found = vmap(lambda x: rnn(x)[0])(x)
+    torch.testing.assert_close(found, torch.stack([rnn(each)[0] for each in x]))
+    with use_kernel("native"):
+        rnn.requires_grad_(False).weight_hh_l0.requires_grad_()
+        rnn(x[0])
+    assert engine
+
+
+def test_a_weight_that_is_computed_is_read_once() -> None:
+    """Spectral normalisation takes a step of its power iteration whenever it is read in training."""
+    reads = 0
+
+    class Counted(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            nonlocal reads
+            reads += 1
+            return w
+
+    counted = ManualRNN(4, 6)
+    nn.utils.parametrize.register_parametrization(counted, "weight_hh_l0", Counted())
+    reads = 0
+    counted(torch.randn(4, 3, 4))
+    assert reads == 1
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(1, "aten"), (4, "native"), (9, "native")])
+def test_explain_kernel_says_so(steps: int, runs: str) -> None:
+    rnn, x = ManualRNN(4, 6), torch.randn(steps, 3, 4)
+    assert f"{runs:9} runs" in explain_kernel(rnn, x)
+    rnn.weight_hh_l0.requires_grad_(False)
+    assert f"{'aten' if steps <= 8 else 'native':9} runs" in explain_kernel(rnn, x)
+    with torch.no_grad():
+        assert "native    runs" in explain_kernel(rnn, x)
+
+
+@pytest.mark.parametrize("change", ["hx", "weight", "batch_first"])
+def test_what_does_not_fit_is_told_in_our_words(change: str) -> None:
+    rnn, hx = ManualRNN(4, 6), torch.randn(1, 3, 6)
+    rnn.weight_hh_l0.requires_grad_(False)
+    if change == "weight":
+        rnn.weight_hh_l0 = nn.Parameter(torch.randn(5, 6), requires_grad=False)
+    if change == "batch_first":
+        rnn.batch_first = None  # type: ignore[assignment]
+    if change == "hx":
+        hx = hx.double()
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=r"weight_hh_l0|batch_first|hx"):
+        rnn(torch.randn(3, 3, 4), hx)
