@@ -28,7 +28,7 @@ from .kernels import aten
 from .kernels.interface import non_plain_reason
 from .override import nonlinearity_of
 from .parameters import RUNNER, RNNBase, assigned_weights, is_expanded
-from .torch_internals import functorch_active, only_differentiates, torchscript
+from .torch_internals import any_autocast, functorch_active, only_differentiates, torchscript
 
 __all__ = ["is_left_to_nn_rnn"]
 
@@ -80,5 +80,8 @@ def _fits(rnn: RNNBase, input: Any, hx: Any) -> bool:
         return False
     validation.check_attributes(rnn)
     sizes = rnn.num_layers, 1 + rnn.bidirectional, rnn.input_size, rnn.hidden_size, rnn.bias
-    same = hx is None or (isinstance(hx, Tensor) and hx.dtype is x.dtype and hx.is_cpu)
-    return same and aten.fit(x, weights, aten.shapes(*sizes))
+    if hx is not None and not (
+        isinstance(hx, Tensor) and hx.is_cpu and (hx.dtype is x.dtype or any_autocast())
+    ):
+        return False
+    return aten.fit(x, weights, aten.shapes(*sizes))

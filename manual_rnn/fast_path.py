@@ -110,7 +110,9 @@ class PlainCall(NamedTuple):
 
 def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, packed: bool) -> PlainCall | None:
     """None where anything is out of the ordinary."""
-    if type(x) not in PLAIN_TYPES or x.is_nested or not _is_unmodified(type(rnn), rnn):
+    if type(x) not in PLAIN_TYPES or x.is_nested or (any_autocast() and x.is_cpu):
+        return None
+    if not _is_unmodified(type(rnn), rnn):
         return None
     try:
         *options, training, dropout, projection, parameters, names, _ = _read(rnn.__dict__)
@@ -170,7 +172,8 @@ def _run_on_cpu(
     mode, bias, batch_first, bidirectional, layers, _, H = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
     steps = len(sizes) or x.size(1 if batch_first else 0)
-    kernel = _kernel_on_cpu(x, recorded, steps)
+    B = sizes[0] if sizes else x.size(0 if batch_first else 1)
+    kernel = _kernel_on_cpu(x, recorded, steps, (B, H))
     if kernel == kernels.ATEN:
         return None if sizes else _run_short(x, hx, weights, options)
     if kernel is None:
@@ -197,11 +200,14 @@ def _run_on_cpu(
     return as_separate_output(output), as_separate_output(h_n)
 
 
-def _kernel_on_cpu(x: Tensor, recorded: bool | None, steps: int) -> str | None:
-    """The kernel that runs a plain call: the engine; for the gradients of a few steps PyTorch's operation."""
+def _kernel_on_cpu(x: Tensor, recorded: bool | None, steps: int, sizes: tuple[int, int]) -> str | None:
+    """The kernel that runs a plain call of `sizes (B, H)`: the engine; or PyTorch's operation, for the
+    gradients of a few steps and where it is faster."""
     asked = kernels.requested_kernel()
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
+    if asked == kernels.DEFAULT and aten.is_faster(x.dtype, *sizes):
+        return kernels.ATEN
     if recorded is not False and asked == kernels.DEFAULT:
         few = aten.SHORT if recorded is None or _is_leaf(x) else aten.SINGLE
         if 0 < steps <= few:
@@ -211,19 +217,24 @@ def _kernel_on_cpu(x: Tensor, recorded: bool | None, steps: int) -> str | None:
 
 def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> str | None:
     """The kernel that the fast path would run on a CPU; None where the call isn't plain."""
-    x, steps = (input.data, len(input.batch_sizes)) if isinstance(input, PackedSequence) else (input, 0)
-    call = _plain_call(rnn, x, hx, bool(steps)) if no_tracing() else None
+    x, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
+    call = _plain_call(rnn, x, hx, sizes is not None) if no_tracing() else None
     if call is None or not x.is_cpu:
         return None
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, call.weights)
-    return _kernel_on_cpu(x, recorded, steps or x.size(1 if rnn.batch_first and x.dim() == 3 else 0))
+    if sizes is not None:
+        steps, B = len(sizes), int(sizes[0])
+    else:
+        steps, B = x.shape[:2] if x.dim() == 3 else (x.size(0), 1)
+        steps, B = (B, steps) if rnn.batch_first and x.dim() == 3 else (steps, B)
+    return _kernel_on_cpu(x, recorded, steps, (B, rnn.hidden_size))
 
 
 def _run_short(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation, which is as fast for the gradients of a single step. It is of a few steps
-    where some weights are frozen, or where the gradient of a leaf is wanted, which is often differentiated
+    where some weights are frozen or where the gradient of a leaf is wanted, which is often differentiated
     itself (a penalty, a Hessian): `delegation.py` has the measurement."""
     mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
     shape = layers * (1 + bidirectional), x.size(0 if batch_first else 1), H
@@ -313,4 +324,4 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
         return False
     if aten.by_cudnn(x):
         return True
-    return x.is_cpu and x.dtype in native.TYPES and not any_autocast() and all(w.is_cpu for w in tensors)
+    return x.is_cpu and x.dtype in native.TYPES and all(w.is_cpu for w in tensors)

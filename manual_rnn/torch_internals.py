@@ -8,6 +8,7 @@ The few names that can't stand here are listed, each with its reason, in tests/h
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "forward_mode_is_active",
     "functorch_active",
     "fx_tracer",
+    "has_amx",
     "in_draft_export",
     "in_forward_mode",
     "is_wrapper",
@@ -293,6 +295,9 @@ def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> Any:
     library.impl(CUDNN_DERIVATIVE, rule, "Batched")
     return library
 
+
+# Whether the processor multiplies tiles of bfloat16; a torch that can't tell has no use for it either.
+has_amx: Callable[[], bool] = cache(getattr(torch.cpu, "_is_amx_tile_supported", never))
 
 # The one event that tells a profiler of shapes.
 record_function_fast: Callable[..., Any] = find("torch._C._profiler", "_RecordFunctionFast")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense
+from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense, has_amx
 from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
 from .torch_loop import elman, linear_recurrence
 
@@ -28,6 +28,7 @@ __all__ = [
     "elman",
     "fit",
     "flatten",
+    "is_faster",
     "layer",
     "linear_recurrence",
     "nn_rnn",
@@ -40,9 +41,19 @@ HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 # Time steps at most that PyTorch's own operation runs on a CPU: of a plain call that wants gradients, and of
 # any other call. The way to a kernel of ours would cost more than it saves (measured in `delegation.py`).
 SINGLE, SHORT = 1, 8
+# Multiply-adds of a step, B H^2, from which oneDNN's products with AMX are faster in bfloat16 than those of
+# the engine, and the least B. The time of `nn.RNN` by that of the engine, forward and in training, on a Xeon:
+#     (B, H) = (16, 256) 1.11 1.30    (8, 512) 0.80 1.17    (16, 512) 0.83 1.04     (8, 2048) 0.34 0.47
+#             (64, 128) 1.11 1.11  (128, 128) 0.83 0.73    (32, 256) 0.70 0.79    (4, 1024) 1.00 1.74
+WIDE, LEAST_ROWS = 2**21, 8
 CUDNN_MODE = {"relu": 0, "tanh": 1}
 PHI_OF_CUDNN_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
+
+
+def is_faster(dtype: torch.dtype, B: int, H: int) -> bool:
+    """Whether PyTorch's own operation runs wide bfloat16 networks on a CPU faster than the engine."""
+    return dtype is torch.bfloat16 and B >= LEAST_ROWS and B * H * H >= WIDE and has_amx()
 
 
 def by_cudnn(x: Tensor) -> bool:

@@ -135,7 +135,8 @@ def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
         return asked
     if not dispatch.can_bypass_dispatcher(*tensors):
         return asked
-    return asked if native.unsupported_reason(*tensors) is None else kernels.ATEN
+    able = native.unsupported_reason(*tensors) is None and not aten.is_faster(x.dtype, hx.size(1), hx.size(2))
+    return asked if able else kernels.ATEN
 
 
 def _check_aten(tensors: list[Any]) -> None:

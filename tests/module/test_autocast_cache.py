@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manual_rnn import ManualRNN
 from manual_rnn.inspect import trace
 
+pytestmark = pytest.mark.users_lengths
+
 
 class Casts(TorchDispatchMode):
     """How many matrices are cast."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import packed, twins
-from internals import fast_path, module, native
+from internals import aten, fast_path, module, native
 from torch import Tensor, nn
 from torch.autograd import functional
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
@@ -188,3 +188,29 @@ def test_what_does_not_fit_is_told_in_our_words(change: str) -> None:
         hx = hx.double()
     with pytest.raises((RuntimeError, ValueError, TypeError), match=r"weight_hh_l0|batch_first|hx"):
         rnn(torch.randn(3, 3, 4), hx)
+
+
+@pytest.mark.parametrize("form", ["padded", "batch_first", "packed", "autocast", "no_grad"])
+@pytest.mark.parametrize("amx", [True, False])
+def test_wide_bfloat16_with_amx(amx: bool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's operation where it is faster, to the last bit; elsewhere the engine."""
+    monkeypatch.setattr(aten, "has_amx", lambda: amx)
+    rnns: list[Any] = list(twins(4, 512, batch_first=form == "batch_first"))
+    x: Any = torch.randn(10, 8, 4)
+    if form != "autocast":
+        rnns, x = [rnn.bfloat16() for rnn in rnns], x.bfloat16()
+    if form == "batch_first":
+        x = x.transpose(0, 1)
+    if form == "packed":
+        x = packed(x, [10] * 8)
+    found = []
+    for rnn in rnns:
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"),
+            torch.set_grad_enabled(form != "no_grad"),
+        ):
+            output, h_n = rnn(x)
+        found.append([getattr(output, "data", output), h_n])
+    assert all(map(torch.equal, *found)) == amx
+    if form != "autocast":
+        assert f"{'aten' if amx else 'native':9} runs" in explain_kernel(rnns[1], x)
