@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
         if name in LABORATORY:
-            import_module(".run", __package__).run(name, options)
+            import_module(".cli", __package__).main(name, options)
         else:
             import_module(".commands", __package__).main(name, options)
     except ModuleNotFoundError as missing:

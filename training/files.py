@@ -43,18 +43,14 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def save_whole(content: Any, path: Path) -> None:
-    """``torch.save``, whole or not at all. Raises OSError as :func:`write_whole`."""
+    """``torch.save``, whole or not at all."""
     file = io.BytesIO()
     torch.save(content, file)
     write_whole(path, file.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves the file as it was.
-
-    Raises:
-        OSError: where the file can't be written.
-    """
+    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stray_parts(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -111,12 +107,7 @@ def read(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that a run wrote.
-
-    Raises:
-        ValueError: for any other file.
-        FileNotFoundError: where there is no such file.
-    """
+    """The content of a checkpoint that a run wrote. Raises as :func:`read`, for any other file."""
     content = read(path, CHECKPOINT)
     whole = all(isinstance(content.get(part), dict) for part in PARTS)
     if not whole or "pytorch-lightning_version" not in content:
@@ -125,12 +116,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def rnn_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict of the one RNN in ``path``, without the prefix that it has in its model.
-
-    Raises:
-        ValueError: where there is none, or more than one.
-        FileNotFoundError: where there is no such file.
-    """
+    """The state_dict of the one RNN in ``path``, without its prefix. Raises as :func:`read` does."""
     content = read(path, "a file with nn.RNN weights")
     state = content.get("state_dict", content)
     prefixes = [name.removesuffix(FIRST) for name in state if str(name).endswith(FIRST)]
@@ -152,7 +138,7 @@ def find_checkpoint(given: str, task: str = "*") -> Path:
     url = urlsplit(given)
     if "://" in given and url.scheme != "file":
         raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
-    path = Path(unquote(url.path)) if "://" in given else Path(given)
+    path = Path(unquote(url.path) if "://" in given else given)
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
     return path

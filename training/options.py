@@ -1,13 +1,12 @@
-r"""Options as words and as settings: configs by name, what no run can have, settings as plain data."""
+r"""Options as words, configs by name, and what no run can have."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader
+from jsonargparse import get_loader
 
 from .datamodule import at_least
 from .files import no_file
@@ -21,52 +20,41 @@ UNFIT = {
 ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 """Strategies that train in other processes, and the report with them."""
 load_yaml = get_loader("yaml")
-NO_DATA = object()
-Flat = dict[str, Any]
 
 
-def grouped(words: Sequence[str]) -> list[list[str]]:
-    """Each option of a command line with the words after it; those before the first are a group too."""
-    groups: list[list[str]] = []
+Option = tuple[str, list[str]]
+"""Its name with the dashes, and its values."""
+
+
+def grouped(words: Sequence[str]) -> list[Option]:
+    """Each option of a command line with its values; words before the first option are one, too."""
+    groups: list[Option] = []
     for word in words:
         if re.match("--?[A-Za-z]", word) or not groups:
-            groups.append([])
-        groups[-1].append(word)
+            name, equals, value = word.partition("=")
+            groups.append(("--config" if name == "-c" else name, [value] * bool(equals)))
+        else:
+            groups[-1][1].append(word)
     return groups
 
 
-def name_of(group: list[str]) -> str:
-    """``--name`` of ``--name=value``, or of ``--name value``."""
-    name = group[0].partition("=")[0]
-    return "--config" if name == "-c" else name
+def as_words(groups: Iterable[Option]) -> list[str]:
+    """Options with their values as the words of a command line."""
+    words = ([f"{name}={values[0]}"] if len(values) == 1 else [name, *values] for name, values in groups)
+    return [word for group in words for word in group]
 
 
-def values_of(group: list[str]) -> list[str]:
-    _, equals, value = group[0].partition("=")
-    return [value] * bool(equals) + group[1:]
+def with_config_files(options: Iterable[Option]) -> list[Option]:
+    return [(name, [*map(config_file, values)] if name == "--config" else values) for name, values in options]
 
 
-def options_named(names: list[str], options: Sequence[str]) -> list[str]:
-    """The options of these names, each with its value."""
-    return [word for group in grouped(options) if name_of(group) in names for word in group]
-
-
-def with_config_files(options: Sequence[str]) -> list[str]:
-    """The options, with the file of this package where ``--config`` has a bare name, like ``parity``.
+def config_file(given: str) -> str:
+    """The file of this package where ``given`` is a bare name, like ``parity``; else ``given``.
 
     Raises:
         ValueError: for a config that isn't a mapping in YAML or JSON.
         FileNotFoundError: where there is no such config.
     """
-    words: list[str] = []
-    for group in grouped(options):
-        if name_of(group) == "--config" and len(values_of(group)) == 1:
-            group = ["--config", config_file(values_of(group)[0])]
-        words += group
-    return words
-
-
-def config_file(given: str) -> str:
     if given.lstrip().startswith("{"):
         return given  # settings as they are
     own = CONFIGS / f"{given}.yaml"
@@ -117,55 +105,5 @@ def check_run(trainer: Any, optimizer: str) -> None:
     if trainer.barebones:
         raise ValueError("expected a run that logs, for the report; got --trainer.barebones true")
     if str(trainer.strategy).startswith(ELSEWHERE):
-        raise ValueError(
-            "expected --trainer.strategy to leave the report in this process, as auto and ddp do; got "
-            f"{trainer.strategy}"
-        )
-
-
-def plain(value: Any) -> Any:
-    """Settings as data that YAML and ``weights_only`` can hold.
-
-    An object that has no such form, like a default ``torch.device``, is left out: when the settings are read
-    again, the default holds again.
-    """
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        found = {str(name): plain(part) for name, part in value.items()}
-        return {name: part for name, part in found.items() if part is not NO_DATA}
-    if isinstance(value, list | tuple | set):
-        return [part for part in map(plain, value) if part is not NO_DATA]
-    if isinstance(value, Enum):
-        return plain(value.value)
-    for kind in (str, int, float):  # of which settings are subclasses, such as PositiveInt
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return kind(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value if value is None or isinstance(value, bool) else NO_DATA
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Settings by the name of their option: ``{"optimizer": "Adam", "optimizer.lr": 5e-3, ...}``."""
-    return dict(by_option(settings, prefix))
-
-
-def by_option(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if name == "class_path":
-            yield prefix.removesuffix("."), value
-        elif isinstance(value, Mapping):
-            yield from by_option(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def differences(settings: Flat, others: Flat) -> Flat:
-    """Those of ``settings`` that ``others`` has not, or has otherwise."""
-    return {name: value for name, value in settings.items() if others.get(name, NO_DATA) != value}
-
-
-def in_words(settings: Flat) -> str:
-    """``model.hidden_size 64, optimizer.lr 0.01``."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
+        expected = "expected --trainer.strategy to leave the report in this process, as auto and ddp do"
+        raise ValueError(f"{expected}; got {trainer.strategy}")

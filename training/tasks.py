@@ -8,7 +8,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from .datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Task, at_least, one_hot, seeded_by
+from .objective import Batch
 
 
 class Adding(Task):

@@ -23,8 +23,8 @@ from training_runs import QUIET, SMALL, WARNINGS, CommandLine, checkpoint, last,
 
 import training
 from training.__main__ import COMMANDS, main
+from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
-from training.entry import TRAINER, quieten
 from training.messages import told
 from training.options import CONFIGS, load_settings
 from training.tasks import TASKS, Adding, Parity
@@ -35,7 +35,7 @@ pytestmark = WARNINGS
 ECHO = """
 import torch
 from training.datamodule import Task
-from training.loading import Batch
+from training.objective import Batch
 
 
 class Echo(Task):

@@ -63,8 +63,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
     def equal() -> Record:
         record = Record()
         record.note_comparison(1, comparison(0.0, 0.0))
-        record.note_step(1, {"builtin": 1.0, "manual": 1.0})
-        record.note_drift({"w": 0.0})
+        record.note_step(1, {"builtin": 1.0, "manual": 1.0}, {"w": 0.0})
         return record
 
     assert equal().bitwise_equal
@@ -73,7 +72,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
         lambda record: record.note_comparison(2, comparison(0.1)),
         lambda record: record.note_comparison(2, comparison(0.0, 0.0, loss=1e-9)),
         lambda record: record.note_step(2, {"builtin": 1.0, "manual": 1.0 + 1e-9}),
-        lambda record: record.note_drift({"w": 1e-9}),
+        lambda record: record.note_step(2, {}, {"w": 1e-9}),
     ):
         record = equal()
         note(record)
@@ -83,8 +82,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
 
 def test_after_a_divergence_paths_are_compared_no_more() -> None:
     record = recorded(1.0)
-    record.note_step(2, {"builtin": inf, "manual": nan})
-    record.note_drift({"w": nan})
+    record.note_step(2, {"builtin": inf, "manual": nan}, {"w": nan})
     record.note_step(3, {"builtin": 1.0, "manual": 2.0})
     assert record.extremes["w"].drift == record.loss_drift == 0
     assert record.divergence == "both diverged at step 2"
