@@ -13,7 +13,7 @@ from .callbacks import CompareGradients, StopWhenSolved
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
-from .settings import settings_of
+from .settings import of_this_version, settings_of
 from .twins import Twins
 
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
@@ -119,6 +119,9 @@ class GivenAnew(Callback):
             state.update(self.scheduler)
             if "lr" in self.optimizer:
                 state["base_lrs"] = [self.optimizer["lr"]] * len(state.get("base_lrs", []))
+        task: Any = getattr(trainer, "datamodule", None)
+        if type(task).__qualname__ not in checkpoint and "loops" in checkpoint:  # an older version wrote it
+            task.drawn = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
 
     def learning_rate(self, reached: float) -> float:
         """``reached``, in proportion to the new one."""
@@ -137,9 +140,9 @@ def of_option(option: str, settings: Flat) -> Flat:
 def load_model(ckpt_path: Path) -> Twins:
     """The twins of a checkpoint, ready to answer. Raises ValueError where its weights don't fit."""
     content = read_checkpoint(ckpt_path)
-    known = signature(Twins).parameters
+    given = of_this_version(content["hyper_parameters"])
     try:
-        model = Twins(**{n: value for n, value in content["hyper_parameters"].items() if n in known})
+        model = Twins(**{n: value for n, value in given.items() if n in signature(Twins).parameters})
     except TypeError as problem:
         raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
     check_weights(model, content)

@@ -22,6 +22,7 @@ from .files import CHECKPOINT
 from .twins import Twins
 
 NOT_RESTORED = ("ckpt_path", "name", "config")
+OLDER = {"compare_every", "tolerance"}
 PACKAGE = str(__package__)
 TRUSTED = ("torch.", "pytorch_lightning.", "lightning.", "lightning_fabric.", f"{PACKAGE}.")
 PARTS: dict[str, type] = {"trainer": Trainer, "model": Twins, "compare": CompareGradients}
@@ -74,12 +75,19 @@ def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dic
         data = {**settings["data"], "class_path": of_this_package(settings["data"]["class_path"])}
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
-    settings = {**settings, "model": model, "data": data}
-    if {"compare_every", "tolerance"} <= model.keys():  # before the comparison was a callback
-        every, tolerance = model.pop("compare_every"), model.pop("tolerance")
-        settings["compare"] = {"every_n_steps": every, "tolerance": tolerance}
+    settings = {**settings, "model": of_this_version(model), "data": data}
+    if model.keys() >= OLDER:
+        settings["compare"] = {"every_n_steps": model["compare_every"], "tolerance": model["tolerance"]}
     check_settings(settings, set(named))
     return settings
+
+
+def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the twins, also of those that compared their own gradients and had ReLU as their default."""
+    if not model.keys() >= OLDER:
+        return dict(model)
+    kept = {name: value for name, value in model.items() if name not in OLDER}
+    return {**kept, "nonlinearity": model.get("nonlinearity") or "relu"}
 
 
 def of_this_package(class_path: str) -> str:

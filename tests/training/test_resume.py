@@ -182,18 +182,22 @@ def of_an_older_version(path: Path) -> None:
         "tolerance": compare["tolerance"],
     }
     content["hyper_parameters"] |= {"compare_every": 1, "tolerance": 16.0}
+    content["settings"]["model"]["nonlinearity"] = content["hyper_parameters"]["nonlinearity"] = None  # ReLU
     for name in ("metric", "scored_steps"):
         del content["hyper_parameters"][name]
+    del content["Adding"]  # its number of the next batch
     content["callbacks"]["Report"] = {"history": content["callbacks"].pop("CompareGradients")["losses"]}
     torch.save(content, path)
 
 
 def test_a_run_of_an_older_version_goes_on_but_for_its_record(cli: CommandLine) -> None:
-    cli("--trainer.max_epochs=3", "--compare.every_n_steps=2")
-    cli("--trainer.max_epochs=1", "--compare.every_n_steps=2")
+    own = ["--compare.every_n_steps=2", "--model.nonlinearity=relu"]
+    cli("--trainer.max_epochs=3", *own)
+    cli("--trainer.max_epochs=1", *own)
     path = checkpoint(ADDING / "version_1")
     of_an_older_version(path)
     cli("export", f"--ckpt_path={path}", small=[])
+    assert load_model(path).manual.rnn.nonlinearity == "relu"
     assert torch.equal(
         torch.load("rnn.pt")["weight_hh_l0"], weights(ADDING / "version_1")["manual.rnn.weight_hh_l0"]
     )
