@@ -7,10 +7,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-EXTRA = """
-jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard
-torchmetrics yaml
-"""
+EXTRA = (
+    "jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard "
+    "torchmetrics yaml"
+)
 LABORATORY = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "fit": "train the twins, compare their gradients, end with the report; runs where no command is named",
@@ -46,14 +46,7 @@ all options of a command: {prog} COMMAND --help
 
 
 def main(args: list[str] | None = None) -> None:
-    """One command line.
-
-    Args:
-        args: its words; those of the process where none are given.
-
-    Raises:
-        SystemExit: with the exit code, where that isn't 0.
-    """
+    """One command line, that of the process where none is given. Raises SystemExit with a code but 0."""
     given = sys.argv[1:] if args is None else args
     if given and given[0] in ("-h", "--help", "--version"):
         print(overview() if given[0] != "--version" else f"{prog()} {installed()}\n", end="")

@@ -184,7 +184,7 @@ class Settings(Callback):
     """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings, self.begun = settings, False
+        self.settings, self.noted = settings, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # every process has to ask for it
@@ -193,16 +193,6 @@ class Settings(Callback):
             write_whole(Path(folder or ".") / "config.yaml", text.encode())
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.settings)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Notes that the run has begun, once its first step is made and nothing can refuse it any more."""
-        if self.begun:
-            return
-        self.begun, folder = True, trainer.log_dir
-        if trainer.is_global_zero and folder and trainer.loggers:
-            note_start(Path(folder))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """TensorBoard compares runs by what they reached."""
@@ -214,7 +204,12 @@ class Settings(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Notes with the first checkpoint that there is a run whose ``last`` and ``best`` can be meant."""
         checkpoint["settings"] = self.settings
+        folder = trainer.log_dir
+        if not self.noted and trainer.is_global_zero and folder and trainer.loggers:
+            note_start(Path(folder))
+        self.noted = True
 
 
 class Interrupted(Callback):

@@ -126,12 +126,12 @@ class Outcome:
         return in_words([setting for setting in self.settings if setting[0] != SEED])
 
     def row(self) -> dict[str, str]:
-        record = self.record
+        steps, scores = self.record.steps, self.record.scores
         return {
             **{short(option): value for option, value in self.settings},
-            "steps": str(record.steps[-1]) if record.steps else "0",
-            **{NAMES[t]: f"{record.scores[t][-1]:.4g}" if t in record.scores else "" for t in NAMES},
-            "parting": f"{record.largest_parting:.2g}",
+            "steps": str(steps[-1]) if steps else "0",
+            **{name: f"{scores[twin][-1]:.4g}" if twin in scores else "" for twin, name in NAMES.items()},
+            "parting": f"{self.record.largest_parting:.2g}",
             "verdict": VERDICTS.get(self.code, f"exit code {self.code}"),
             "run": self.folder.name,
         }
@@ -140,9 +140,7 @@ class Outcome:
 def sweep(options: list[str]) -> None:
     """Runs ``fit`` for each combination of the options' values.
 
-    Raises:
-        SystemExit: with the exit code of the first run that wasn't sound, 0 where all were.
-        ValueError: where a folder of the sweep's name is there already.
+    Raises SystemExit with the exit code of the first run that wasn't sound, 0 where all were.
     """
     if not options or {"-h", "--help"} & set(options):
         print(USAGE.format(prog=prog()), end="")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 RUNS = Path("runs")
 STARTED = RUNS / "started.txt"
-"""The folders of the runs, in the order in which they began to train."""
+"""The folders of the runs, in the order of their first checkpoints."""
 NAMED = ("last", "best")
 """The checkpoints that a run keeps."""
 CHECKPOINT = "a checkpoint that python -m training wrote"
@@ -65,7 +65,10 @@ def write_whole(path: Path, content: bytes) -> None:
         if isinstance(problem, OSError):
             problem.filename = str(path)
         raise
-    sync_folder(path.parent)
+    if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too, where the system can tell
+        handle = os.open(path.parent, os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def remove_stray_parts(folder: Path) -> None:
@@ -75,20 +78,10 @@ def remove_stray_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in the folder are on the disk, where the system can tell."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        os.fsync(handle)
-        os.close(handle)
-
-
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file of tensors, numbers and names (``weights_only=True``).
 
-    Raises:
-        ValueError: for any other content.
-        FileNotFoundError: where there is no such file.
+    Raises ValueError for any other content, FileNotFoundError where there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(path)}")
@@ -129,9 +122,7 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
 def find_checkpoint(given: str, task: str = "*") -> Path:
     """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
 
-    Raises:
-        ValueError: for any other URL.
-        FileNotFoundError: where there is no such file, or no such run of the task.
+    Raises ValueError for any other URL, FileNotFoundError where there is no such file or run of the task.
     """
     if given in NAMED:
         return newest(given, task)
@@ -150,7 +141,7 @@ def no_file(path: Path) -> str:
 
 
 def newest(name: str, task: str) -> Path:
-    """The checkpoint of the run that began last; among runs whose start nobody noted, of the most steps.
+    """The checkpoint of the run whose first one is the newest; where none was noted, that of the most steps.
 
     No clock is asked: copying, touching and unpacking files change their times.
     """
@@ -167,7 +158,7 @@ def newest(name: str, task: str) -> Path:
 
 
 def note_start(folder: Path) -> None:
-    """Notes that a run in ``folder`` begins to train."""
+    """Notes that a run in ``folder`` has a checkpoint."""
     STARTED.parent.mkdir(exist_ok=True)
     with STARTED.open("a") as file:
         file.write(f"{folder}\n")
@@ -176,8 +167,7 @@ def note_start(folder: Path) -> None:
 def new_folder(parent: Path, name: str | None = None) -> Path:
     """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
 
-    Raises:
-        ValueError: where the folder ``name`` is there already, or the name isn't that of a folder.
+    Raises ValueError where the folder ``name`` is there already, or the name isn't that of a folder.
     """
     if name is not None:
         if not name or Path(name).name != name or name == "..":

@@ -51,19 +51,15 @@ def with_config_files(options: Iterable[Option]) -> list[Option]:
 def config_file(given: str) -> str:
     """The file of this package where ``given`` is a bare name, like ``parity``; else ``given``.
 
-    Raises:
-        ValueError: for a config that isn't a mapping in YAML or JSON.
-        FileNotFoundError: where there is no such config.
+    Raises ValueError for a config that isn't a mapping in YAML or JSON, FileNotFoundError for none.
     """
     if given.lstrip().startswith("{"):
         return given  # settings as they are
     own = CONFIGS / f"{given}.yaml"
     path = own if own.is_file() and not Path(given).is_file() else Path(given)
     if not path.is_file():
-        names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
-        raise FileNotFoundError(
-            f"expected a config, got {given}: {no_file(path)}\nA file, or one of {names}."
-        )
+        names = f"A file, or one of {', '.join(sorted(config.stem for config in CONFIGS.glob('*.yaml')))}."
+        raise FileNotFoundError(f"expected a config, got {given}: {no_file(path)}\n{names}")
     text = path.read_text(encoding="utf-8")
     try:
         settings = load_settings(text)

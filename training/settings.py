@@ -36,8 +36,7 @@ NO_DATA = object()
 def plain(value: Any) -> Any:
     """Settings as data that YAML and ``weights_only`` can hold.
 
-    An object that has no such form, like a default ``torch.device``, is left out: when the settings are read
-    again, the default holds again.
+    An object without such a form, like a default ``torch.device``, is left out: its default will hold again.
     """
     if isinstance(value, Namespace):
         value = vars(value)
@@ -57,17 +56,12 @@ def plain(value: Any) -> Any:
 
 
 def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of the run that wrote a checkpoint, as its ``config.yaml`` has them.
+    """The settings of the run that wrote a checkpoint, but for those that said where the run began.
 
-    Those that said where the run began are left out: the checkpoint is where it goes on.
+    A class or a text that is one of the words ``named`` on the command line may stand in them.
 
-    Args:
-        checkpoint: its content.
-        named: words of the command line; a class or a text that is one of them may stand in the settings.
-
-    Raises:
-        ValueError: for a checkpoint without settings, such as one of a plain ``Trainer``, and for settings
-            that name other classes than those of torch, Lightning and this package.
+    Raises ValueError for a checkpoint without settings, such as one of a plain ``Trainer``, and for settings
+    that name other classes than those of torch, Lightning and this package.
     """
     try:
         settings = {n: value for n, value in checkpoint["settings"].items() if n not in NOT_RESTORED}
