@@ -24,17 +24,16 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from .__main__ import prog
+from .__main__ import as_words, grouped, prog
 from .api import TRAINER, as_list, quieten, stoppers
 from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredictions, best_and_last, scores
 from .curves import draw_run
 from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
 from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
-from .options import as_words, check_run, grouped, load_settings, with_config_files
 from .report import Record, show
 from .resume import GivenAnew, check_state, check_weights, what_is_restored, why_finished
-from .settings import plain, settings_of
+from .settings import check_run, load_settings, plain, settings_of, with_config_files
 from .twins import LEARNING_RATE, Twins, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"

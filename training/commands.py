@@ -20,13 +20,12 @@ from rich.table import Column, Table
 
 from manual_rnn.pictures import write_pictures
 
-from .__main__ import prog
+from .__main__ import as_words, grouped, prog
 from .api import quieten
 from .cli import Laboratory, build
 from .curves import draw_sweep
 from .files import RUNS, find_checkpoint, new_folder, save_whole, write_whole
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
-from .options import as_words, grouped
 from .report import NAMES, Record
 from .resume import load_model, load_task
 from .tasks import TASKS

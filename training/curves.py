@@ -1,5 +1,6 @@
 r"""Pictures: of a run its losses, its scores and how far its gradients part; of a sweep all its runs."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
@@ -112,8 +113,8 @@ def draw_sweep(runs: list[tuple[str, Record]], metric: str, path: Path) -> None:
 
 
 def mean_over_seeds(records: list[Record]) -> tuple[list[int], list[float]]:
-    """The mean of ManualRNN's scores at each step that all runs have validated."""
-    runs = [(r.validated, r.scores.get("manual", [])) for r in records if r.validated]
-    scores = [dict(zip(*run, strict=False)) for run in runs]
-    steps = sorted(set.intersection(*map(set, scores))) if scores else []
-    return steps, [float(np.mean([by_step[step] for by_step in scores])) for step in steps]
+    """The mean of ManualRNN's scores, from the first step of all; a run that ended keeps its last one."""
+    runs = [(r.validated, r.scores["manual"]) for r in records if "manual" in r.scores]
+    first = max((validated[0] for validated, _ in runs), default=0)
+    steps = sorted({step for validated, _ in runs for step in validated if step >= first})
+    return steps, [float(np.mean([v[bisect_right(at, step) - 1] for at, v in runs])) for step in steps]

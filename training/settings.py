@@ -1,7 +1,7 @@
-r"""Settings as data, and those out of a checkpoint, which must be nothing else.
+r"""Settings as data: of a config, of a run that can be, and of a checkpoint, which may hold nothing else.
 
-They may name classes of torch, of Lightning and of this package, with arguments that are data too; any other
-class has to be named on the command line.
+Those of a checkpoint may name classes of torch, of Lightning and of this package, with arguments that are
+data too; any other class has to be named on the command line.
 """
 
 import re
@@ -14,16 +14,28 @@ from pkgutil import resolve_name
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader
 from pytorch_lightning import Trainer
 
+from .__main__ import Option
 from .callbacks import CompareGradients
-from .files import CHECKPOINT
+from .datamodule import at_least
+from .files import CHECKPOINT, no_file
 from .twins import Twins
 
+CONFIGS = Path(__file__).parent / "configs"
+MOST_NODES = 100_000
+load_yaml = get_loader("yaml")
+UNFIT = {
+    "LBFGS": "moves each parameter by itself",  # it has one search direction for all
+    "SparseAdam": "takes dense gradients",
+}
+ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies that train in other processes, and the report with them."""
 NOT_RESTORED = ("ckpt_path", "name", "config")
 OLDER = {"compare_every", "tolerance"}
-PACKAGE = str(__package__)
+PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
 TRUSTED = ("torch.", "pytorch_lightning.", "lightning.", "lightning_fabric.", f"{PACKAGE}.")
 PARTS: dict[str, type] = {"trainer": Trainer, "model": Twins, "compare": CompareGradients}
 """The settings that are arguments of one class, whichever the run."""
@@ -31,6 +43,67 @@ PLAIN, DOTTED = r"[\w\-#()%,/. ]*", r"\w\.[^\W\d]"
 DATA = (str, int, float, Path, timedelta, type(None))
 CONTAINERS = (Union, UnionType, list, dict, tuple)
 NO_DATA = object()
+
+
+def with_config_files(options: Iterable[Option]) -> list[Option]:
+    return [(name, [*map(config_file, values)] if name == "--config" else values) for name, values in options]
+
+
+def config_file(given: str) -> str:
+    """The file of this package where ``given`` is a bare name, like ``parity``; else ``given``.
+
+    Raises ValueError for a config that isn't a mapping in YAML or JSON, FileNotFoundError for none.
+    """
+    if given.lstrip().startswith("{"):
+        return given  # settings as they are
+    own = CONFIGS / f"{given}.yaml"
+    path = own if own.is_file() and not Path(given).is_file() else Path(given)
+    if not path.is_file():
+        names = f"A file, or one of {', '.join(sorted(config.stem for config in CONFIGS.glob('*.yaml')))}."
+        raise FileNotFoundError(f"expected a config, got {given}: {no_file(path)}\n{names}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        settings = load_settings(text)
+    except yaml.YAMLError as problem:
+        what = " ".join(str(problem).split())
+        raise ValueError(f"expected a config in YAML or JSON, got one with a problem {what}") from None
+    if not isinstance(settings, dict) or not settings:
+        got = f"'{text.strip()[:60]}'" if text.strip() else "an empty one"
+        raise ValueError(f"expected a config with settings, such as 'data: Parity', got {got}")
+    return str(path)
+
+
+def load_settings(text: str) -> Any:
+    """jsonargparse's loader, but for YAML whose aliases would make it grow without bound."""
+    try:
+        if "*" in text and size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+            raise yaml.YAMLError("of size: its aliases make more than 100,000 values of it")
+        return load_yaml(text)
+    except RecursionError:
+        raise yaml.YAMLError("of depth: it is nested too deeply") from None
+
+
+def size(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node stands for, once its aliases are written out; too many for a circle."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # which holds where the node is met within itself
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def check_run(trainer: Any, optimizer: str) -> None:
+    """Raises ValueError for an optimizer, or options of Lightning's Trainer, that no run can have."""
+    name = optimizer.rpartition(".")[2]
+    if name in UNFIT:
+        raise ValueError(f"expected an optimizer that {UNFIT[name]}, got {name}")
+    at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
+    if trainer.barebones:
+        raise ValueError("expected a run that logs, for the report; got --trainer.barebones true")
+    if str(trainer.strategy).startswith(ELSEWHERE):
+        expected = "expected --trainer.strategy to leave the report in this process, as auto and ddp do"
+        raise ValueError(f"{expected}; got {trainer.strategy}")
 
 
 def plain(value: Any) -> Any:
@@ -66,10 +139,11 @@ def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dic
     try:
         settings = {n: value for n, value in checkpoint["settings"].items() if n not in NOT_RESTORED}
         model = {name: value for name, value in settings["model"].items() if name != "init_from"}
-        data = {**settings["data"], "class_path": of_this_package(settings["data"]["class_path"])}
+        data = dict(settings["data"])  # a task of this package by its name here: installed it has another
+        data["class_path"] = re.sub(OWN_TASKS, f"{PACKAGE}.tasks.", data["class_path"])
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
-    settings = {**settings, "model": of_this_version(model), "data": data}
+    settings |= {"model": of_this_version(model), "data": data}
     if model.keys() >= OLDER:
         settings["compare"] = {"every_n_steps": model["compare_every"], "tolerance": model["tolerance"]}
     check_settings(settings, set(named))
@@ -81,19 +155,12 @@ def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
     if not model.keys() >= OLDER:
         return dict(model)
     kept = {name: value for name, value in model.items() if name not in OLDER}
-    return {**kept, "nonlinearity": model.get("nonlinearity") or "relu"}
-
-
-def of_this_package(class_path: str) -> str:
-    """A task of this package by the name that the package has here: installed it is another one."""
-    return re.sub(r"^(manual_rnn\.)?training\.tasks\.", f"{PACKAGE}.tasks.", class_path)
+    return kept | {"nonlinearity": model.get("nonlinearity") or "relu"}
 
 
 def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for settings that would run code, or read another file of settings.
-
-    jsonargparse takes a class or a function by its dotted path, a class by a file that names one, and any of
-    these within a text of YAML. A parameter that takes text or a path by its type isn't read so.
+    """Raises ValueError for settings that would run code: jsonargparse takes it by a dotted path, by the name
+    of a file, or within a text of YAML, where a parameter isn't of text or paths by its type.
     """
     for name, value in items(settings):
         if name not in PARTS:
@@ -105,7 +172,7 @@ def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
 
 
 def check_arguments(name: str, kind: type | None, arguments: Mapping[str, Any], named: set[str]) -> None:
-    """Of a class that the checkpoint names, or of one that the command line names, which has no ``kind``."""
+    """Of a class that the checkpoint names, or of one that the command line does, which has no ``kind``."""
     for argument, value in items(arguments):
         if name in PARTS and kind and argument not in signature(kind).parameters:
             raise ValueError(f"expected options of this version in the checkpoint, got {name}.{argument}")

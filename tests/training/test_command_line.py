@@ -26,7 +26,7 @@ from training.__main__ import COMMANDS, main
 from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
 from training.messages import told
-from training.options import CONFIGS, load_settings
+from training.settings import CONFIGS, load_settings
 from training.tasks import TASKS, Adding, Parity
 from training.twins import Network
 

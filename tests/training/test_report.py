@@ -164,7 +164,10 @@ def test_a_sweep_is_averaged_over_seeds_and_seen_after_one_validation(
     assert all(line.get_marker() not in ("None", None) for line in axes.get_lines())
 
 
-def test_the_mean_is_over_the_steps_that_all_seeds_have() -> None:
-    assert mean_over_seeds([validated(1.0, 3.0), validated(3.0)]) == ([10], [2.0])
+def test_in_the_mean_a_run_that_ended_keeps_its_last_score() -> None:
+    late = Record()
+    late.note_scores(20, {"manual": 5.0})
+    assert mean_over_seeds([validated(1.0, 3.0), validated(3.0)]) == ([10, 20], [2.0, 3.0])
+    assert mean_over_seeds([validated(1.0, 3.0), late]) == ([20], [4.0])
     assert mean_over_seeds([validated(1.0), Record()]) == ([10], [1.0])
     assert mean_over_seeds([Record()]) == ([], [])
