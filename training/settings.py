@@ -5,7 +5,7 @@ data too; any other class has to be named on the command line.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from enum import Enum
 from inspect import signature
@@ -162,7 +162,7 @@ def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
     """Raises ValueError for settings that would run code: jsonargparse takes it by a dotted path, by the name
     of a file, or within a text of YAML, where a parameter isn't of text or paths by its type.
     """
-    for name, value in items(settings):
+    for name, value in settings.items():
         if name not in PARTS:
             check_value(name, value, named)
         elif isinstance(value, Mapping):
@@ -173,7 +173,7 @@ def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
 
 def check_arguments(name: str, kind: type | None, arguments: Mapping[str, Any], named: set[str]) -> None:
     """Of a class that the checkpoint names, or of one that the command line does, which has no ``kind``."""
-    for argument, value in items(arguments):
+    for argument, value in arguments.items():
         if name in PARTS and kind and argument not in signature(kind).parameters:
             raise ValueError(f"expected options of this version in the checkpoint, got {name}.{argument}")
         check_value(f"{name}.{argument}", value, named, kind is None or takes_data(kind, argument))
@@ -183,7 +183,7 @@ def check_value(name: str, value: Any, named: set[str], is_data: bool = False) -
     if isinstance(value, Mapping) and "class_path" in value:
         check_class(name, value, named)
     elif isinstance(value, Mapping):
-        for key, part in value.items() if is_data else items(value):
+        for key, part in value.items():
             check_value(f"{name}.{key}", part, named, is_data)
     elif isinstance(value, list):
         for part in value:
@@ -201,7 +201,7 @@ def check_class(name: str, spec: Mapping[str, Any], named: set[str]) -> None:
     """Raises ValueError for a class that may not stand in a file, or for an argument of it that is code."""
     path = str(spec["class_path"])
     kind = None if path in named else trusted_class(name, path)
-    for key, part in items(spec):
+    for key, part in spec.items():
         if key in ("init_args", "dict_kwargs") and isinstance(part, Mapping):
             check_arguments(name, kind, part, named)
         elif key != "class_path":
@@ -218,14 +218,6 @@ def trusted_class(name: str, path: str) -> type:
     if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(TRUSTED):
         raise ValueError(f"expected a class of torch or Lightning in the checkpoint's settings, got {path}")
     return kind
-
-
-def items(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Raises ValueError for a key of other characters: jsonargparse takes ``a.b`` and ``a+`` apart."""
-    for name, value in settings.items():
-        if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"expected the name of an option in the checkpoint, got {name}")
-        yield name, value
 
 
 def takes_data(kind: type, argument: str) -> bool:

@@ -96,7 +96,10 @@ def test_after_a_divergence_paths_are_compared_no_more() -> None:
 def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     record = recorded(1.0, 17.0)
     record.note_scores(2, {"builtin": 0.5, "manual": 0.25})
-    record.note_step(3, {"builtin": inf, "manual": 1.0})
+    record.note_comparison(3, comparison(1.0, loss=0.125))
+    record.note_step(3, {"builtin": 1.0, "manual": 1.5})
+    record.note_step(4, {"builtin": inf, "manual": 1.0})
+    assert (record.loss_difference, record.loss_drift) == (0.125, 0.5)
     torch.save(record.state_dict(), tmp_path / "record.pt")
     again = Record()
     again.load_state_dict(torch.load(tmp_path / "record.pt", weights_only=True))
