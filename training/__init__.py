@@ -3,7 +3,7 @@ r"""A laboratory that trains ManualRNN beside nn.RNN: ``train``, and ``python -m
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .entry import train
+    from .api import train
 
 __all__ = ["train"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """``train`` is imported when it is asked for: Lightning takes seconds to load."""
     if name != "train":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .entry import train
+    from .api import train
 
     return train

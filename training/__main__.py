@@ -1,16 +1,18 @@
-"""The command line's first word: which command runs. It loads no more than the overview takes."""
+"""The words of a command line: which command runs, its options. It loads no more than the overview takes."""
 
 import os
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-EXTRA = """
-jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard
-torchmetrics yaml
-"""
+EXTRA = (
+    "jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard "
+    "torchmetrics yaml"
+)
 LABORATORY = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "fit": "train the twins, compare their gradients, end with the report; runs where no command is named",
@@ -22,6 +24,8 @@ COMMANDS = {
     "inspect": "pictures of a trained ManualRNN: states, gradients through time, eigenvalues",
     "export": "a trained twin as an nn.RNN state_dict, and as ONNX",
 }
+Option = tuple[str, list[str]]
+"""Its name with the dashes, and its values."""
 OVERVIEW = """usage: {prog} [command] [options]
 
 Trains ManualRNN beside nn.RNN: the same initial weights, the same batches, and at the end a table of how
@@ -46,14 +50,7 @@ all options of a command: {prog} COMMAND --help
 
 
 def main(args: list[str] | None = None) -> None:
-    """One command line.
-
-    Args:
-        args: its words; those of the process where none are given.
-
-    Raises:
-        SystemExit: with the exit code, where that isn't 0.
-    """
+    """One command line, that of the process where none is given. Raises SystemExit with a code but 0."""
     given = sys.argv[1:] if args is None else args
     if given and given[0] in ("-h", "--help", "--version"):
         print(overview() if given[0] != "--version" else f"{prog()} {installed()}\n", end="")
@@ -66,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
         if name in LABORATORY:
-            import_module(".run", __package__).run(name, options)
+            import_module(".cli", __package__).main(name, options)
         else:
             import_module(".commands", __package__).main(name, options)
     except ModuleNotFoundError as missing:
@@ -100,6 +97,24 @@ def unknown(name: str) -> str:
     near = {"help": ["--help"], "train": ["fit"]}.get(name) or get_close_matches(name, COMMANDS)
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"expected a command, got {name}{meant}\nThere are {', '.join(COMMANDS)}, and --help."
+
+
+def grouped(words: Sequence[str]) -> list[Option]:
+    """Each option of a command line with its values; words before the first option are one, too."""
+    groups: list[Option] = []
+    for word in words:
+        if re.match("--?[A-Za-z]", word) or not groups:
+            name, equals, value = word.partition("=")
+            groups.append(("--config" if name == "-c" else name, [value] * bool(equals)))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def as_words(groups: Iterable[Option]) -> list[str]:
+    """Options with their values as the words of a command line."""
+    words = ([f"{name}={values[0]}"] if len(values) == 1 else [name, *values] for name, values in groups)
+    return [word for group in words for word in group]
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""What happens beside the training: comparing, stopping, keeping states, the progress bar."""
+"""What happens beside the training: comparing, stopping, keeping states and settings, the progress bar."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import yaml
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .__main__ import prog
 from .compare import compare, relative_differences
 from .datamodule import Task, at_least
-from .files import save_whole
+from .files import note_start, save_whole, write_whole
 from .report import NAMES, Record
 
 FOREVER = 10**9
@@ -29,9 +30,8 @@ class CompareGradients(Callback):
     r"""Compares the gradients of two networks at the same weights, step by step, while a module trains.
 
     The module, anybody's, has the networks as ``builtin`` and ``manual``, with parameters of the same names,
-    and a method ``loss(network, batch)``. The comparison is made before the training step, with its batch and
-    the weights that ``builtin`` has reached; the training isn't touched. Where ``training_step`` returns a
-    dictionary with the networks' ``losses``, these are noted too.
+    and a method ``loss(network, batch)``. The comparison comes before the training step, which it doesn't
+    touch. Where ``training_step`` returns a dictionary with the networks' ``losses``, these are noted too.
 
     Args:
         every_n_steps: steps between two comparisons.
@@ -82,15 +82,16 @@ class CompareGradients(Callback):
     ) -> None:
         """Measures how far the gradients that the networks train with have parted."""
         module: Any = pl_module
-        self.drift = relative_differences(own_gradients(module.manual), own_gradients(module.builtin))
+        own = [dict(network.named_parameters()) for network in (module.manual, module.builtin)]
+        manual, builtin = ({n: p.grad for n, p in each.items() if p.grad is not None} for each in own)
+        self.drift = relative_differences(manual, builtin)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         losses = outputs.get("losses", {}) if isinstance(outputs, Mapping) else {}
         numbers = {name: torch.as_tensor(loss).item() for name, loss in losses.items()}
-        self.record.note_step(trainer.global_step, numbers)
-        self.record.note_drift(self.drift)
+        self.record.note_step(trainer.global_step, numbers, self.drift)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:  # type: ignore[attr-defined]
@@ -103,22 +104,12 @@ class CompareGradients(Callback):
         self.record.load_state_dict(state)
 
 
-def own_gradients(network: nn.Module) -> dict[str, Tensor]:
-    """The gradients that the last backward left, by the parameter's name."""
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-
-
 def scores(trainer: Trainer) -> dict[str, float]:
     """Each twin's metric in the last validation, by its name; empty before the first one."""
     objective = getattr(trainer.lightning_module, "objective", None)
     names = {twin: f"val_{objective.metric}/{twin}" for twin in NAMES} if objective else {}
     found = trainer.callback_metrics
     return {twin: found[name].item() for twin, name in names.items() if name in found}
-
-
-def mode(task: Task) -> Literal["min", "max"]:
-    """Whether more or less of the task's metric is better, in Lightning's words."""
-    return "max" if task.objective.more_is_better else "min"
 
 
 class StopWhenSolved(EarlyStopping):
@@ -129,7 +120,7 @@ class StopWhenSolved(EarlyStopping):
     def __init__(self, task: Task) -> None:
         super().__init__(
             f"val_{task.metric}/worse",
-            mode=mode(task),
+            mode=task.objective.mode,
             patience=FOREVER,
             stopping_threshold=task.solved,
             check_on_train_epoch_end=False,
@@ -164,7 +155,7 @@ def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
 
     They are ModelCheckpoints of their own: ``save_last`` of the first would keep the state of the best one.
     """
-    best = Kept("best", monitor=f"val_{task.metric}/manual", mode=mode(task))
+    best = Kept("best", monitor=f"val_{task.metric}/manual", mode=task.objective.mode)
     return [best, *(Kept("last", every_n_train_steps=steps) for steps in {None, save_every})]
 
 
@@ -189,6 +180,38 @@ class Bar(RichProgressBar):
         return others
 
 
+class Settings(Callback):
+    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.noted = settings, False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # every process has to ask for it
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            write_whole(Path(folder or ".") / "config.yaml", text.encode())
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.settings)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """TensorBoard compares runs by what they reached."""
+        reached = {f"reached/{twin}": score for twin, score in scores(trainer).items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.settings, reached)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Notes with the first checkpoint that there is a run whose ``last`` and ``best`` can be meant."""
+        checkpoint["settings"] = self.settings
+        folder = trainer.log_dir
+        if not self.noted and trainer.is_global_zero and folder and trainer.loggers:
+            note_start(Path(folder))
+        self.noted = True
+
+
 class Interrupted(Callback):
     """Says where an interrupted run is, and how it goes on."""
 
@@ -197,13 +220,10 @@ class Interrupted(Callback):
             print(f"\nstopped at step {trainer.global_step}; run folder: {trainer.log_dir}")
             last = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
             task = type(trainer.datamodule)  # type: ignore[attr-defined]
-            own = (
-                ""
-                if task.__module__.startswith(str(__package__))
-                else f" --data {task.__module__}.{task.__name__}"
-            )
+            ours = task.__module__.startswith(str(__package__))
+            named = "" if ours else f" --data {task.__module__}.{task.__name__}"
             if last.is_file():
-                print(f"it goes on with: {prog()} fit --ckpt_path {last}{own}")
+                print(f"it goes on with: {prog()} fit --ckpt_path {last}{named}")
 
 
 class WritePredictions(BasePredictionWriter):

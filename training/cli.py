@@ -1,10 +1,11 @@
 r"""The commands fit, validate, test and predict: LightningCLI with the twins, a task, a folder and a report.
 
 Options stand over configs, and both over the settings of the run that a checkpoint is of. LightningCLI is
-used without its own subcommands: its parser then has the options of one command, and ``run.py`` runs it.
+used without its own subcommands: its parser then has the options of one command.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,37 +18,32 @@ from jsonargparse import set_loader
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from .__main__ import prog
-from .callbacks import Bar, CompareGradients, Interrupted, WritePredictions, best_and_last, scores
+from .__main__ import as_words, grouped, prog
+from .api import TRAINER, as_list, quieten, stoppers
+from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredictions, best_and_last, scores
+from .curves import draw_run
 from .datamodule import Task
-from .entry import TRAINER, as_list, callbacks_of_a_run, quieten
-from .files import WholeCheckpoints, find_checkpoint, note_start, read_checkpoint, write_whole
-from .messages import InFewWords, places, told, usage_error
-from .options import (
-    check_run,
-    differences,
-    flat,
-    grouped,
-    in_words,
-    load_settings,
-    options_named,
-    plain,
-    values_of,
-    with_config_files,
-)
-from .resume import GivenAnew, check_state, check_weights, settings_of, why_finished
-from .twins import LEARNING_RATE, Twins
+from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
+from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
+from .report import Record, show
+from .resume import GivenAnew, check_state, check_weights, what_is_restored, why_finished
+from .settings import check_run, load_settings, plain, settings_of, with_config_files
+from .twins import LEARNING_RATE, Twins, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
 Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 REFUSALS = (ValueError, FileNotFoundError, ImportError, NotImplementedError, MisconfigurationException)
 """Exceptions that say what can't be had, rather than that this code is wrong."""
+LATE = ("kernel ", "Early stopping conditioned on metric")
+"""How refusals begin that come after the first step: of a precision, or of what isn't logged."""
+
+say = rank_zero_only(print)
 
 
 class Parser(InFewWords, LightningArgumentParser):
@@ -55,26 +51,24 @@ class Parser(InFewWords, LightningArgumentParser):
 
 
 class Laboratory(LightningCLI):
-    """One command line: its settings, and what they build: task, twins and trainer."""
+    """One command line: its settings, what they build, and the run.
+
+    Attributes:
+        checkpoint: the content of the one that the run goes on from.
+        restored: the settings of that one's run.
+        folder: of this run alone; None where nothing is logged.
+    """
 
     def __init__(self, command: str, options: Sequence[str]) -> None:
         self.command = command
+        self.folder: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.restored: dict[str, Any] = {}
-        own: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
         set_loader("yaml", load_settings, (yaml.YAMLError,))
-        super().__init__(
-            Twins,
-            Task,
-            save_config_callback=None,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            trainer_defaults=TRAINER,
-            parser_class=Parser,
-            parser_kwargs=own,
-            args=list(options),
-            run=False,
-        )
+        parser: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
+        own: Any = {"save_config_callback": None, "seed_everything_default": 0, "subclass_mode_data": True}
+        own |= {"parser_class": Parser, "parser_kwargs": parser, "args": list(options), "run": False}
+        super().__init__(Twins, Task, **own)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The twins and the task come before Lightning's many."""
@@ -103,26 +97,28 @@ class Laboratory(LightningCLI):
         on to a task that is named after it.
         """
         assert isinstance(args, list)
-        options = with_config_files(args)
-        task = options_named(["--data"], options) or [f"--data={TASK}"]
-        deciding = options_named(["--data", "--config", "--ckpt_path"], options)
-        first = parser.parse_args([*task, *deciding])
+        given = with_config_files(grouped(args))
+        options, task = as_words(given), as_words(option for option in given if option[0] == "--data")
+        begin = task or [f"--data={TASK}"]
+        deciding = (option for option in given if option[0] in ("--data", "--config", "--ckpt_path"))
+        first = parser.parse_args([*begin, *as_words(deciding)])
         if first.ckpt_path is None:
-            self.config = parser.parse_args([*task, *options])
+            self.config = parser.parse_args([*begin, *options])
             return
         name = first.data.class_path.rpartition(".")[2]
-        path = find_checkpoint(
-            first.ckpt_path, name if name != TASK or "--data" in " ".join(options) else "*"
-        )
+        path = find_checkpoint(first.ckpt_path, name if task or name != TASK else "*")
         self.checkpoint = read_checkpoint(path)
-        self.restored = settings_of(
-            self.checkpoint, [value for group in grouped(options) for value in values_of(group)]
-        )
+        self.restored = settings_of(self.checkpoint, [value for _, values in given for value in values])
         if self.command == "fit":
             check_state(self.checkpoint)
         self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
         self.config.ckpt_path = str(path)
-        self.say_what_is_restored(parser, path)
+        default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))
+        say(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
+        say(what_is_restored(self.checkpoint, self.restored, self.settings, default))
+        if self.command == "fit" and (finished := why_finished(self.checkpoint, self.settings)):
+            say(f"nothing is left to do: the run {finished}")
+            sys.exit(0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,19 +126,6 @@ class Laboratory(LightningCLI):
         settings: dict[str, Any] = plain(self.config)
         settings.pop("config", None)
         return settings | {"ckpt_path": None}
-
-    @rank_zero_only
-    def say_what_is_restored(self, parser: LightningArgumentParser, path: Path) -> None:
-        of_the_run, now = flat(self.restored), flat(self.settings)
-        default = flat(plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"])))
-        anew = differences({name: now[name] for name in of_the_run if name in now}, of_the_run)
-        print(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
-        print(f"  other than the defaults: {in_words(differences(of_the_run, default))}")
-        print(f"  given anew: {in_words(anew)}")
-        finished = self.command == "fit" and why_finished(self.checkpoint, self.settings)
-        if finished:
-            print(f"nothing is left to do: the run {finished}")
-            sys.exit(0)
 
     def before_instantiate_classes(self) -> None:
         if self.command != "fit" and self.config.ckpt_path is None:
@@ -153,6 +136,7 @@ class Laboratory(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        self.record: Record = self.config_init.compare.record
         self.datamodule.loader("train", self.model.tbptt_steps)
         if self.checkpoint:
             check_weights(self.model, self.checkpoint)
@@ -171,53 +155,68 @@ class Laboratory(LightningCLI):
 
     def own_callbacks(self, config: Any) -> list[Callback]:
         """Those of the run besides CompareGradients, which LightningCLI adds, and those that are given."""
-        own = callbacks_of_a_run(self.datamodule, self.config.stop_when_solved)
+        own = stoppers(self.datamodule, self.config.stop_when_solved)
         own += [Settings(self.settings), Interrupted(), WritePredictions()]
         if config.enable_checkpointing is not False:
             own += best_and_last(self.datamodule, self.config.save_every)
         bars = [c for c in as_list(config.callbacks) if isinstance(c, ProgressBar)]
         if config.enable_progress_bar is not False and not bars:
             own.append(Bar())
-        if self.checkpoint:
-            own.append(GivenAnew(flat(self.restored), flat(self.settings)))
-        return own
+        return [*own, GivenAnew(self.restored, self.settings)] if self.checkpoint else own
 
+    def start(self) -> None:
+        """Runs the command. Raises SystemExit with the exit code, where that isn't 0."""
+        options: Any = {"return_predictions": False} if self.command == "predict" else {}
+        try:
+            self.open_folder()
+            stage = getattr(self.trainer, self.command)
+            stage(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **options)
+        except SIGTERMException:
+            sys.exit(ENDED)
+        except SystemExit as exit:  # Lightning's after Ctrl-C has the code of a run that failed
+            sys.exit(INTERRUPTED if self.trainer.interrupted else exit.code)
+        except Exception as problem:
+            self.refuse(problem)
+        if self.command == "fit":
+            self.report()
 
-class Settings(Callback):
-    """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings, self.begun = settings, False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # every process has to ask for it
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
-            write_whole(Path(folder or ".") / "config.yaml", text.encode())
-            for logger in trainer.loggers:
-                logger.log_hyperparams(self.settings)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Notes that the run has begun, once its first step is made and nothing can refuse it any more."""
-        if self.begun:
+    def open_folder(self) -> None:
+        """Gives the run a folder with a CSV and a TensorBoard log, now that nothing of it was refused."""
+        given = self.config_init.trainer
+        if given.logger is not None or given.fast_dev_run:
             return
-        self.begun, folder = True, trainer.log_dir
-        if trainer.is_global_zero and folder and trainer.loggers:
-            note_start(Path(folder))
+        task, name = type(self.datamodule).__name__, self.config.name
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.folder = new_folder(RUNS / task, name)
+            name = self.folder.name
+        board = TensorBoardLogger(RUNS, task, name or "", default_hp_metric=False)
+        self.trainer.loggers = [CSVLogger(RUNS, task, name or ""), board]
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """TensorBoard compares runs by what they reached."""
-        reached = {f"reached/{twin}": score for twin, score in scores(trainer).items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, reached)
+    def refuse(self, problem: Exception) -> None:
+        """Raises SystemExit for what the user asked for and can't have, and ``problem`` for any other."""
+        begun = self.trainer.global_step > self.checkpoint.get("global_step", 0)
+        late = isinstance(problem, MisconfigurationException) or str(problem).startswith(LATE)
+        if not late and (begun or not isinstance(problem, REFUSALS)):
+            raise problem
+        if self.folder is not None and not begun:
+            shutil.rmtree(self.folder)
+            for parent in (self.folder.parent, RUNS):
+                if not any(parent.iterdir()):
+                    parent.rmdir()
+        usage_error(told(problem))
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["settings"] = self.settings
+    def report(self) -> None:
+        trainer: Any = self.trainer
+        folder = trainer.log_dir  # every process has to ask for it
+        if self.trainer.is_global_zero:
+            show(self.record, self.trainer, scores(self.trainer))
+        if self.trainer.is_global_zero and folder and not trainer.fast_dev_run:
+            picture = Path(folder) / "side_by_side.png"
+            draw_run(self.record, self.datamodule, picture)
+            print(f"picture: {picture}\nrun folder: {folder}")
+        failures = [f for f in from_every_process(self.record.failure, self.trainer.world_size) if f]
+        if failures:
+            sys.exit(f"training: {failures[0]}")
 
 
 def attribute(task: Task, name: str) -> Any:
@@ -238,3 +237,11 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
         if not isinstance(problem, REFUSALS) and not places(problem):
             raise
         usage_error(told(problem))
+
+
+def main(command: str, options: Sequence[str]) -> None:
+    """One command line. A file that can't be written is an error of one line."""
+    try:
+        build(command, options).start()
+    except OSError as problem:
+        sys.exit(f"training: {problem}")

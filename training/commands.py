@@ -1,9 +1,14 @@
-r"""The commands beside Lightning's own: tasks, inspect, export, sweep."""
+r"""The commands beside Lightning's own: tasks, inspect, export, and sweep, many runs in this process."""
 
+import contextlib
+import csv
 import logging
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,28 +16,39 @@ import torch
 from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from manual_rnn.pictures import write_pictures
 
-from .__main__ import prog
-from .datamodule import Task
-from .entry import quieten
-from .files import find_checkpoint, read_checkpoint, save_whole, write_whole
-from .messages import InFewWords, told, usage_error
-from .resume import check_weights, settings_of
+from .__main__ import as_words, grouped, prog
+from .api import quieten
+from .cli import Laboratory, build
+from .curves import draw_sweep
+from .files import RUNS, find_checkpoint, new_folder, save_whole, write_whole
+from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
+from .report import NAMES, Record
+from .resume import load_model, load_task
 from .tasks import TASKS
-from .twins import Network, Twins
+from .twins import Network
 
 LEAST_STEPS = 3
 """Of the example that an ONNX program is made from; it takes any number."""
+USAGE = """usage: {prog} sweep [options of fit, some with several values]
+
+Runs fit once for each combination of the values, one run after the other, and ends with a table and a
+picture of all: --seeds 0 1 2 --model.hidden_size 32 64 are six runs. --seeds is another name for
+--seed_everything, and --name is that of the sweep, its runs are NAME_run_0 and so on. Every other option,
+--config among them, is as fit has it: `{prog} fit --help`.
+"""
+SEED = "--seed_everything"
+VERDICTS = {0: "sound", 1: "FAILED", 2: "refused", INTERRUPTED: "stopped", ENDED: "stopped"}
+QUIET = "--trainer.enable_progress_bar=false"
+Setting = tuple[str, str]
 
 
 def list_tasks() -> None:
     """List the tasks."""
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("--data", "metric", "chance", "solved", "task and source"):
-        table.add_column(heading)
+    table = Table("--data", "metric", "chance", "solved", "task and source", box=SIMPLE_HEAD)
     for name, kind in TASKS.items():
         task, about = kind(), (kind.__doc__ or "").strip().splitlines()[0].replace("`", "")
         figures = (f"{task.chance:.3g}", f"{task.solved:.4g}")
@@ -69,14 +85,11 @@ def write_onnx(network: Network, path: Path) -> None:
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     rnn: Any = network.rnn
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its news is that there is no torchvision
+    example = torch.zeros(2, LEAST_STEPS, rnn.input_size)
+    names: Any = {"input_names": ["input"], "output_names": ["output", "h_n"]}
+    shapes = {"input": {0: batch, 1: time}}
     program: Any = torch.onnx.export(
-        network,
-        (torch.zeros(2, LEAST_STEPS, rnn.input_size),),
-        input_names=["input"],
-        output_names=["output", "h_n"],
-        dynamic_shapes={"input": {0: batch, 1: time}},
-        dynamo=True,
-        verbose=False,
+        network, (example,), dynamic_shapes=shapes, dynamo=True, verbose=False, **names
     )
     write_whole(path, program.model_proto.SerializeToString())
 
@@ -96,29 +109,120 @@ def draw_inside(ckpt_path: str, folder: Path | None = None, data: str | None = N
         print(picture)
 
 
-def load_model(ckpt_path: Path) -> Twins:
-    """The twins of a checkpoint, ready to answer. Raises ValueError where its weights don't fit."""
-    content = read_checkpoint(ckpt_path)
-    options = {name: value for name, value in content["hyper_parameters"].items() if name[0] != "_"}
+@dataclass
+class Outcome:
+    """One run of a sweep: its own settings, the exit code of its ``fit``, its folder, metric and record."""
+
+    settings: list[Setting]
+    code: int
+    folder: Path
+    metric: str
+    record: Record
+
+    @property
+    def group(self) -> str:
+        """Its settings but for the seed: over the runs that share them the picture averages."""
+        return in_words([setting for setting in self.settings if setting[0] != SEED])
+
+    def row(self) -> dict[str, str]:
+        steps, scores = self.record.steps, self.record.scores
+        return {
+            **{short(option): value for option, value in self.settings},
+            "steps": str(steps[-1]) if steps else "0",
+            **{name: f"{scores[twin][-1]:.4g}" if twin in scores else "" for twin, name in NAMES.items()},
+            "parting": f"{self.record.largest_parting:.2g}",
+            "verdict": VERDICTS.get(self.code, f"exit code {self.code}"),
+            "run": self.folder.name,
+        }
+
+
+def sweep(options: list[str]) -> None:
+    """Runs ``fit`` for each combination of the options' values.
+
+    Raises SystemExit with the exit code of the first run that wasn't sound, 0 where all were.
+    """
+    if not options or {"-h", "--help"} & set(options):
+        print(USAGE.format(prog=prog()), end="")
+        return
+    common, own, name = combinations(options)
+    every = [[QUIET, *common, *as_words((option, [value]) for option, value in each)] for each in own]
+    for words in every:  # nothing is trained where one of them is refused
+        build("fit", words)
+    folder = new_folder(RUNS / "sweeps", name)
+    runs: list[Outcome] = []
+    for number, (settings, words) in enumerate(zip(own, every, strict=True)):
+        print(f"run {number + 1} of {len(own)}: {in_words(settings)}", flush=True)
+        run_name = f"{name or folder.name.replace('version', 'sweep')}_run_{number}"
+        runs.append(run_one([*words, f"--name={run_name}"], settings))
+        if runs[-1].code in (INTERRUPTED, ENDED):
+            break
+    show(runs, folder)
+    sys.exit(next((run.code for run in runs if run.code), 0))
+
+
+def combinations(options: list[str]) -> tuple[list[str], list[list[Setting]], str | None]:
+    """The options that all runs share; for each run its own, one of several values each; the sweep's name."""
+    if not options[0].startswith("-"):
+        usage_error(f"expected options, such as --seeds 0 1 2, got {options[0]}")
+    given = [(SEED if name == "--seeds" else name, values) for name, values in grouped(options)]
+    several = {name: values for name, values in given if len(values) > 1}
+    common = as_words((name, values) for name, values in given if name not in (*several, "--name"))
+    pairs = [[(name, value) for value in values] for name, values in several.items()]
+    named = next((values[0] for name, values in given if name == "--name" and values), None)
+    return common, [list(settings) for settings in product(*pairs)], named
+
+
+def run_one(options: list[str], settings: list[Setting]) -> Outcome:
+    """Trains once, with what ``fit`` prints left out."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        lab = build("fit", options)
+        code = exit_code_of(lab)
+    metric = lab.datamodule.objective.metric
+    return Outcome(settings, code, lab.folder or Path(), metric, lab.record)
+
+
+def exit_code_of(lab: Laboratory) -> int:
+    """That of a process that ran the same; an error of a run ends the run, and not the sweep."""
     try:
-        model = Twins(**options)
-    except TypeError as problem:
-        raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
-    check_weights(model, content)
-    model.load_state_dict(content["state_dict"])
-    return model.eval()
+        lab.start()
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except OSError as problem:
+        print(f"training: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
 
 
-def load_task(ckpt_path: Path, data: str | None) -> Task:
-    """The task of a checkpoint, with its settings; one of the user's own where ``data`` names it."""
-    settings = settings_of(read_checkpoint(ckpt_path), [data] if data else [])
-    spec = settings["data"]
-    seed = spec["init_args"].get("seed")
-    spec["init_args"]["seed"] = settings["seed_everything"] if seed is None else seed
-    parser = InFewWords()
-    parser.add_subclass_arguments(Task, "data")
-    task: Task = parser.instantiate_classes(parser.parse_object({"data": spec})).data
-    return task
+def in_words(settings: list[Setting]) -> str:
+    return ", ".join(f"{short(name)} {value}" for name, value in settings) or "alone"
+
+
+def short(option: str) -> str:
+    """``hidden_size`` of ``--model.hidden_size``, ``seed`` of ``--seed_everything``."""
+    return "seed" if option == SEED else option.rpartition(".")[2].lstrip("-")
+
+
+def show(runs: list[Outcome], folder: Path) -> None:
+    """Prints the table, and writes it and the picture, if there is anything to see, into ``folder``."""
+    rows = [run.row() for run in runs]
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"table: {folder / 'table.csv'}")
+    if any(run.record.validated for run in runs):
+        draw_sweep([(run.group, run.record) for run in runs], runs[0].metric, folder / "sweep.png")
+        print(f"picture: {folder / 'sweep.png'}")
+    else:
+        print("picture: none, for no run came to a validation")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -133,12 +237,10 @@ def main(name: str, options: list[str]) -> None:
     quieten()
     try:
         if name == "sweep":
-            from .sweep import sweep
-
             sweep(options)
-            return
-        called = f"{prog()} {name}"
-        auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=called)
+        else:
+            called = f"{prog()} {name}"
+            auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=called)
     except (ValueError, FileNotFoundError, ImportError) as refusal:
         usage_error(told(refusal))
     except OSError as problem:

@@ -7,15 +7,14 @@ r"""Pure functions that compare the gradients of one network with those of anoth
 what nn.RNN itself loses to its precision. ``g_nudged`` is ``g_64`` once more, with every weight moved at
 random by about one unit in its last place: the best that a sound algorithm promises is the exact answer
 to such a neighbouring question (backward error analysis, Wilkinson 1963; by random nudges, Parker 1997).
-Two terms, because either can by luck be small: over thousands of steps of the tasks here a sound ``d_p``
-was up to 17 in units of the first alone and up to 5 in units of both. A ReLU has a kink besides: where
-an argument is within round-off of 0 either slope is right, the two give gradients far apart, and a nudge
-crosses the kink half of the time; so what is beyond a quarter of the tolerance is judged again by many
-nudges. Norms in ``r`` are over all parameters at once.
+Two terms, because either can by luck be small: over thousands of steps a sound ``d_p`` was up to 17 in
+units of the first alone and up to 5 in units of both. A ReLU has a kink besides: where an argument is
+within round-off of 0 either slope is right, and a nudge crosses the kink half of the time; so what is
+beyond a quarter of the tolerance is judged again by many nudges. Norms in ``r`` are over all parameters.
 
-So the tolerance needs no tuning to the task, the length, the state of the training or the precision,
-while a relative difference grows without bound where a gradient cancels (near a minimum, say). In
-float32, a gradient wrong by one part in a thousand has a ``d_p`` from hundreds to thousands.
+So the tolerance needs no tuning to the task or the precision, while a relative difference grows without
+bound where a gradient cancels. In float32, a gradient wrong by one part in a thousand has a ``d_p`` from
+hundreds to thousands.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,16 +41,14 @@ class Weights:
     fixed: Mapping[str, Tensor]
 
     def double(self) -> "Weights":
-        return Weights(
-            *({n: doubled(w.detach()) for n, w in part.items()} for part in (self.trained, self.fixed))
-        )
+        return Weights(doubled(self.trained), doubled(self.fixed))
 
     def nudged(self, size: float, generator: torch.Generator) -> "Weights":
         """Moves every trained weight ``w`` by ``size * w * u``, ``u`` standard normal."""
-        moved = {
-            name: w * (1 + size * torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device))
-            for name, w in self.trained.items()
-        }
+        moved = {}
+        for name, w in self.trained.items():
+            u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+            moved[name] = w * (1 + size * u)
         return replace(self, trained=moved)
 
 
@@ -138,7 +135,7 @@ def only(names: Iterable[str], gradients: Gradients) -> Gradients:
 
 def doubled(value: Any) -> Any:
     """Floating-point tensors in float64, all else as it is."""
-    return apply_to_collection(value, Tensor, lambda x: x.double() if x.is_floating_point() else x)
+    return apply_to_collection(value, Tensor, lambda x: x.detach().double() if x.is_floating_point() else x)
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -163,8 +160,8 @@ def gradients(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The value of ``loss(network)`` and its gradients by name, at other weights than the network's own too.
 
-    The network is called with detached tensors in the places of its weights. So neither ``.grad`` nor a hook
-    of a parameter is touched, and modules that can't be copied (pruned ones, say) can be compared.
+    Detached tensors take the weights' places: neither ``.grad`` nor a hook of a parameter is touched, and
+    modules that can't be copied (pruned ones, say) can be compared.
     """
     weights = weights or weights_of(network)
     leaves = {name: w.detach().requires_grad_() for name, w in weights.trained.items()}
@@ -236,9 +233,7 @@ def norm(x: Tensor) -> float:
 
 
 def ratio(part: float, whole: float) -> float:
-    if part == 0:
-        return 0.0
-    return part / whole if whole else float("inf")
+    return 0.0 if part == 0 else part / whole if whole else float("inf")
 
 
 def distance(a: Gradients, b: Gradients) -> float:

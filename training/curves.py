@@ -1,5 +1,6 @@
 r"""Pictures: of a run its losses, its scores and how far its gradients part; of a sweep all its runs."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
@@ -48,7 +49,7 @@ def draw_scores(axes: Axes, record: Record, task: Task) -> None:
         axes.plot(record.validated, values, style, color=colour, lw=width, marker=".", label=NAMES[name])
     for level, name, colour in (task.chance, "chance", "tab:gray"), (task.solved, "solved", "tab:green"):
         axes.axhline(level, color=colour, linestyle=":", label=f"{name}: {level:.3g}")
-    more = task.objective.more_is_better
+    more = task.objective.mode == "max"
     if not more and all(v > 0 for values in record.scores.values() for v in values):
         axes.set_yscale("log")
     axes.set(title=f"Validation {task.metric} ({'more' if more else 'less'} is better)", ylabel=task.metric)
@@ -100,9 +101,8 @@ def draw_sweep(runs: list[tuple[str, Record]], metric: str, path: Path) -> None:
         seeds = f", mean of {len(records)} seeds" if len(records) > 1 else ""
         axes.plot(steps, means, "o-", color=colour, linewidth=2.5, label=f"{group}{seeds}")
     axes.plot([], [], "k:", marker=".", ms=2, linewidth=0.8, label="nn.RNN of each")
-    axes.set(
-        title="ManualRNN's validations in each run", xlabel="optimizer step", ylabel=f"validation {metric}"
-    )
+    title = "ManualRNN's validations in each run"
+    axes.set(title=title, xlabel="optimizer step", ylabel=f"validation {metric}")
     found = [v for _, record in runs for values in record.scores.values() for v in values]
     if found and min(found) > 0 and max(found) > 10 * min(found):
         axes.set_yscale("log")
@@ -113,9 +113,8 @@ def draw_sweep(runs: list[tuple[str, Record]], metric: str, path: Path) -> None:
 
 
 def mean_over_seeds(records: list[Record]) -> tuple[list[int], list[float]]:
-    """The mean of ManualRNN's scores at each step that all runs have validated."""
-    scores = [
-        dict(zip(r.validated, r.scores.get("manual", []), strict=False)) for r in records if r.validated
-    ]
-    steps = sorted(set.intersection(*map(set, scores))) if scores else []
-    return steps, [float(np.mean([by_step[step] for by_step in scores])) for step in steps]
+    """The mean of ManualRNN's scores, from the first step of all; a run that ended keeps its last one."""
+    runs = [(r.validated, r.scores["manual"]) for r in records if "manual" in r.scores]
+    first = max((validated[0] for validated, _ in runs), default=0)
+    steps = sorted({step for validated, _ in runs for step in validated if step >= first})
+    return steps, [float(np.mean([v[bisect_right(at, step) - 1] for at, v in runs])) for step in steps]

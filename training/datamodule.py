@@ -1,4 +1,4 @@
-r"""What every task shares: its objective, checks, and loaders that never repeat a batch.
+r"""What every task shares: its checks, and loaders that never repeat a batch.
 
 A batch is a function of its number: (seed, split, number) seed the generator that draws it. So workers
 can't repeat a batch, a resumed run goes on with the batch that comes next, and under DDP every process
@@ -6,66 +6,21 @@ draws the whole batch and keeps its share.
 """
 
 import os
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterator
+from copy import copy
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
-from torchmetrics import MeanSquaredError, Metric
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text import Perplexity
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .loading import Batch, Batches, Numbers, Progress, ResumableLoader
+from .objective import Batch, MetricName, Objective
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
 NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
-MetricName = Literal["mse", "accuracy", "perplexity"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Loss and metric of outputs (B, T, O), judged at the last K steps, those that have a target.
-
-    Attributes:
-        metric: ``mse`` has values as targets, ``accuracy`` and ``perplexity`` have classes.
-        output_size: outputs of a step, O.
-        scored_steps: how many of the last steps count for the metric; all K where None.
-    """
-
-    metric: MetricName
-    output_size: int
-    scored_steps: int | None = None
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean squared error, or the cross-entropy."""
-        output = output[:, -target.size(1) :]
-        if self.metric == "mse":
-            return F.mse_loss(output, target)
-        return F.cross_entropy(output.flatten(0, 1), target.flatten())
-
-    def new_metric(self) -> Metric:
-        """Measures how well the task is done; :meth:`scored` has what it takes."""
-        if self.metric == "accuracy":
-            return MulticlassAccuracy(self.output_size, average="micro")
-        return MeanSquaredError() if self.metric == "mse" else Perplexity()
-
-    def scored(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The answers that count, and their targets."""
-        target = target[:, -(self.scored_steps or target.size(1)) :]
-        output = output[:, -target.size(1) :]
-        answers = output.argmax(-1) if self.metric == "accuracy" else output
-        return answers.contiguous(), target.contiguous()  # torchmetrics takes views of them
-
-    @property
-    def more_is_better(self) -> bool:
-        return self.metric == "accuracy"
-
-    def worst(self, values: Tensor) -> Tensor:
-        return values.min() if self.more_is_better else values.max()
 
 
 class Task(LightningDataModule):
@@ -107,13 +62,12 @@ class Task(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         seed = seed_of_the_run() if seed is None else seed
-        at_least(
-            1, length=length, batch_size=batch_size, train_batches=train_batches, val_batches=val_batches
-        )
+        at_least(1, length=length, batch_size=batch_size)
+        at_least(1, train_batches=train_batches, val_batches=val_batches)
         at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
-        self.progress = Progress()
+        self.drawn = 0
 
     @property
     def objective(self) -> Objective:
@@ -129,7 +83,7 @@ class Task(LightningDataModule):
             raise ValueError(f"expected a task with sample, {', '.join(NEEDED)}; {name} has no {lacks}")
         if self.metric not in get_args(MetricName):
             raise ValueError(f"expected a metric of {', '.join(get_args(MetricName))}, got {self.metric}")
-        check_batch(self.batch("train", 0), self.input_size, self.objective)
+        self.objective.check(self.batch("train", 0), self.input_size)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         """Draws ``count`` sequences."""
@@ -140,16 +94,16 @@ class Task(LightningDataModule):
         return self.sample(seeded_by(self.seed, SPLITS[split], number), self.batch_size)
 
     def is_solved(self, value: float) -> bool:
-        return value >= self.solved if self.objective.more_is_better else value <= self.solved
+        return value >= self.solved if self.objective.mode == "max" else value <= self.solved
 
     def setup(self, stage: str) -> None:
-        self.progress.drawn = 0  # a checkpoint is read after this
+        self.drawn = 0  # a checkpoint is read after this
 
     def state_dict(self) -> dict[str, Any]:
-        return {"drawn": self.progress.drawn}
+        return {"drawn": self.drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.progress.drawn = state_dict["drawn"]
+        self.drawn = state_dict["drawn"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         module = self.trainer.lightning_module if self.trainer else None
@@ -171,41 +125,78 @@ class Task(LightningDataModule):
                 f"expected a batch_size that {processes} processes can share, got {self.batch_size}"
             )
         dataset = Batches(self, split, slice(rank, None, processes), steps)
-        return ResumableLoader(
-            dataset,
-            batch_size=None,
-            sampler=Numbers(len(dataset), self.progress if split == "train" else None),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        options: Any = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        if split != "train":
+            return DataLoader(dataset, batch_size=None, **options)
+        return ResumableLoader(dataset, batch_size=None, sampler=Unseen(self, len(dataset)), **options)
 
 
-def check_batch(batch: Any, input_size: int, objective: Objective) -> None:
-    """Raises ValueError for a batch whose shapes or types don't fit the sizes and the metric of its task."""
-    if not isinstance(batch, Batch):
-        raise ValueError(f"expected sample to return a Batch, got {type(batch).__name__}")
-    input, target = batch.input, batch.target
-    if input.dim() != 3 or input.size(2) != input_size or not input.is_floating_point():
-        raise ValueError(f"expected input of floats (B, T, {input_size}), got {shown(input)}")
-    B, T, _ = input.shape
-    values = objective.metric == "mse"
-    shape = "(B, K, O)" if values else "(B, K)"
-    fits = target.shape[2:] == ((objective.output_size,) if values else ()) and target.dim() == 2 + values
-    if not fits or len(target) != B or not 1 <= target.size(1) <= T or target.is_floating_point() != values:
-        kind = "values" if values else "whole numbers"
-        sizes = f"B = {B}, 1 <= K <= T = {T}" + (f", O = {objective.output_size}" if values else "")
-        raise ValueError(
-            f"expected a target of {kind} {shape} with {sizes} for {objective.metric}, got {shown(target)}"
-        )
-    if not values and not 0 <= int(target.min()) <= int(target.max()) < objective.output_size:
-        raise ValueError(
-            f"expected classes from 0 to {objective.output_size - 1}, "
-            f"got {int(target.min())} to {int(target.max())}"
-        )
+class Batches(Dataset[Batch]):
+    """The batches of one split by number, of each the rows of this process.
+
+    With ``steps`` a batch is cut in time into pieces of that many steps, each with a number of its own.
+    """
+
+    def __init__(self, task: Task, split: str, rows: slice, steps: int | None) -> None:
+        self.task, self.split, self.rows, self.steps = copy(task), split, rows, steps
+        self.task.trainer = None  # it can't go to a worker, and isn't needed there
+        self.pieces = 1 if steps is None else pieces(task.batch(split, 0), steps)
+
+    def __len__(self) -> int:
+        return self.task.batches[self.split] * self.pieces
+
+    def __getitem__(self, number: int) -> Batch:
+        number, piece = divmod(number, self.pieces)
+        whole = self.task.batch(self.split, number)
+        batch = Batch(whole.input[self.rows], whole.target[self.rows])
+        return batch if self.steps is None else cut(batch, piece * self.steps, (piece + 1) * self.steps)
 
 
-def shown(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+def pieces(batch: Batch, steps: int) -> int:
+    """How many pieces of ``steps`` steps there are in a batch. Raises ValueError where one has no target."""
+    T, K = batch.input.size(1), batch.target.size(1)
+    if steps <= T - K:
+        got = f"got targets in the last {K} of {T} steps only"
+        raise ValueError(f"expected targets in every {steps} steps to truncate backpropagation there, {got}")
+    return -(-T // steps)
+
+
+def cut(batch: Batch, first: int, end: int) -> Batch:
+    """The steps from ``first`` to before ``end``, with their targets."""
+    before_targets = batch.input.size(1) - batch.target.size(1)
+    target = batch.target[:, max(first - before_targets, 0) : end - before_targets]
+    return Batch(batch.input[:, first:end], target, first == 0)
+
+
+class Unseen(Sampler[int]):
+    """The numbers of the ``count`` batches of an epoch that a training hasn't drawn yet."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        self.task, self.count = task, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.task.drawn
+        return iter(range(first, first - first % self.count + self.count))
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Counts what a training draws. Lightning lets a loader with a ``state_dict`` begin in mid-epoch."""
+
+    sampler: Unseen
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            self.sampler.task.drawn += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The state is the task's, since Lightning loads a loader's own in mid-epoch alone."""
 
 
 def seed_of_the_run() -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 RUNS = Path("runs")
 STARTED = RUNS / "started.txt"
-"""The folders of the runs, in the order in which they began to train."""
+"""The folders of the runs, in the order of their first checkpoints."""
 NAMED = ("last", "best")
 """The checkpoints that a run keeps."""
 CHECKPOINT = "a checkpoint that python -m training wrote"
@@ -43,18 +43,14 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def save_whole(content: Any, path: Path) -> None:
-    """``torch.save``, whole or not at all. Raises OSError as :func:`write_whole`."""
+    """``torch.save``, whole or not at all."""
     file = io.BytesIO()
     torch.save(content, file)
     write_whole(path, file.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves the file as it was.
-
-    Raises:
-        OSError: where the file can't be written.
-    """
+    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stray_parts(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -69,7 +65,10 @@ def write_whole(path: Path, content: bytes) -> None:
         if isinstance(problem, OSError):
             problem.filename = str(path)
         raise
-    sync_folder(path.parent)
+    if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too, where the system can tell
+        handle = os.open(path.parent, os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def remove_stray_parts(folder: Path) -> None:
@@ -79,20 +78,10 @@ def remove_stray_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in the folder are on the disk, where the system can tell."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        os.fsync(handle)
-        os.close(handle)
-
-
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file of tensors, numbers and names (``weights_only=True``).
 
-    Raises:
-        ValueError: for any other content.
-        FileNotFoundError: where there is no such file.
+    Raises ValueError for any other content, FileNotFoundError where there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(path)}")
@@ -111,12 +100,7 @@ def read(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that a run wrote.
-
-    Raises:
-        ValueError: for any other file.
-        FileNotFoundError: where there is no such file.
-    """
+    """The content of a checkpoint that a run wrote. Raises as :func:`read`, for any other file."""
     content = read(path, CHECKPOINT)
     whole = all(isinstance(content.get(part), dict) for part in PARTS)
     if not whole or "pytorch-lightning_version" not in content:
@@ -125,12 +109,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def rnn_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict of the one RNN in ``path``, without the prefix that it has in its model.
-
-    Raises:
-        ValueError: where there is none, or more than one.
-        FileNotFoundError: where there is no such file.
-    """
+    """The state_dict of the one RNN in ``path``, without its prefix. Raises as :func:`read` does."""
     content = read(path, "a file with nn.RNN weights")
     state = content.get("state_dict", content)
     prefixes = [name.removesuffix(FIRST) for name in state if str(name).endswith(FIRST)]
@@ -143,16 +122,14 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
 def find_checkpoint(given: str, task: str = "*") -> Path:
     """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
 
-    Raises:
-        ValueError: for any other URL.
-        FileNotFoundError: where there is no such file, or no such run of the task.
+    Raises ValueError for any other URL, FileNotFoundError where there is no such file or run of the task.
     """
     if given in NAMED:
         return newest(given, task)
     url = urlsplit(given)
     if "://" in given and url.scheme != "file":
         raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
-    path = Path(unquote(url.path)) if "://" in given else Path(given)
+    path = Path(unquote(url.path) if "://" in given else given)
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
     return path
@@ -164,7 +141,7 @@ def no_file(path: Path) -> str:
 
 
 def newest(name: str, task: str) -> Path:
-    """The checkpoint of the run that began last; among runs whose start nobody noted, of the most steps.
+    """The checkpoint of the run whose first one is the newest; where none was noted, that of the most steps.
 
     No clock is asked: copying, touching and unpacking files change their times.
     """
@@ -181,7 +158,7 @@ def newest(name: str, task: str) -> Path:
 
 
 def note_start(folder: Path) -> None:
-    """Notes that a run in ``folder`` begins to train."""
+    """Notes that a run in ``folder`` has a checkpoint."""
     STARTED.parent.mkdir(exist_ok=True)
     with STARTED.open("a") as file:
         file.write(f"{folder}\n")
@@ -190,8 +167,7 @@ def note_start(folder: Path) -> None:
 def new_folder(parent: Path, name: str | None = None) -> Path:
     """Makes ``parent/name`` or the next ``version_<n>`` for one run alone: of two at once each has its own.
 
-    Raises:
-        ValueError: where the folder ``name`` is there already, or the name isn't that of a folder.
+    Raises ValueError where the folder ``name`` is there already, or the name isn't that of a folder.
     """
     if name is not None:
         if not name or Path(name).name != name or name == "..":

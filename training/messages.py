@@ -1,8 +1,8 @@
 r"""One error is a line or two: the reason, the nearest option, the names there are; exit code 2.
 
-jsonargparse explains an error in a tree of all types that it tried. Of its words the commonest are read here:
-an option that isn't there, a class, a value. Of any other message the last reason is told as it is.
-pyproject.toml has an upper bound of its version.
+jsonargparse explains an error in a tree of all types that it tried. Its words for an option that isn't there,
+a class and a value are read here; of any other message the last reason is told. pyproject.toml has an upper
+bound of its version.
 """
 
 import re
@@ -30,7 +30,6 @@ from .tasks import TASKS
 
 REFUSED, INTERRUPTED, ENDED = 2, 130, 143
 """Exit codes: of a usage error, after Ctrl-C, after SIGTERM."""
-OWN = str(__package__)
 BASES: dict[str, type] = {
     "data": Task,
     "optimizer": Optimizer,
@@ -47,7 +46,7 @@ LIMITED = {
     "ClosedUnitInterval": "a number from 0 to 1",
     "Threads": "a whole number from 1 to 1024",
 }
-NO_OPTION = r"unrecognized arguments: (-\S+)|Option '([\w.]+)' is not accepted"
+NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' does not accept option '(\w+)'"
 EXPECTED = r"(?:Expected an?|Not of type) (?!path but|dot import)(\S.*?)(?:\. Got value|:|\n|$)"
 GIVEN = r"(?:Got|Given) value: (.*)|Not of type \w+: (\S+) does not|(?:base 10|to float): '(.*)'"
 
@@ -69,15 +68,17 @@ def usage_error(message: str) -> NoReturn:
 def in_few_words(message: str, parser: ArgumentParser) -> str:
     """The parser's message without the types that it tried, and with the names that there are."""
     *outer, inner = re.split(r'Parser key "', message)
-    key = joined(part.partition('"')[0] for part in [*outer[1:], inner] if outer)
-    given = re.search(GIVEN, inner)
-    value = given[given.lastindex or 0] if given else ""
-    value = "" if value.startswith("Namespace") else value  # a class whose arguments are wrong
+    key = ""
+    for part in (part.partition('"')[0] for part in [*outer[1:], inner] if outer):
+        key = key if key.endswith(f".{part}") else f"{key}.{part}".lstrip(".")  # of parsers within parsers
     path = re.search(r"given class_path '([\w.]+)':\s+(.*)", message)
     if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
         return f"expected an option, got {word[1]}\n--help lists all."
     if option := re.search(NO_OPTION, message):
-        return no_such_option(key, option[option.lastindex or 0], path[1] if path else None, parser)
+        return no_such_option(key, ".".join(filter(None, option.groups())), path and path[1], parser)
+    given = re.search(GIVEN, inner)
+    value = given[given.lastindex or 0] if given else ""
+    value = "" if value.startswith("Namespace") else value  # a class whose arguments are wrong
     if key in BASES and value:
         return no_such_class(key, value)
     types = re.findall(EXPECTED, inner[: given.end()] if given else "")
@@ -85,14 +86,6 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
         return f"expected --{key} to be {' or '.join(dict.fromkeys(map(plain, types)))}, got {value}"
     reason = path[2] if path else [line.strip(" -") for line in message.splitlines() if line.strip()][-1]
     return f"--{key} {path[1] if path else ''}".rstrip() + f": {reason}" if key else reason
-
-
-def joined(keys: Iterable[str]) -> str:
-    """Keys of parsers within parsers as one; some of them repeat the end of the one before."""
-    whole = ""
-    for key in keys:
-        whole = whole if whole.endswith(f".{key}") else f"{whole}.{key}".lstrip(".")
-    return whole
 
 
 def no_such_option(key: str, option: str, class_path: str | None, parser: ArgumentParser) -> str:
@@ -133,22 +126,18 @@ def told(problem: BaseException) -> str:
     if isinstance(problem, SyntaxError):
         return f"{problem.msg} ({problem.filename}, line {problem.lineno})"
     where = f" ({places(problem)[-1]})" if places(problem) else ""
-    plain_words = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
-    name = "" if plain_words else f"{type(problem).__name__}: "
+    speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
+    name = "" if speaks_for_itself else f"{type(problem).__name__}: "
     words = str(problem).strip()
     return f"{name}{words if words.count(chr(10)) < 2 else ' '.join(words.split())}{where}"
 
 
 def places(problem: BaseException) -> list[str]:
     """Where in the user's own files an exception passed through, the innermost last."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    return [f"{frame.filename}, line {frame.lineno}" for frame in frames if is_users(frame.filename)]
-
-
-def is_users(file: str) -> bool:
-    """Whether a file is neither this package's, nor the library's, nor an installed package's."""
-    others = [str(Path(__file__).parent), *(get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))]
-    return Path(file).is_file() and not file.startswith(tuple(others))
+    others = (str(Path(__file__).parent), *(get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")))
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(problem.__traceback__)]
+    users = [(file, line) for file, line in frames if Path(file).is_file() and not file.startswith(others)]
+    return [f"{file}, line {line}" for file, line in users]
 
 
 def plain(kind: str) -> str:
@@ -179,6 +168,6 @@ def subclasses(base: type) -> Iterator[str]:
     """The names of all public subclasses of Lightning's or torch's own that are loaded."""
     kinds: list[type] = base.__subclasses__()
     for kind in kinds:
-        if kind.__name__[0] != "_" and not kind.__module__.startswith(OWN):
+        if kind.__name__[0] != "_" and not kind.__module__.startswith(str(__package__)):
             yield kind.__name__
         yield from subclasses(kind)

@@ -1,13 +1,14 @@
 r"""What a run showed: the record of its steps, and from it a sentence and a table."""
 
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from math import isfinite, nan
 from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .compare import Comparison
 
@@ -92,21 +93,18 @@ class Record:
             if of_name.first_step_past is None and not parting <= self.tolerance:  # NaN is past it too
                 of_name.first_step_past = step
 
-    def note_step(self, step: int, losses: dict[str, float]) -> None:
+    def note_step(self, step: int, losses: dict[str, float], drift: dict[str, float] | None = None) -> None:
+        """The losses, and as long as neither twin has diverged how far their own paths part."""
         self.steps.append(step)
         add(self.losses, losses, len(self.steps))
-        for name, loss in losses.items():
-            if not isfinite(loss):
-                self.diverged.setdefault(name, step)
-        if losses and not self.diverged:
+        self.diverged = {name: step for name, loss in losses.items() if not isfinite(loss)} | self.diverged
+        if self.diverged:
+            return
+        if losses:
             self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
-
-    def note_drift(self, drift: dict[str, float]) -> None:
-        """Of the gradients on the twins' own paths, as long as neither has diverged."""
-        if not self.diverged:
-            for name, value in drift.items():
-                of_name = self.extremes.setdefault(name, Extremes())
-                of_name.drift = worse(of_name.drift, value)
+        for name, value in (drift or {}).items():
+            of_name = self.extremes.setdefault(name, Extremes())
+            of_name.drift = worse(of_name.drift, value)
 
     def note_scores(self, step: int, scores: dict[str, float]) -> None:
         self.validated.append(step)
@@ -128,10 +126,7 @@ class Record:
 
     @property
     def largest_parting(self) -> float:
-        largest = 0.0
-        for e in self.extremes.values():
-            largest = worse(largest, e.parting)
-        return largest
+        return reduce(worse, (e.parting for e in self.extremes.values()), 0.0)
 
     @property
     def bitwise_equal(self) -> bool:
@@ -174,10 +169,8 @@ class Record:
     def table(self) -> Table:
         """The extremes of each parameter."""
         caption = CAPTION.format(tolerance=self.tolerance)
-        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD)
-        table.add_column("parameter", no_wrap=True)
-        for heading in COLUMNS:
-            table.add_column(heading, justify="right")
+        columns = [Column("parameter", no_wrap=True), *(Column(name, justify="right") for name in COLUMNS)]
+        table = Table(*columns, caption=caption, caption_justify="left", box=SIMPLE_HEAD)
         for name, e in self.extremes.items():
             past = "none" if e.first_step_past is None else str(e.first_step_past)
             figures = (number(e.absolute), number(e.relative), f"{e.parting:.2g}", past, number(e.drift))
@@ -225,8 +218,8 @@ def number(x: float) -> str:
 
 def show(record: Record, trainer: Any, scores: dict[str, float]) -> None:
     """Prints the sentence, the table and the scores."""
-    colour = "bold red" if record.failure else "bold yellow" if record.divergence else "bold green"
-    sentence = f"[{colour}]{record.sentence()}[/]"
+    colour = "red" if record.failure else "yellow" if record.divergence else "green"
+    sentence = f"[bold {colour}]{record.sentence()}[/]"
     Console().print(sentence, record.table(), standing(trainer, scores), sep="\n\n")
 
 

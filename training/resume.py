@@ -1,134 +1,39 @@
-r"""A run goes on as it was set: its own settings first, over them what the command line gives anew.
+r"""What a checkpoint holds: twins, a task, and a run that goes on, with options given anew."""
 
-Settings out of a file are data. They may name classes of torch, of Lightning and of this package, with
-arguments that are data too; any other class has to be named on the command line.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
-from pkgutil import resolve_name
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import nn
 
-from .callbacks import StopWhenSolved
+from .callbacks import CompareGradients, StopWhenSolved
 from .datamodule import Task
-from .files import CHECKPOINT
-from .options import Flat, differences
+from .files import read_checkpoint
+from .messages import InFewWords
+from .settings import of_this_version, settings_of
+from .twins import Twins
 
-NOT_RESTORED = ("ckpt_path", "name", "config")
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
-PACKAGE = Task.__module__.rpartition(".")[0]
-TRUSTED = ("torch", "pytorch_lightning", "lightning", "lightning_fabric")
-DATA = (str, int, float, Path, timedelta, type(None))
-CONTAINERS = (Union, UnionType, list, dict, tuple)
+MISSING = object()
+Flat = dict[str, Any]
+Settings = Mapping[str, Any]
 
 
-def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of the run that wrote a checkpoint, as its ``config.yaml`` has them.
-
-    Those that said where the run began are left out: the checkpoint is where it goes on.
-
-    Args:
-        checkpoint: its content.
-        named: words of the command line; a class that they name may stand in the settings.
-
-    Raises:
-        ValueError: for a checkpoint without settings, such as one of a plain ``Trainer``, and for settings
-            that name other classes than those of torch, Lightning and this package.
-    """
-    try:
-        settings = {n: value for n, value in checkpoint["settings"].items() if n not in NOT_RESTORED}
-        model = {name: value for name, value in settings["model"].items() if name != "init_from"}
-        data = {**settings["data"], "class_path": of_this_package(settings["data"]["class_path"])}
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
-    settings = {**settings, "model": model, "data": data}
-    check_settings(settings, set(named))
-    return settings
-
-
-def of_this_package(class_path: str) -> str:
-    """A task of this package by the name that the package has here: installed it is another one."""
-    module, _, name = class_path.rpartition(".")
-    return (
-        f"{PACKAGE}.tasks.{name}" if module in ("training.tasks", "manual_rnn.training.tasks") else class_path
-    )
-
-
-def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for settings that would run code, or read another file of settings.
-
-    jsonargparse takes a class or a function by its dotted path, and a class by a file that names one.
-    """
-    for name in ("data", "model", "compare", "optimizer", "lr_scheduler", "trainer"):
-        if not isinstance(settings.get(name), Mapping | None):
-            raise ValueError(f"expected settings of {name} in the checkpoint, got {settings[name]!r}")
-    for name in ("callbacks", "logger", "plugins", "profiler", "strategy", "accelerator"):
-        check_data(f"trainer.{name}", settings["trainer"].get(name), named)
-    for spec in specs(settings):
-        check_class(spec, named)
-
-
-def check_data(name: str, value: Any, named: set[str]) -> None:
-    """Raises ValueError for a text that would be taken for a path to code."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and text not in named and ("." in text or Path(text).exists()):
-            raise ValueError(f"expected data as {name} in the checkpoint, got {text}")
-
-
-def specs(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Everything in settings that names a class, however deep."""
-    if isinstance(value, Mapping):
-        if "class_path" in value:
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from specs(part)
-
-
-def check_class(spec: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for a class that may not stand in a file, or for an argument of it that is code."""
-    path = str(spec["class_path"])
-    if path in named:
-        return
-    if not path.startswith(tuple(f"{package}." for package in (*TRUSTED, PACKAGE))):
-        raise ValueError(f"expected {path}, which the checkpoint asks for, to be named: --data {path}, say")
-    try:
-        kind = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise ValueError(f"expected a class in the checkpoint's settings, got {path}: {problem}") from None
-    if not isinstance(kind, type) or not kind.__module__.startswith((*TRUSTED, PACKAGE)):
-        raise ValueError(f"expected a class of torch or Lightning in the checkpoint's settings, got {path}")
-    for name, value in {**spec.get("init_args", {}), **spec.get("dict_kwargs", {})}.items():
-        if not takes_data(kind, name):
-            check_data(f"{name} of {kind.__name__}", value, named)
-
-
-def takes_data(kind: type, argument: str) -> bool:
-    """Whether a parameter of a class, or of the base that has it, is declared to be text or numbers alone."""
-    for base in kind.__mro__:
-        try:
-            hints = get_type_hints(base.__init__)  # type: ignore[misc]
-        except (AttributeError, NameError, TypeError):  # names that are imported for type checkers alone
-            continue
-        if argument in hints:
-            return is_data(hints[argument])
-    return False
-
-
-def is_data(hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return True
-    if get_args(hint):
-        return get_origin(hint) in CONTAINERS and all(map(is_data, get_args(hint)))
-    return isinstance(hint, type) and issubclass(hint, DATA)
+def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, default: Settings) -> str:
+    """In two lines: the settings of the checkpoint's run that aren't the default, and those given anew."""
+    of_the_run, named_before = flat(restored), flat(now).keys() & flat(restored).keys()
+    anew = {name: value for name, value in flat(now).items() if name in named_before}
+    lines = [
+        f"  other than the defaults: {in_words(differences(of_the_run, flat(default)))}",
+        f"  given anew: {in_words(differences(anew, of_the_run))}",
+    ]
+    if CompareGradients.__name__ not in checkpoint.get("callbacks", {}):
+        lines.append("  but no record of its steps: an older version wrote that in another way")
+    return "\n".join(lines)
 
 
 def check_state(checkpoint: Mapping[str, Any]) -> None:
@@ -150,7 +55,30 @@ def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
             )
 
 
-def why_finished(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Settings by the name of their option: ``{"optimizer": "Adam", "optimizer.lr": 5e-3, ...}``."""
+    found: Flat = {}
+    for name, value in settings.items():
+        if name == "class_path":
+            found[prefix.removesuffix(".")] = value
+        elif isinstance(value, Mapping):
+            found |= flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def differences(settings: Flat, others: Flat) -> Flat:
+    """Those of ``settings`` that ``others`` has not, or has otherwise."""
+    return {name: value for name, value in settings.items() if others.get(name, MISSING) != value}
+
+
+def in_words(settings: Flat) -> str:
+    """``model.hidden_size 64, optimizer.lr 0.01``."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
+
+
+def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
     """Why a run with these settings has no step left to make; None where it has."""
     trainer, step = settings["trainer"], checkpoint["global_step"]
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -170,36 +98,65 @@ class GivenAnew(Callback):
     Of another class each begins anew. A new learning rate scales the whole schedule.
     """
 
-    def __init__(self, before: Flat, now: Flat) -> None:
-        self.before = before
-        self.optimizer = differences(chosen(now, "optimizer"), before)
-        self.scheduler = differences(chosen(now, "lr_scheduler"), before)
+    def __init__(self, before: Settings, now: Settings) -> None:
+        self.before = flat(before)
+        anew = differences(flat(now), self.before)
+        self.optimizer, self.scheduler = of_option("optimizer", anew), of_option("lr_scheduler", anew)
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if "optimizer" in self.optimizer:
+        if "" in self.optimizer:
             checkpoint["optimizer_states"] = []
-        if {"optimizer", "lr_scheduler"} & {*self.optimizer, *self.scheduler}:
+        if "" in {**self.optimizer, **self.scheduler}:
             checkpoint["lr_schedulers"] = []
-        anew = {name.removeprefix("optimizer."): value for name, value in self.optimizer.items()}
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
-                lr = self.learning_rate(group["lr"], anew)
-                group.update(anew, lr=lr, initial_lr=anew.get("lr", group.get("initial_lr", lr)))
+                lr = self.learning_rate(group["lr"])
+                initial = self.optimizer.get("lr", group.get("initial_lr", lr))
+                group.update(self.optimizer, lr=lr, initial_lr=initial)
         for state in checkpoint.get("lr_schedulers", []):
-            state.update({name.removeprefix("lr_scheduler."): v for name, v in self.scheduler.items()})
-            if "lr" in anew:
-                state["base_lrs"] = [anew["lr"]] * len(state.get("base_lrs", []))
+            state.update(self.scheduler)
+            if "lr" in self.optimizer:
+                state["base_lrs"] = [self.optimizer["lr"]] * len(state.get("base_lrs", []))
+        task: Any = getattr(trainer, "datamodule", None)
+        if type(task).__qualname__ not in checkpoint and "loops" in checkpoint:  # an older version wrote it
+            task.drawn = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
 
-    def learning_rate(self, reached: float, anew: Mapping[str, Any]) -> float:
+    def learning_rate(self, reached: float) -> float:
         """``reached``, in proportion to the new one."""
-        before = self.before.get("optimizer.lr")
-        if "lr" not in anew or not before or reached == before:
-            return float(anew.get("lr", reached))
-        return reached * anew["lr"] / before
+        before, anew = self.before.get("optimizer.lr"), self.optimizer.get("lr")
+        if anew is None or not before or reached == before:
+            return float(reached if anew is None else anew)
+        return reached * float(anew) / before
 
 
-def chosen(settings: Flat, name: str) -> Flat:
-    """Those of one option and of its own options."""
-    return {key: value for key, value in settings.items() if key == name or key.startswith(f"{name}.")}
+def of_option(option: str, settings: Flat) -> Flat:
+    """Those of one option by the names of its own options; its class has the name ""."""
+    own = {name: value for name, value in settings.items() if name.split(".")[0] == option}
+    return {name.removeprefix(option).removeprefix("."): value for name, value in own.items()}
+
+
+def load_model(ckpt_path: Path) -> Twins:
+    """The twins of a checkpoint, ready to answer. Raises ValueError where its weights don't fit."""
+    content = read_checkpoint(ckpt_path)
+    given = of_this_version(content["hyper_parameters"])
+    try:
+        model = Twins(**{n: value for n, value in given.items() if n in signature(Twins).parameters})
+    except TypeError as problem:
+        raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
+    check_weights(model, content)
+    model.load_state_dict(content["state_dict"])
+    return model.eval()
+
+
+def load_task(ckpt_path: Path, data: str | None) -> Task:
+    """The task of a checkpoint, with its settings; one of the user's own where ``data`` names it."""
+    settings = settings_of(read_checkpoint(ckpt_path), [data] if data else [])
+    spec = settings["data"]
+    seed = spec["init_args"].get("seed")
+    spec["init_args"]["seed"] = settings["seed_everything"] if seed is None else seed
+    parser = InFewWords()
+    parser.add_subclass_arguments(Task, "data")
+    task: Task = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    return task

@@ -8,15 +8,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
-from .datamodule import Batch, Task, at_least, one_hot, seeded_by
+from .datamodule import Task, at_least, one_hot, seeded_by
+from .objective import Batch
 
 
 class Adding(Task):
     r"""Of ``length`` numbers in [0, 1) two are marked; give their sum at the end.
 
-    Input (B, length, 2): the number and the mark, one in each half. Target (B, 1, 1). Always answering 1 has
-    a mean squared error of 1/6, the variance of the sum. Solved: Hochreiter and Schmidhuber's margin of 0.04,
-    on their scale where the sum has the range 1, is 0.08 here; its square.
+    Input (B, length, 2): the number and the mark, one in each half. Target (B, 1, 1). Chance: the variance of
+    the sum. Solved: the square of 0.08, Hochreiter and Schmidhuber's margin on a scale twice theirs.
     """
 
     source = "Hochreiter and Schmidhuber 1997 (experiment 4); Le, Jaitly and Hinton 2015"
@@ -111,10 +111,9 @@ class Parity(Task):
 class SinePrediction(Task):
     r"""The next value of a sine wave of random frequency and phase.
 
-    Input (B, length, 1), with 10 to 40 steps in a period. Target (B, length - 10, 1): the values
-    one step ahead, once ten steps have told which wave it is. Always answering 0 has a mean squared
-    error of 1/2. Solved: off by 3 % of the amplitude, root mean square; repeating the last value is
-    off by 22 %.
+    Input (B, length, 1), with 10 to 40 steps in a period. Target (B, length - 10, 1): the values one step
+    ahead, once ten steps have told which wave it is. Solved: off by 3 % of the amplitude, root mean square;
+    repeating the last value is off by 22 %.
     """
 
     source = "the time-sequence example of PyTorch"
@@ -189,9 +188,8 @@ class CharacterLM(Task):
     r"""The next character of a text.
 
     Input (B, length, V), one-hot over the V characters of the text. Target (B, length). The last twentieth of
-    the text is for testing, the one before for validation. Chance is the perplexity, in validation, of the
-    characters' frequencies in the rest; solved is that of the frequencies of pairs of characters: to get
-    below, a model must remember more than the last character.
+    the text is for testing, the one before for validation. Chance is the perplexity there of the characters'
+    frequencies in the rest, solved that of the frequencies of pairs: below it a model must remember more.
 
     Args:
         path: a text file; without one, 36 of Shakespeare's sonnets.
@@ -226,10 +224,10 @@ class CharacterLM(Task):
 
 
 def read_text(path: Path) -> str:
-    if not Path(path).is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"expected a text file, got {path}: no such file")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
         raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
 

@@ -24,9 +24,9 @@ import manual_rnn
 from manual_rnn import KernelName
 
 from .compare import same_random_numbers
-from .datamodule import MetricName, Objective, Task, at_least, seeded_by
+from .datamodule import Task, at_least, seeded_by
 from .files import rnn_weights
-from .loading import Batch
+from .objective import Batch, MetricName, Objective
 
 LEARNING_RATE = 5e-3
 Recurrent = Literal["identity", "orthogonal", "uniform"]
@@ -95,19 +95,16 @@ class Twins(LightningModule):
         tbptt_steps: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        check_options(tbptt_steps, bidirectional, nonlinearity, init_from)
+        if tbptt_steps is not None:
+            at_least(1, tbptt_steps=tbptt_steps)
+            if bidirectional:
+                raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
+        if init_from is not None and nonlinearity is None:
+            raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
         phi = nonlinearity or "tanh"
         self.save_hyperparameters(ignore=["init_from"])  # a checkpoint has weights of its own
-        rnn = manual_rnn.patch_rnn.original(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity=phi,
-            bias=bias,
-            batch_first=True,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
+        options: Any = {"nonlinearity": phi, "bias": bias, "dropout": dropout, "bidirectional": bidirectional}
+        rnn = manual_rnn.patch_rnn.original(input_size, hidden_size, num_layers, batch_first=True, **options)
         set_weights(rnn, recurrent or ("identity" if phi == "relu" else "uniform"), init_from)
         self.builtin = Network(rnn, nn.Linear(hidden_size * (1 + bidirectional), output_size))
         self.manual = manual_rnn.swap_rnn(deepcopy(self.builtin))
@@ -191,7 +188,8 @@ class Twins(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the value of the worse twin, by which a run is stopped."""
-        for name, worst in ("loss", torch.max), (self.objective.metric, self.objective.worst):
+        worst_score = torch.min if self.objective.mode == "max" else torch.max
+        for name, worst in ("loss", torch.max), (self.objective.metric, worst_score):
             found = [self.trainer.callback_metrics[f"val_{name}/{twin}"] for twin in self.twins]
             self.log(f"val_{name}/worse", worst(torch.stack(found)), logger=False, sync_dist=True)
 
@@ -210,18 +208,6 @@ class Twins(LightningModule):
             self.carried = {name: h.to(self.device) for name, h in states.items()}
 
 
-def check_options(
-    tbptt_steps: int | None, bidirectional: bool, nonlinearity: str | None, init_from: Path | None
-) -> None:
-    """Raises ValueError for options that don't go together or are out of range."""
-    if tbptt_steps is not None:
-        at_least(1, tbptt_steps=tbptt_steps)
-        if bidirectional:
-            raise ValueError("expected one direction with tbptt_steps, got bidirectional=True")
-    if init_from is not None and nonlinearity is None:
-        raise ValueError("expected a nonlinearity with init_from, since a file of weights doesn't say it")
-
-
 def set_weights(rnn: nn.RNN, recurrent: Recurrent, init_from: Path | None) -> None:
     """Gives ``rnn`` its initial weights: those of a file, or recurrent ones; ``uniform`` are its own.
 
@@ -235,10 +221,8 @@ def set_weights(rnn: nn.RNN, recurrent: Recurrent, init_from: Path | None) -> No
     expected = {name: tuple(p.shape) for name, p in rnn.state_dict().items()}
     got = {name: tuple(p.shape) for name, p in weights.items()}
     if got != expected:
-        raise ValueError(
-            f"expected RNN weights {expected}, got {got} from {init_from}; "
-            "see --model.hidden_size and the others"
-        )
+        got_from = f"got {got} from {init_from}; see --model.hidden_size and the others"
+        raise ValueError(f"expected RNN weights {expected}, {got_from}")
     rnn.load_state_dict(weights)
 
 

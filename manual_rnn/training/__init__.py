@@ -13,6 +13,6 @@ __path__ = [str(Path(__file__).parents[2] / "training")]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .entry import train  # type: ignore[import-not-found]
+    from .api import train  # type: ignore[import-not-found]
 
     return train

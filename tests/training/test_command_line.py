@@ -23,10 +23,10 @@ from training_runs import QUIET, SMALL, WARNINGS, CommandLine, checkpoint, last,
 
 import training
 from training.__main__ import COMMANDS, main
+from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
-from training.entry import TRAINER, quieten
 from training.messages import told
-from training.options import CONFIGS, load_settings
+from training.settings import CONFIGS, load_settings
 from training.tasks import TASKS, Adding, Parity
 from training.twins import Network
 
@@ -35,7 +35,7 @@ pytestmark = WARNINGS
 ECHO = """
 import torch
 from training.datamodule import Task
-from training.loading import Batch
+from training.objective import Batch
 
 
 class Echo(Task):
@@ -273,6 +273,7 @@ def test_a_run_reports_and_leaves_its_files(cli: CommandLine) -> None:
     assert best["epoch"] == scores.index(min(scores))
     assert last(folder)["epoch"] == 5
     assert yaml.safe_load((folder / "config.yaml").read_text()) == last(folder)["settings"]
+    assert (Path("runs") / "started.txt").read_text() == f"{folder}\n"  # once, of many checkpoints
     (path,) = folder.glob("events.out.tfevents.*")
     events = EventAccumulator(str(path))
     events.Reload()
@@ -481,3 +482,13 @@ def test_warnings_of_what_is_meant_are_left_out_and_no_others() -> None:
 def test_the_working_folder_is_searched_last(cli: CommandLine) -> None:
     cli("tasks", small=[])
     assert sys.path[-1] == os.getcwd()
+
+
+def test_what_is_refused_after_the_first_step_keeps_its_folder(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=nowhere")
+    assert exit.value.code == 2
+    assert "Early stopping conditioned on metric `nowhere`" in capsys.readouterr().err
+    assert (Path("runs") / "Adding" / "version_0" / "config.yaml").is_file()

@@ -188,6 +188,20 @@ def test_the_comparison_draws_alike_for_every_network_and_leaves_the_generator_a
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_networks_draw_in_a_comparison_is_of_its_seed() -> None:
+    drawn: list[float] = []
+
+    def loss(network: nn.Module, x: Tensor) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        return plain_sum(network, x)
+
+    for seed in (3, 4):
+        compare(nn.RNN(3, 5), ManualRNN(3, 5), loss, torch.randn(9, 2, 3), tolerance=0, seed=seed)
+    assert len(drawn) == 8
+    assert len(set(drawn[:4])) == len(set(drawn[4:])) == 1
+    assert drawn[0] != drawn[4]
+
+
 def test_random_numbers_depend_on_the_seed_alone() -> None:
     drawn = []
     for seed in (1, 1, 2):

@@ -63,8 +63,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
     def equal() -> Record:
         record = Record()
         record.note_comparison(1, comparison(0.0, 0.0))
-        record.note_step(1, {"builtin": 1.0, "manual": 1.0})
-        record.note_drift({"w": 0.0})
+        record.note_step(1, {"builtin": 1.0, "manual": 1.0}, {"w": 0.0})
         return record
 
     assert equal().bitwise_equal
@@ -73,7 +72,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
         lambda record: record.note_comparison(2, comparison(0.1)),
         lambda record: record.note_comparison(2, comparison(0.0, 0.0, loss=1e-9)),
         lambda record: record.note_step(2, {"builtin": 1.0, "manual": 1.0 + 1e-9}),
-        lambda record: record.note_drift({"w": 1e-9}),
+        lambda record: record.note_step(2, {}, {"w": 1e-9}),
     ):
         record = equal()
         note(record)
@@ -83,8 +82,7 @@ def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
 
 def test_after_a_divergence_paths_are_compared_no_more() -> None:
     record = recorded(1.0)
-    record.note_step(2, {"builtin": inf, "manual": nan})
-    record.note_drift({"w": nan})
+    record.note_step(2, {"builtin": inf, "manual": nan}, {"w": nan})
     record.note_step(3, {"builtin": 1.0, "manual": 2.0})
     assert record.extremes["w"].drift == record.loss_drift == 0
     assert record.divergence == "both diverged at step 2"
@@ -98,7 +96,10 @@ def test_after_a_divergence_paths_are_compared_no_more() -> None:
 def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     record = recorded(1.0, 17.0)
     record.note_scores(2, {"builtin": 0.5, "manual": 0.25})
-    record.note_step(3, {"builtin": inf, "manual": 1.0})
+    record.note_comparison(3, comparison(1.0, loss=0.125))
+    record.note_step(3, {"builtin": 1.0, "manual": 1.5})
+    record.note_step(4, {"builtin": inf, "manual": 1.0})
+    assert (record.loss_difference, record.loss_drift) == (0.125, 0.5)
     torch.save(record.state_dict(), tmp_path / "record.pt")
     again = Record()
     again.load_state_dict(torch.load(tmp_path / "record.pt", weights_only=True))
@@ -166,7 +167,10 @@ def test_a_sweep_is_averaged_over_seeds_and_seen_after_one_validation(
     assert all(line.get_marker() not in ("None", None) for line in axes.get_lines())
 
 
-def test_the_mean_is_over_the_steps_that_all_seeds_have() -> None:
-    assert mean_over_seeds([validated(1.0, 3.0), validated(3.0)]) == ([10], [2.0])
+def test_in_the_mean_a_run_that_ended_keeps_its_last_score() -> None:
+    late = Record()
+    late.note_scores(20, {"manual": 5.0})
+    assert mean_over_seeds([validated(1.0, 3.0), validated(3.0)]) == ([10, 20], [2.0, 3.0])
+    assert mean_over_seeds([validated(1.0, 3.0), late]) == ([20], [4.0])
     assert mean_over_seeds([validated(1.0), Record()]) == ([10], [1.0])
     assert mean_over_seeds([Record()]) == ([], [])

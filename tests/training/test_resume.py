@@ -26,9 +26,8 @@ from training_runs import (
     weights,
 )
 
-from training.commands import load_model
-from training.options import flat, plain
-from training.resume import GivenAnew, check_settings, settings_of, takes_data, why_finished
+from training.resume import GivenAnew, flat, load_model, why_finished
+from training.settings import check_settings, plain, settings_of, takes_data
 from training.tasks import Adding
 from training.twins import Twins
 
@@ -174,6 +173,47 @@ def test_callbacks_whose_defaults_no_config_can_hold_are_resumed(cli: CommandLin
     assert Path(ADDING / "version_1" / "side_by_side.png").is_file()
 
 
+def of_an_older_version(path: Path) -> None:
+    """Makes the checkpoint one of when the comparison was the twins' own, and its state that of a report."""
+    content = torch.load(path, weights_only=True)
+    compare = content["settings"].pop("compare")
+    content["settings"]["model"] |= {
+        "compare_every": compare["every_n_steps"],
+        "tolerance": compare["tolerance"],
+    }
+    content["hyper_parameters"] |= {"compare_every": 1, "tolerance": 16.0}
+    content["settings"]["model"]["nonlinearity"] = content["hyper_parameters"]["nonlinearity"] = None  # ReLU
+    for name in ("metric", "scored_steps"):
+        del content["hyper_parameters"][name]
+    del content["Adding"]  # its number of the next batch
+    content["callbacks"]["Report"] = {"history": content["callbacks"].pop("CompareGradients")["losses"]}
+    torch.save(content, path)
+
+
+def test_a_run_of_an_older_version_goes_on_but_for_its_record(cli: CommandLine) -> None:
+    own = ["--compare.every_n_steps=2", "--model.nonlinearity=relu"]
+    cli("--trainer.max_epochs=3", *own)
+    cli("--trainer.max_epochs=1", *own)
+    path = checkpoint(ADDING / "version_1")
+    of_an_older_version(path)
+    cli("export", f"--ckpt_path={path}", small=[])
+    assert load_model(path).manual.rnn.nonlinearity == "relu"
+    assert torch.equal(
+        torch.load("rnn.pt")["weight_hh_l0"], weights(ADDING / "version_1")["manual.rnn.weight_hh_l0"]
+    )
+    out = cli(QUIET, "--trainer.max_epochs=3", f"--ckpt_path={path}", small=[])
+    assert "but no record of its steps: an older version wrote that in another way" in out
+    assert "4 steps of 8, 6 parameters: every gradient equal" in out
+    assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
+
+
+def test_settings_that_no_option_has_any_more_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected options of this version in the checkpoint, got model\.width"
+    ):
+        settings_of({"settings": settings(model={"width": 3})})
+
+
 class CrashError(Exception):
     pass
 
@@ -307,6 +347,14 @@ CODE = [
     {"trainer": {"profiler": {"class_path": "torch.hub.load"}}},
     {"trainer": {"callbacks": ["evil.yaml"]}},
     {"trainer": {"callbacks": "evil.Callback"}},
+    {"trainer": {"callbacks": '["evil\\x2eCallback"]'}},  # YAML's own way to write a dot
+    {"trainer": {"callbacks": '{"class_path": "evil\\u002eCallback"}'}},
+    {"trainer": {"callbacks+": ["evil.Callback"]}},
+    {"trainer.callbacks": ["evil.Callback"]},
+    {"optimizer.class_path": "evil.Adam"},
+    {"data+": "evil.Task"},
+    {"data": {"class_path": "training.tasks.Adding", "init_args": "evil.yaml"}},
+    {"trainer": {"nowhere": 1}},
     {"trainer": {"callbacks": ["evil.Callback"]}},
     {"trainer": {"plugins": ["settings_of_a_class"]}},
     {
@@ -349,6 +397,12 @@ def test_what_the_command_line_names_may_stand_in_settings() -> None:
     with pytest.raises(ValueError, match=r"expected echo\.Echo, .* --data echo\.Echo, say"):
         settings_of({"settings": own})
     assert settings_of({"settings": own}, ["echo.Echo"])["data"]["class_path"] == "echo.Echo"
+
+
+def test_texts_that_name_no_code_are_data() -> None:
+    theme = {"metrics_format": ".3g", "description": "rgb(165,66,129)", "progress_bar": "#6206E0"}
+    bar = {"class_path": "pytorch_lightning.callbacks.RichProgressBar", "init_args": {"theme": theme}}
+    check_settings(settings(trainer={"callbacks": [bar], "precision": "16-mixed"}), set())
 
 
 def test_settings_with_classes_of_lightning_and_data_are_taken() -> None:

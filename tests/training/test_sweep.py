@@ -9,10 +9,10 @@ import pytest
 import torch
 from training_runs import SMALL, WARNINGS, CommandLine, last, weights
 
-import training.sweep
+import training.commands
+from training.cli import Laboratory
+from training.commands import Outcome, combinations, show
 from training.report import Record
-from training.run import Run
-from training.sweep import Outcome, combinations, show
 
 pytestmark = WARNINGS
 TINY = [*SMALL[1:], "--trainer.max_epochs=1", "--data.train_batches=2"]
@@ -66,7 +66,7 @@ def test_the_exit_code_is_that_of_the_first_run_that_was_not_sound(cli: CommandL
 def test_a_run_that_was_stopped_ends_the_sweep(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], None], code: int, count: int
 ) -> None:
-    monkeypatch.setattr(Run, "start", lambda run: ends())
+    monkeypatch.setattr(Laboratory, "start", lambda run: ends())
     found, rows = swept(cli, "--seeds", "0", "1")
     assert found == code
     assert len(rows) == count
@@ -86,7 +86,7 @@ def test_options_with_several_values_are_combined() -> None:
     common, own, name = combinations(
         ["--seeds=0", "--data", "Adding", "--a.b", "1", "2", "--name", "n", "-c", "p"]
     )
-    assert common == ["--seed_everything", "0", "--data", "Adding", "--config", "p"]
+    assert common == ["--seed_everything=0", "--data=Adding", "--config=p"]
     assert own == [[("--a.b", "1")], [("--a.b", "2")]]
     assert name == "n"
 
@@ -96,7 +96,9 @@ def test_the_picture_averages_over_the_seeds_of_the_same_settings(
 ) -> None:
     record, drawn = Record(), []
     record.note_scores(1, {"builtin": 1.0, "manual": 1.0})
-    monkeypatch.setattr(training.sweep, "draw_sweep", lambda runs, metric, path: drawn.append((runs, metric)))
+    monkeypatch.setattr(
+        training.commands, "draw_sweep", lambda runs, metric, path: drawn.append((runs, metric))
+    )
     settings = [[("--seed_everything", seed), ("--model.hidden_size", "4")] for seed in "01"]
     show([Outcome(own, 0, tmp_path, "accuracy", record) for own in settings], tmp_path)
     assert drawn == [([("hidden_size 4", record)] * 2, "accuracy")]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.datamodule import Objective, Task, check_batch
-from training.loading import Batch, cut, pieces
+from training.datamodule import Task, cut, pieces
+from training.objective import Batch, Objective
 from training.tasks import (
     TASKS,
     Adding,
@@ -280,15 +280,15 @@ def test_a_batch_is_checked_against_sizes_and_metric(
     input: Tensor, target: Tensor, metric: Any, words: str | None
 ) -> None:
     if words is None:
-        check_batch(Batch(input, target), 2, Objective(metric, 5))
+        Objective(metric, 5).check(Batch(input, target), 2)
         return
     with pytest.raises(ValueError, match=words):
-        check_batch(Batch(input, target), 2, Objective(metric, 5))
+        Objective(metric, 5).check(Batch(input, target), 2)
 
 
 def test_what_is_no_batch_or_has_no_known_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="expected sample to return a Batch, got tuple"):
-        check_batch((torch.zeros(1), torch.zeros(1)), 2, Objective("mse", 5))
+        Objective("mse", 5).check((torch.zeros(1), torch.zeros(1)), 2)
 
     class Odd(Adding):
         metric = "f1"  # type: ignore[assignment]

@@ -260,6 +260,8 @@ def test_dropout_draws_anew_for_each_batch_and_alike_for_both_twins(monkeypatch:
     losses = [model.training_step(batch, number)["losses"] for number in (0, 0, 1)]
     assert losses[0]["manual"] == losses[1]["manual"] != losses[2]["manual"]
     assert all(step["manual"] == step["builtin"] for step in losses)
+    monkeypatch.setattr(Twins, "current_epoch", 1)
+    assert model.training_step(batch, 0)["losses"]["manual"] != losses[0]["manual"]
 
 
 def test_no_truncation_where_a_piece_would_have_no_target() -> None:

@@ -62,18 +62,17 @@ def train(
     quieten()
     task.check()
     compare = compare or CompareGradients()
-    model = model or Twins.for_task(task)
     options = {**TRAINER, "logger": False, "enable_checkpointing": False, **trainer}
     given = as_list(options.pop("callbacks", None))
-    own = callbacks_of_a_run(task, stop_when_solved)
-    Trainer(**options, callbacks=[compare, *own, *given]).fit(model, datamodule=task)
+    own = stoppers(task, stop_when_solved)
+    Trainer(**options, callbacks=[compare, *own, *given]).fit(model or Twins.for_task(task), datamodule=task)
     if compare.record.failure:
         raise ArithmeticError(compare.record.failure)
     return compare.record
 
 
-def callbacks_of_a_run(task: Task, stop_when_solved: bool) -> list[Callback]:
-    """Those that a run has besides the comparison, be it from Python or from the command line."""
+def stoppers(task: Task, stop_when_solved: bool) -> list[Callback]:
+    """What ends a run early, be it from Python or from the command line."""
     return [StopWhenDiverged(), *([StopWhenSolved(task)] if stop_when_solved else [])]
 
 
