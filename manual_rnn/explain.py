@@ -36,9 +36,9 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     if hx is None:
         hx = layout.data.new_zeros(rnn.get_expected_hidden_size(layout.data, layout.batch_sizes))
     x, hx, weights = autocast(layout.rows, hx, weights_of(rnn))
-    whole = None
-    if kernels.requested_kernel() == kernels.DEFAULT and isinstance(nonlinearity_of(rnn), str):
-        whole = choose_network_kernel(x, hx, weights)
+    whole, phi = None, nonlinearity_of(rnn)
+    if kernels.requested_kernel() == kernels.DEFAULT and isinstance(phi, str):
+        whole = choose_network_kernel(phi, x, hx, weights)
     verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -49,8 +49,9 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 
 
 def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, ...]) -> str:
-    reasons = kernels.reasons(*tensors)
-    if not isinstance(nonlinearity_of(rnn), str):
+    phi = nonlinearity_of(rnn)
+    reasons = kernels.reasons(*tensors, phi=phi if isinstance(phi, str) else None)
+    if not isinstance(phi, str):
         reasons = dict.fromkeys(reasons, CUSTOM_STEP) | {kernels.REFERENCE: None}
     asked = kernels.requested_kernel()
     if whole in reasons:  # a network may run where an operator of ours means nothing

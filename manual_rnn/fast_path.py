@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
-from .kernels.nonlinearities import PHI_OF_MODE
+from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .ops import (
     as_nn_rnn,
     as_separate_output,
@@ -29,7 +29,7 @@ from .ops import (
     run_cudnn,
     tell_counters,
 )
-from .override import BUILTIN, nonlinearity_of
+from .override import BUILTIN, known_nonlinearity, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
@@ -41,7 +41,6 @@ METHODS = (
 UNCHANGED = {*METHODS, ASSIGNED, RUNNER}
 COMMON_WORDS = {"begin", "step"}
 FLAGS = frozenset({bool})
-MODES = {mode: aten.CUDNN_MODE[phi] for mode, phi in PHI_OF_MODE.items()}  # as ATen's operator numbers them
 _loaded = vars(torch.utils)
 _methods_of = attrgetter(*METHODS)
 _own_methods = _methods_of(RNNBase)
@@ -94,10 +93,11 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
         weights = [parameters[name] for group in names for name in group]
     except KeyError:
         return None
-    mode, *flags, layers, _, _ = options
+    options[0] = phi = PHI_OF_MODE.get(options[0]) or known_nonlinearity(rnn)
+    _, *flags, layers, _, _ = options
     if type(dropout) is not float or (training and dropout and layers > 1):
         return None
-    if projection or mode not in MODES:
+    if projection or phi is None:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
@@ -130,7 +130,7 @@ def _run_on_cpu(
 ) -> tuple[Tensor, Tensor] | None:
     if not native.has_aten_node or kernels.requested_kernel() not in (kernels.DEFAULT, kernels.NATIVE):
         return None
-    mode, bias, batch_first, bidirectional, layers, _, H = options
+    phi, bias, batch_first, bidirectional, layers, _, H = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
     if recorded is None:
         return None
@@ -144,7 +144,7 @@ def _run_on_cpu(
         x, hx = _input_alias(x, batch_first and not sizes), hx if hx is None else hx.view_as(hx)
     if hx is None:
         hx = _NO_STATE[x.dtype]
-    code, step = MODES[mode], 4 if bias else 2
+    code, step = PHI[phi].code, 4 if bias else 2
     how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
@@ -196,11 +196,11 @@ def _run_on_cuda(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
-    mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    phi, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
     D, first = 1 + bidirectional, batch_first and not sizes
-    if asked not in (kernels.DEFAULT, kernels.ATEN) or not _fits_cudnn(
-        x, weights, aten.shapes(layers, D, I, H, bias)
-    ):
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or phi not in aten.NONLINEARITIES:
+        return None
+    if not _fits_cudnn(x, weights, aten.shapes(layers, D, I, H, bias)):
         return None
     shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
     if hx is None:
@@ -208,7 +208,7 @@ def _run_on_cuda(
     if type(hx) not in PLAIN_TYPES or hx.shape != shape:
         return None
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
-    how = NetworkOptions(batch_sizes, PHI_OF_MODE[mode], bidirectional, bias, asked)
+    how = NetworkOptions(batch_sizes, phi, bidirectional, bias, asked)
     return run_cudnn(x, hx, weights, how, first)
 
 

@@ -23,7 +23,7 @@ from .convert import check_target, shared_copy
 from .fast_path import try_fast_path
 from .kernels.aten import autocasts_to_half
 from .kernels.interface import LayerWeights
-from .kernels.nonlinearities import PHI, PHI_OF_MODE
+from .kernels.nonlinearities import NN_RNN_MODES, PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, is_eager, run_rnn
 from .override import builtin, nonlinearity_of, step_of
@@ -45,8 +45,10 @@ class ManualRNN(RNNBase):
         input_size: `I`, features of the input.
         hidden_size: `H`, features of the state.
         num_layers: `L`; each further layer reads the states of the one before.
-        nonlinearity: "tanh", "relu", or a function of a tensor, elementwise or not. The parameters of
-            an `nn.Module` join the `state_dict`, as `nonlinearity.*`.
+        nonlinearity: "tanh", "relu", "sigmoid", "softplus", "hardtanh", "leaky_relu", "identity", or a
+            function of a tensor, elementwise or not. A function or module of PyTorch that means one of
+            these, `torch.sigmoid` or `nn.Softplus()`, runs as fast as its name; any other in Python, step
+            after step. The parameters of an `nn.Module` join the `state_dict`, as `nonlinearity.*`.
         bias: whether there are `b_ih` and `b_hh`.
         batch_first: whether padded input and output are `(B, T, ...)` instead of `(T, B, ...)`.
         dropout: probability of zeroing an output of every layer but the last, in training.
@@ -228,7 +230,7 @@ def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, T
     Raises:
         RuntimeError: for a recurrence of your own, of whose operations they know nothing.
     """
-    if not isinstance(nonlinearity_of(rnn), str):
+    if not _is_nn_rnn(rnn):
         raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")
     nn_rnn: Any = NN_RNN.forward
     return nn_rnn(rnn, input, hx)
@@ -237,7 +239,12 @@ def _run_expanded(rnn: ManualRNN, input: Any, hx: Tensor | None) -> tuple[Any, T
 def _matches_nn_rnn(rnn: ManualRNN) -> bool:
     """Whether a call is what `nn.RNN` computes, and neither a kernel nor torch.func has a say."""
     asked = kernels.requested_kernel()
-    return asked == kernels.DEFAULT and not functorch_active() and isinstance(nonlinearity_of(rnn), str)
+    return asked == kernels.DEFAULT and not functorch_active() and _is_nn_rnn(rnn)
+
+
+def _is_nn_rnn(rnn: ManualRNN) -> bool:
+    """Whether `nn.RNN` has this recurrence, under the same mode."""
+    return isinstance(nonlinearity_of(rnn), str) and rnn.mode in NN_RNN_MODES
 
 
 def _leaves_casts_to_autocast(rnn: ManualRNN, input: Any) -> bool:

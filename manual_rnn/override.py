@@ -12,10 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import validation
-from .kernels.nonlinearities import PHI_OF_MODE
+from .kernels.nonlinearities import NN_RNN_MODES, PHI_OF_MODE, name_of
 from .parameters import CUSTOM_MODE
 
-__all__ = ["BUILTIN", "builtin", "is_recurrence", "nonlinearity_of", "overrides_step", "step_of"]
+__all__ = [
+    "BUILTIN",
+    "builtin",
+    "is_recurrence",
+    "known_nonlinearity",
+    "nonlinearity_of",
+    "overrides_step",
+    "step_of",
+]
 
 VARARGS = 4  # a flag of a code object
 BUILTIN = "_manual_rnn_builtin"
@@ -35,14 +43,22 @@ def nonlinearity_of(rnn: Any) -> Any:
         AssertionError: for an unknown `mode`.
     """
     begin = _override(rnn, "begin", _is_begin)
-    if begin is None and _override(rnn, "step", _is_step) is None and rnn.mode != CUSTOM_MODE:
-        validation.check_mode(rnn.mode, PHI_OF_MODE)
-        return PHI_OF_MODE[rnn.mode]
+    if begin is None and _override(rnn, "step", _is_step) is None:
+        known = known_nonlinearity(rnn)
+        if known is not None:
+            return known
+        if rnn.mode != CUSTOM_MODE:
+            validation.check_mode(rnn.mode, NN_RNN_MODES)
     if begin is None:
         return lambda h0, weight_hh: step_of(rnn)
     if _accepts(begin, 2):
         return begin
     return wraps(begin)(lambda h0, weight_hh: begin(h0))
+
+
+def known_nonlinearity(rnn: Any) -> str | None:
+    """The nonlinearity that the mode names, or that a function means; None for any other."""
+    return PHI_OF_MODE.get(rnn.mode) if rnn.mode != CUSTOM_MODE else name_of(rnn.nonlinearity)
 
 
 def overrides_step(rnn: Any) -> bool:

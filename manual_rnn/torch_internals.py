@@ -35,6 +35,7 @@ __all__ = [
     "forward_mode_is_active",
     "functorch_active",
     "fx_tracer",
+    "has_global_hooks",
     "in_draft_export",
     "in_forward_mode",
     "is_wrapper",
@@ -150,8 +151,9 @@ def dispatch_key_set(x: Tensor) -> Any:
     return _dispatch_keys(x).raw_repr()
 
 
-# A module's call, hooks included.
+# A module's call, hooks included; whether hooks of all modules are registered.
 MODULE_CALL: Callable[..., Any] = torch.nn.Module._call_impl
+has_global_hooks: Callable[[], bool] = find("torch.nn.modules.module", "_has_any_global_hook", never)
 
 
 def fx_tracer(args: Any, kwargs: Any) -> Any:

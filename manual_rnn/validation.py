@@ -3,7 +3,7 @@ r"""Every check a user can meet, with the exception types and the words of `torc
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -110,7 +110,7 @@ def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
-def check_mode(mode: str, known: Mapping[str, str]) -> None:
+def check_mode(mode: str, known: Collection[str]) -> None:
     """`mode` is one that the kernels know."""
     if mode not in known:
         raise AssertionError(f"mode must be {' or '.join(known)}, got {mode}")

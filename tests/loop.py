@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pairwise import pairwise
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,6 +25,7 @@ __all__ = [
     "CASES",
     "LAYOUTS",
     "NETWORKS",
+    "PHI",
     "Loop",
     "Place",
     "as_function",
@@ -35,10 +37,23 @@ __all__ = [
     "sample",
 ]
 
-PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+PHI: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "identity": lambda a: a,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "hardtanh": F.hardtanh,
+    "leaky_relu": F.leaky_relu,
+}
 SLOPE: dict[str, Callable[[Tensor], Tensor]] = {  # through the state; ReLU has none at zero, and one at NaN
     "tanh": lambda h: 1 - h * h,
     "relu": lambda h: (h <= 0).logical_not().to(h.dtype),
+    "identity": torch.ones_like,
+    "sigmoid": lambda h: h - h * h,
+    "softplus": lambda h: 1 - (-h).exp(),
+    "hardtanh": lambda h: (h.abs() < 1).to(h.dtype),
+    "leaky_relu": lambda h: torch.where(h > 0, torch.ones_like(h), torch.full_like(h, 0.01)),
 }
 
 
@@ -52,7 +67,12 @@ class Place(NamedTuple):
 
 
 class Loop(nn.RNN):
-    """Parameters and arguments of `nn.RNN`, computed step by step; each weight is read once, by its name."""
+    """Parameters and arguments of `nn.RNN`, computed step by step; each weight is read once, by its name. It
+    has more nonlinearities."""
+
+    def __init__(self, *args: Any, nonlinearity: str = "tanh", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.nonlinearity = nonlinearity
 
     def step(self, gates: Tensor, h: Tensor, w_hh: Tensor, place: Place) -> Tensor:
         """The state after one step; the judge of another recurrence overrides it."""
@@ -160,8 +180,13 @@ NETWORKS: list[dict[str, Any]] = [
     {"num_layers": L, "bidirectional": D == 2, "nonlinearity": phi}
     for L, D, phi in product((1, 2), (1, 2), ("tanh", "relu"))
 ]
+OTHERS = [  # which nn.RNN hasn't
+    {"num_layers": 2, "bidirectional": True, "nonlinearity": phi}
+    for phi in PHI
+    if phi not in ("tanh", "relu")
+]
 LAYOUTS = ("batched", "unbatched", "packed")
-CASES = list(product(NETWORKS, LAYOUTS))
+CASES = list(product(NETWORKS + OTHERS, LAYOUTS))
 LENGTHS = [2, 3, 1]  # of the packed sequences, not sorted
 
 

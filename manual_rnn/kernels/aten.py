@@ -19,9 +19,11 @@ from torch.nn import Parameter
 
 from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense
 from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
+from .nonlinearities import PHI
 from .torch_loop import elman, linear_recurrence
 
 __all__ = [
+    "NONLINEARITIES",
     "autocasts_to_half",
     "by_cudnn",
     "cudnn",
@@ -35,9 +37,8 @@ __all__ = [
 ]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+NONLINEARITIES = tuple(RUN)
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
-CUDNN_MODE = {"relu": 0, "tanh": 1}
-PHI_OF_CUDNN_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
 
 
@@ -133,7 +134,7 @@ def cudnn(
     layers, step = hx.size(0) // (1 + bidirectional), 4 if bias else 2
     cast = flat[0].dtype in CASTS and torch.is_autocast_enabled("cuda")
     buffer = None if cast else _one_buffer(flat, step)
-    how = CUDNN_MODE[phi], hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
+    how = PHI[phi].code, hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
     found = cudnn_rnn(x, flat, step, buffer, hx.contiguous(), None, *how)
     return found[0], found[1]
 

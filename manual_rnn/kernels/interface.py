@@ -66,7 +66,8 @@ def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:
 
 
 class Kernel(Protocol):
-    """The required rungs. The upper two are looked for by name: `network`, `network_vjp`."""
+    """The required rungs. The upper two are looked for by name: `network`, `network_vjp`; and so are the
+    `NONLINEARITIES` that it knows, if it doesn't know all."""
 
     def unsupported_reason(self, *tensors: Tensor | None) -> str | None:
         """The reason why this kernel can't take these tensors, or None. The second, if there is one, is a

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import DEFAULT, native
-from ..kernels.aten import PHI_OF_CUDNN_MODE
 from ..kernels.interface import NetworkOptions
+from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
 from .network import network_vjp
@@ -52,7 +52,7 @@ def composed_network_backward(
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
-    options = NetworkOptions(sizes, PHI_OF_CUDNN_MODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
+    options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)

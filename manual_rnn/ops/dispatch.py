@@ -29,6 +29,7 @@ from ..torch_internals import (
     profiling,
     scan,
     single_level,
+    torchscript,
 )
 from . import flop_formulas
 
@@ -134,7 +135,7 @@ def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
     Raises:
         RuntimeError: if another kernel was asked for, with its reason.
     """
-    if kernel == REFERENCE or (kernel == DEFAULT and in_draft_export()):
+    if kernel == REFERENCE or (kernel == DEFAULT and (in_draft_export() or torchscript() is not None)):
         return True
     reason = next((r for x in tensors if x is not None and (r := non_plain_reason(x))), None)
     if MISSING and reason is None:

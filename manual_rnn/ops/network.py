@@ -70,10 +70,11 @@ def compute(
     """By a kernel, below autograd: `output`, `h_n` and, with `save_states`, the states of every layer."""
     options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
     check_network(x, hx, weights, options)
-    able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes)
+    able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes, phi=nonlinearity)
     if hasattr(able, "network"):
         return able.network(x, hx, weights, *options[:4], save_states)
-    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x, weights[0]))
+    run = kernels.layer_of(kernel, nonlinearity, x, weights[0])
+    output, h_n, states = composed.network(x, hx, weights, options, run)
     return (output.clone() if save_states else output), h_n, states if save_states else []
 
 
@@ -204,7 +205,8 @@ def compute_vjp(
     has_biases = len(need) - 2 == 2 * len(matrices)
     options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
     check_network_vjp(need, x, hx, matrices, states, (c, c_last), options)
-    able = kernels.choose(kernel, x, hx, *matrices, *states, c, c_last, batch_sizes=batch_sizes)
+    tensors = x, hx, *matrices, *states, c, c_last
+    able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity)
     if hasattr(able, "network_vjp"):
         return able.network_vjp(need, x, hx, matrices, states, c, c_last, *options[:3])
     found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)

@@ -3,7 +3,7 @@ r"""The two recurrences of an Elman network, closed under differentiation.
     elman                h_t = phi(z_t + h_{t-1} w^T)            h before the first step = h0
     linear_recurrence    y_t = phi'(h_t) * (v_t + y_{t-1} a)     y before the first step = 0
 
-phi is tanh or relu, and its slope phi' is written through the state: 1 - h*h, or h > 0. With `c` a
+The slope phi' is written through the state, for tanh 1 - h*h (`kernels/nonlinearities.py`). With `c` a
 cotangent, `'` a tangent, `first` the step at which time starts, "back" the other direction of time:
 
     vjp of elman     dz = linear(c, h, w), back;  dh0 = dz_first w;  dw = sum_t dz_t^T h_{t-1}
@@ -12,7 +12,7 @@ cotangent, `'` a tangent, `first` the step at which time starts, "back" the othe
                      dh_t = k_t * (c_t + m_{t+1} a^T) * (v_t + y_{t-1} a)
     jvp of linear    q + linear(v' + y_{t-1} a' + q_{t-1} a, h, a),  q_t = k_t * h'_t * (v_t + y_{t-1} a)
 
-where k is the derivative of the slope by h: -2h, or 0. So derivatives of any order, forward, reverse or
+where k is the derivative of the slope by h, for tanh -2h. So derivatives of any order, forward, reverse or
 mixed, stay inside these two functions. Under `vmap` the new axis joins the batch where the weights are
 shared; else it makes an ensemble, `G` weight matrices side by side.
 
@@ -81,7 +81,7 @@ class Elman(Function):
         check_recurrence("elman", z, h0, w, batch_sizes)
         if profiling() and kernel != kernels.REFERENCE:
             record_recurrence(z, w, 0)
-        able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes)
+        able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes, phi=phi)
         return able.elman(z, h0, w, batch_sizes, phi, reverse)
 
     @staticmethod
@@ -144,7 +144,7 @@ class LinearRecurrence(Function):
         check_recurrence("linear_recurrence", v, h, a, batch_sizes)
         if profiling() and kernel != kernels.REFERENCE:
             record_recurrence(v, a, v.size(-2) if batch_sizes is None else int(batch_sizes[0]))
-        able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes)
+        able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes, phi=phi)
         return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 
     @staticmethod

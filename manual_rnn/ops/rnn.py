@@ -53,7 +53,7 @@ def run_rnn(
     phi, sizes, bidirectional, dropout = options
     if not isinstance(phi, str):
         return run_layers(partial(_custom_layer, phi, sizes), x, hx, weights, 1 + bidirectional, dropout)
-    kernel = choose_network_kernel(x, hx, weights)
+    kernel = choose_network_kernel(phi, x, hx, weights)
     how = NetworkOptions(sizes, phi, bidirectional, weights[0].bias_ih is not None, kernel)
     if kernel == kernels.REFERENCE:
         return run_layers(partial(_reference_layer, how), x, hx, weights, how.D, dropout)
@@ -116,7 +116,7 @@ def _no_steps(
     return composed.input_projection(x, *weights), h0
 
 
-def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> str:
+def choose_network_kernel(phi: str, x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> str:
     """The kernel that runs the network: the one asked for; or "default" where the operator's own choice runs,
     "aten" where no kernel of ours is faster, "reference" where a trace or transform wants PyTorch's
     operations.
@@ -128,22 +128,25 @@ def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
     tensors = [x, hx, *_flat(weights)]
     if dispatch.needs_reference(asked, *tensors):
         traced = functorch_active() or in_draft_export() or not x.size(0)
-        return kernels.REFERENCE if traced or asked == kernels.REFERENCE else kernels.ATEN
+        own = traced or asked == kernels.REFERENCE or phi not in aten.NONLINEARITIES
+        return kernels.REFERENCE if own else kernels.ATEN
     if asked == kernels.ATEN:
-        _check_aten(tensors)
+        _check_aten(phi, tensors)
     if asked != kernels.DEFAULT or torch.compiler.is_compiling() or not x.size(0):
+        return asked
+    if phi not in aten.NONLINEARITIES:
         return asked
     if not dispatch.can_bypass_dispatcher(*tensors):
         return asked
     return asked if native.unsupported_reason(*tensors) is None else kernels.ATEN
 
 
-def _check_aten(tensors: list[Any]) -> None:
+def _check_aten(phi: str, tensors: list[Any]) -> None:
     """Raise where PyTorch's own network was asked for and can't run."""
     x, compiling = tensors[0], torch.compiler.is_compiling()
     if not compiling and not x.size(0):
         return
-    reason = aten.unsupported_reason(*tensors)
+    reason = kernels.unsupported_reason(aten, phi, *tensors)
     if reason is None and aten.by_cudnn(x) and (compiling or not dispatch.can_bypass_dispatcher(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode is active"
     if reason is not None:

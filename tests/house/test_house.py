@@ -49,7 +49,7 @@ HOUSE = {
     "kernels": "kernels torch_internals",
     "validation": "torch_internals kernels.interface",
     "torch_internals": "",
-    "convert": "validation parameters override own_names",
+    "convert": "validation parameters override own_names kernels.nonlinearities",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from examples import BY_HAND, ByHand, LeakyRNN
 from helpers import assert_same, gradients, packed
-from loop import CASES, LENGTHS, NETWORKS, Loop, build, case_id, recurrence, sample
+from loop import LAYOUTS, LENGTHS, NETWORKS, Loop, build, case_id, recurrence, sample
 from pairwise import pairs, pairwise
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ def test_every_two_choices_meet() -> None:
         assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize(("network", "layout"), CASES, ids=case_id)
+@pytest.mark.parametrize(("network", "layout"), list(product(NETWORKS, LAYOUTS)), ids=case_id)
 def test_the_judge_of_modules_is_nn_rnn(network: dict[str, Any], layout: str) -> None:
     input, hx = sample(network, layout)
     if layout == "packed":

@@ -42,7 +42,10 @@ Plan = structure(
         "long",
         "threads sharing slices vecs ld unpacked_weights rows matrix input_matrix carry bf16_offset x_ld",
     ),
-    ("long", "dzt_ld carries inputs z x_packed dz_transposed panels bias_or_dw counters bytes"),
+    (
+        "long",
+        "dzt_ld carries inputs z x_packed dz_transposed panels bias_or_dw counters residues parts bytes",
+    ),
 )
 Slice = structure("Slice", ("long", "row apart rows place v0 v1"))
 SIZES_OF_STRUCTS = """

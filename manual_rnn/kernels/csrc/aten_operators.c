@@ -38,7 +38,7 @@ static bool read_size_list(Network *net, Value list)
 static bool read_weights(Held *held, Network *net, Value list, const Value *options, bool bidirectional)
 {
     const long weights = list_size(list);
-    net->D = 1 + bidirectional, net->each = (long)options[0], net->kind = options[1] ? TANH : RELU;
+    net->D = 1 + bidirectional, net->each = (long)options[0], net->kind = (long)options[1];
     const bool known = net->each == 2 || net->each == 4 || fail("_cudnn_rnn: expected 2 or 4 weights, no %ld", net->each);
     if (!known || !begin_network(net, weights)) {
         release_list(list);
@@ -53,7 +53,7 @@ static bool check_options(const Network *net, const Value *options, bool has_cx)
     enum { KIND, WIDTH_OF_STATE, PROJECTION, LAYERS, FIRST, DROPPED, TRAINS };
     double dropout;
     memcpy(&dropout, &options[DROPPED], sizeof dropout);
-    if (options[KIND] > 1 || options[PROJECTION] || has_cx || (dropout > 0 && options[TRAINS] & 1))
+    if (!is_nonlinearity(options[KIND]) || options[PROJECTION] || has_cx || (dropout > 0 && options[TRAINS] & 1))
         return fail("_cudnn_rnn: on the CPU there are Elman networks alone, without projection or dropout");
     return (net->L == (long)options[LAYERS] && net->H == (long)options[WIDTH_OF_STATE])
         || fail("_cudnn_rnn: expected hidden_size %ld and num_layers %ld", net->H, net->L);

@@ -9,7 +9,7 @@
 
 typedef struct {
     int variant;
-    long kind, threads, most; /* TANH or RELU; threads that may be used, and the most that OpenMP is asked for */
+    long kind, threads, most; /* a nonlinearity; threads that may be used, and the most that OpenMP is asked for */
     long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
     long G;                   /* members of an ensemble; 0 where tensors have no such axis */
     bool batch_first;         /* of x, output and their gradients */

@@ -80,12 +80,26 @@ bool read_list(Held *held, Value list, Tensor *to, long count, long group, long 
     return fine;
 }
 
+#define AS_ROW(kind, name, number) {name, kind},
+static const struct { const char *name; long kind; } NAMED[] = {NONLINEARITIES(AS_ROW)};
+enum { NAMES = sizeof NAMED / sizeof *NAMED };
+
+bool is_nonlinearity(Value mode)
+{
+    for (int i = 0; i < NAMES; i++)
+        if (NAMED[i].kind == (long)mode)
+            return true;
+    return false;
+}
+
 static bool read_kind(long *kind, Value string)
 {
     const char *name = string_of(string);
-    const bool known = !strcmp(name, "tanh") || !strcmp(name, "relu");
-    *kind = !strcmp(name, "tanh") ? TANH : RELU;
-    const bool fine = known || fail("expected nonlinearity 'tanh' or 'relu', got '%.32s'", name);
+    int i = 0;
+    while (i < NAMES && strcmp(name, NAMED[i].name))
+        i++;
+    const bool fine = i < NAMES || fail("expected the name of a nonlinearity, got '%.32s'", name);
+    *kind = fine ? NAMED[i].kind : 0;
     release_string(string);
     return fine;
 }
@@ -262,7 +276,7 @@ static bool run_one(Held *held, const Value *args, bool slope, Recurrence *all, 
         hold(held, args[i]);
     *all = (Recurrence){.variant = variant, .threads = torch_threads(), .most = most_threads, .reverse = args[5] & 1};
     bool fine = read_kind(&all->kind, args[4]);
-    all->kind += slope ? TANH_SLOPE : 0;
+    all->kind += slope ? SLOPE : 0;
     fine = fine && (!sizes || read_sizes(&all->sizes, &all->T, sizes)) && read(held, &all->z, "the input", args[0])
         && read(held, &all->other, slope ? "h" : "h0", args[1]) && read(held, &all->w, "w", args[2]);
     if (!fine || !check_recurrence(all))

@@ -63,7 +63,7 @@ static long reserve(Plan *plan, long width, long numbers)
 
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
-    const int backward = job->kind >= TANH_SLOPE;
+    const int backward = job->kind >= SLOPE;
     const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
     const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
     const int half = job->type >= BFLOAT;

@@ -13,15 +13,24 @@
 #include "vector.inc.h"
 #include "product.inc.h"
 
-/* What a step does to the finished products x, for each kind of Job. */
-INLINE vec NAME(nonlinearity)(int kind, vec x, vec z, vec h)
+/* What a step does to the finished sum x, for each kind of Job. */
+INLINE vec NAME(nonlinearity)(int kind, vec x, vec h)
 {
-    const vec zero = {0};
+    const vec zero = {0}, one = zero + (REAL)1;
     switch (kind) {
-    case TANH: return NAME(tanh)(x + z);
-    case RELU: return NAME(choose)(x + z <= (REAL)0, zero, x + z);
-    case TANH_SLOPE: return ((REAL)1 - h * h) * (x + z);
-    default: return NAME(choose)(h <= (REAL)0, zero, x + z);
+    case RELU: return NAME(choose)(x <= (REAL)0, zero, x);
+    case SLOPE + RELU: return NAME(choose)(h <= (REAL)0, zero, x);
+    case TANH: return NAME(tanh)(x);
+    case SLOPE + TANH: return ((REAL)1 - h * h) * x;
+    case SIGMOID: return NAME(sigmoid)(x);
+    case SLOPE + SIGMOID: return h * ((REAL)1 - h) * x;
+    case SOFTPLUS: return NAME(softplus)(x);
+    case SLOPE + SOFTPLUS: return NAME(softplus_slope)(h) * x;
+    case HARDTANH: return NAME(choose)(x < (REAL)-1, -one, NAME(choose)(x > (REAL)1, one, x));
+    case SLOPE + HARDTANH: return NAME(choose)((h <= (REAL)-1) | (h >= (REAL)1), zero, x);
+    case LEAKY_RELU: return NAME(choose)(x > (REAL)0, x, x * (REAL)0.01);
+    case SLOPE + LEAKY_RELU: return NAME(choose)(h > (REAL)0, x, x * (REAL)0.01);
+    default: return x; /* IDENTITY and its slope */
     }
 }
 
@@ -29,7 +38,7 @@ INLINE vec NAME(nonlinearity)(int kind, vec x, vec z, vec h)
  * touch. `own`: the type of all numbers, or -1 where they differ. */
 INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile tile, REAL *next)
 {
-    const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE, kept = slope && work->job->I;
+    const int slope = kind >= SLOPE, kept = slope && work->job->I;
     const View *z = &work->z, *h = &work->job->h, *y = &work->y;
     const int z_type = own < 0 ? z->type : own, h_type = own < 0 ? h->type : own, y_type = own < 0 ? y->type : own;
     const long z_ahead = tile.ahead * z->step, h_ahead = tile.ahead * h->step, y_ahead = tile.ahead * y->step;
@@ -46,7 +55,7 @@ INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile t
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
             const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
             const vec given = NAME(load)(z_type, z_j, z_column, count);
-            const vec new = NAME(rounded)(y_type, NAME(nonlinearity)(kind, *(vec *)x, given, old));
+            const vec new = NAME(rounded)(y_type, NAME(nonlinearity)(kind, *(vec *)x + given, old));
             *(vec *)x = new;
             NAME(store)(y_type, new, y_j, y_column, count);
             if (PAIRS)
@@ -66,11 +75,11 @@ INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile t
 static TARGET void NAME(epilogue)(const ScanContext *work, Tile tile, REAL *next)
 {
     const int own = work->z.type == OWN && work->y.type == OWN && work->job->type == OWN ? OWN : -1;
+#define AS_CASE(kind, name, number) \
+    case 2 * kind: NAME(epilogue_as)(kind, OWN, work, tile, next); break; \
+    case 2 * (SLOPE + kind): NAME(epilogue_as)(SLOPE + kind, OWN, work, tile, next); break;
     switch (2 * work->job->kind + (own < 0)) {
-    case 2 * TANH: NAME(epilogue_as)(TANH, OWN, work, tile, next); break;
-    case 2 * RELU: NAME(epilogue_as)(RELU, OWN, work, tile, next); break;
-    case 2 * TANH_SLOPE: NAME(epilogue_as)(TANH_SLOPE, OWN, work, tile, next); break;
-    case 2 * RELU_SLOPE: NAME(epilogue_as)(RELU_SLOPE, OWN, work, tile, next); break;
+    NONLINEARITIES(AS_CASE)
     default: NAME(epilogue_as)(work->job->kind, -1, work, tile, next);
     }
 }
@@ -102,7 +111,7 @@ static TARGET void NAME(end)(const ScanContext *work, Slice slice, long from, lo
     const long ld = work->plan->ld, factors = from * ld + work->plan->bf16_offset;
     if (from >= to)
         return;
-    if (work->job->kind >= TANH_SLOPE) {
+    if (work->job->kind >= SLOPE) {
         const ProductOutput product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
         NAME(multiply)(&work->w, to - from, (const char *)(carry + factors), ld, slice.v0, slice.v1, product);
         carry = spare;
@@ -143,7 +152,7 @@ static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step
 static TARGET void NAME(run)(const ScanContext *work, Slice slice, const Block *block, Barrier *meeting)
 {
     const Job *job = work->job;
-    const int slope = job->kind >= TANH_SLOPE; /* starts from nothing */
+    const int slope = job->kind >= SLOPE; /* starts from nothing */
     const long on = job->reverse ? -1 : 1;
     REAL *carries[2] = {(REAL *)work->carry + 2 * slice.place * work->plan->ld};
     carries[1] = carries[0] + slice.rows * work->plan->ld;
