@@ -7,7 +7,7 @@ from . import kernels, validation
 from .layout import layout_of
 from .module import ManualRNN, autocast
 from .ops import CUSTOM_STEP, choose_network_kernel
-from .override import nonlinearity_of
+from .override import leak_of, nonlinearity_of
 from .parameters import weights_of
 
 __all__ = ["explain_kernel"]
@@ -36,9 +36,9 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     if hx is None:
         hx = layout.data.new_zeros(rnn.get_expected_hidden_size(layout.data, layout.batch_sizes))
     x, hx, weights = autocast(layout.rows, hx, weights_of(rnn))
-    whole, phi = None, nonlinearity_of(rnn)
+    whole, phi, alpha = None, nonlinearity_of(rnn), leak_of(rnn)
     if kernels.requested_kernel() == kernels.DEFAULT and isinstance(phi, str):
-        whole = choose_network_kernel(phi, x, hx, weights)
+        whole = choose_network_kernel(phi, x, hx, weights, alpha)
     verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -50,7 +50,8 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 
 def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, ...]) -> str:
     phi = nonlinearity_of(rnn)
-    reasons = kernels.reasons(*tensors, phi=phi if isinstance(phi, str) else None)
+    named = phi if isinstance(phi, str) else None
+    reasons = kernels.reasons(*tensors, phi=named, leaky=leak_of(rnn) is not None)
     if not isinstance(phi, str):
         reasons = dict.fromkeys(reasons, CUSTOM_STEP) | {kernels.REFERENCE: None}
     asked = kernels.requested_kernel()

@@ -29,7 +29,7 @@ from .ops import (
     run_cudnn,
     tell_counters,
 )
-from .override import BUILTIN, known_nonlinearity, nonlinearity_of
+from .override import BUILTIN, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
 
@@ -101,6 +101,7 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, bool(sizes)):
         return None
+    options.append(leak_of(rnn))
     run = _run_on_cuda if aten.by_cudnn(x) else _run_on_cpu
     if x.dim() == 2 and not sizes:
         axis = 0 if own["batch_first"] else 1
@@ -130,9 +131,9 @@ def _run_on_cpu(
 ) -> tuple[Tensor, Tensor] | None:
     if not native.has_aten_node or kernels.requested_kernel() not in (kernels.DEFAULT, kernels.NATIVE):
         return None
-    phi, bias, batch_first, bidirectional, layers, _, H = options
+    phi, bias, batch_first, bidirectional, layers, _, H, alpha = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
-    if recorded is None:
+    if recorded is None or (alpha is not None and not _is_constant(alpha)):
         return None
     if recorded:
         batching_rule()
@@ -142,12 +143,13 @@ def _run_on_cpu(
         reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
         weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))
         x, hx = _input_alias(x, batch_first and not sizes), hx if hx is None else hx.view_as(hx)
+        alpha = alpha if alpha is None else alpha.detach()
     if hx is None:
         hx = _NO_STATE[x.dtype]
     code, step = PHI[phi].code, 4 if bias else 2
     how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
-        _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
+        _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, alpha, *how)
     except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
         return None
     if profiling():
@@ -164,6 +166,11 @@ def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool 
     if all(wanted):
         return True
     return None if any(wanted) or x.requires_grad or (hx is not None and hx.requires_grad) else False
+
+
+def _is_constant(alpha: Tensor) -> bool:
+    """Whether a leak is as the engine takes it, a row of numbers without a gradient."""
+    return type(alpha) in PLAIN_TYPES and alpha.is_cpu and not alpha.requires_grad
 
 
 def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> list[Tensor]:
@@ -196,9 +203,9 @@ def _run_on_cuda(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
-    phi, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    phi, bias, batch_first, bidirectional, layers, I, H, alpha = options  # noqa: E741
     D, first = 1 + bidirectional, batch_first and not sizes
-    if asked not in (kernels.DEFAULT, kernels.ATEN) or phi not in aten.NONLINEARITIES:
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or phi not in aten.NONLINEARITIES or alpha is not None:
         return None
     if not _fits_cudnn(x, weights, aten.shapes(layers, D, I, H, bias)):
         return None

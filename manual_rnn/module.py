@@ -26,7 +26,7 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import NN_RNN_MODES, PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, is_eager, run_rnn
-from .override import builtin, nonlinearity_of, step_of
+from .override import builtin, leak_of, nonlinearity_of, step_of
 from .parameters import NN_RNN, RUNNER, RNNBase, is_expanded, weights_of
 from .torch_internals import any_autocast, functorch_active, torchscript
 
@@ -198,8 +198,9 @@ class ManualRNN(RNNBase):
 
 def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     """The last layer's states and `h_n` of a batch that has become rows, once all tensors fit each other."""
-    phi = nonlinearity_of(rnn)
-    exporting = onnx.is_exporting()
+    phi, alpha, exporting = nonlinearity_of(rnn), leak_of(rnn), onnx.is_exporting()
+    if alpha is not None and (exporting or RUNNER in rnn.__dict__):
+        phi = partial(_begin, rnn)  # what runs then knows no leak
     if exporting:
         onnx.check_exportable(layout.input, phi)
     validation.check_attributes(rnn)
@@ -214,9 +215,14 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     x, hx, weights = autocast(layout.rows, hx, weights)
     validation.check_tensors(rnn, x, hx, weights)
     dropout = partial(_dropout, rnn.dropout) if rnn.training and rnn.dropout and rnn.num_layers > 1 else None
-    options = Options(phi, batch_sizes, rnn.bidirectional, dropout)
+    alpha = None if alpha is None or not isinstance(phi, str) else validation.check_leak(rnn, alpha).to(x)
+    options = Options(phi, batch_sizes, rnn.bidirectional, dropout, alpha)
     run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else run_rnn)
     return run(x, hx, weights, options)
+
+
+def _begin(rnn: ManualRNN, h0: Tensor, weight_hh: Tensor) -> CustomStep:
+    return step_of(rnn)
 
 
 def _dropout(p: float, output: Tensor) -> Tensor:
@@ -244,7 +250,8 @@ def _matches_nn_rnn(rnn: ManualRNN) -> bool:
 
 def _is_nn_rnn(rnn: ManualRNN) -> bool:
     """Whether `nn.RNN` has this recurrence, under the same mode."""
-    return isinstance(nonlinearity_of(rnn), str) and rnn.mode in NN_RNN_MODES
+    known = isinstance(nonlinearity_of(rnn), str) and leak_of(rnn) is None
+    return known and rnn.mode in NN_RNN_MODES
 
 
 def _leaves_casts_to_autocast(rnn: ManualRNN, input: Any) -> bool:

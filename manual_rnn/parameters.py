@@ -105,9 +105,9 @@ class RNNBase(nn.RNNBase):
                 watch_modules(self, name)
             nn.Module.__setattr__(self, name, value)
 
-        def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+        def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
             with free(self, "_buffers", name):
-                super().register_buffer(name, *args, **kwargs)
+                super().register_buffer(name, tensor, persistent)
 
         def register_parameter(self, name: str, param: Any) -> None:
             with free(self, "_parameters", name):

@@ -50,6 +50,7 @@ __all__ = [
     "scan_op",
     "single_level",
     "torchscript",
+    "tracks_gradient",
     "under_legacy_vmap",
     "unnoticed_alias",
     "unwrap_if_dead",
@@ -98,6 +99,17 @@ def without_gradient_levels(x: Tensor | None) -> Tensor | None:
     while x is not None and _is_gradtracking(x):
         x = _unwrapped(x)
     return x
+
+
+def tracks_gradient(x: Tensor) -> bool:
+    """Whether a derivative by `x` may be wanted, of autograd or of any transform."""
+    if x.requires_grad or carry_tangents(x):
+        return True
+    while is_wrapper(x):
+        if _is_gradtracking(x):
+            return True
+        x = _unwrapped(x)
+    return False
 
 
 def forward_mode_is_active() -> bool:

@@ -23,6 +23,7 @@ from .nonlinearities import PHI
 from .torch_loop import elman, linear_recurrence
 
 __all__ = [
+    "HAS_LEAK",
     "NONLINEARITIES",
     "autocasts_to_half",
     "by_cudnn",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
-NONLINEARITIES = tuple(RUN)
+NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
 

@@ -47,12 +47,12 @@ def composed_network_backward(
     reserve: Tensor,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
-    """The arguments of `aten::_cudnn_rnn_backward`; of its results those that the mask asks for, as one
-    list."""
+    """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx`; of its results those
+    that the mask asks for, as one list."""
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
-    options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, DEFAULT)
+    options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, DEFAULT, cx)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)

@@ -66,15 +66,15 @@ def tell_counters() -> None:
         flop_formulas.register(active)
 
 
-def op(name: str, kernel: str = DEFAULT) -> Operator:
-    """The operator of this name; its overload `kernel`, whose last argument names one, if another than the
-    default was asked for."""
-    packet = packet_of(name)
+def op(name: str, kernel: str = DEFAULT, alpha: Tensor | None = None) -> Operator:
+    """The operator of this name; its overload `kernel`, which names one, if another than the default was
+    asked for. The last argument is the leak, if there is one."""
+    packet, leak = packet_of(name), () if alpha is None else (alpha,)
     if kernel in (DEFAULT, NATIVE):
-        return packet.default
+        return packet.default if alpha is None else lambda *args: packet.default(*args, *leak)
 
     def named(*args: Any) -> Any:
-        return packet.kernel(*args, kernel)
+        return packet.kernel(*args, kernel, *leak)
 
     return named
 
