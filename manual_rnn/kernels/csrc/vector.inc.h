@@ -78,7 +78,7 @@ INLINE vec NAME(exp_minus)(vec x)
     const vec zero = {0}, size = (vec)((bits)x & (INT)~(1ULL << (8 * sizeof(INT) - 1)));
     vec s;
     const vec u = NAME(exp_parts)(SMALLER(zero + (SINGLE ? 104 : 746), size) * (REAL)-0.5, &s);
-    return s * ((REAL)1 + u * (REAL)2) * (REAL)(SINGLE ? 0x1p-64 : 0x1p-512);
+    return (s + s * (u * (REAL)2)) * (REAL)(SINGLE ? 0x1p-64 : 0x1p-512);
 }
 
 /* 1 / (1 + e^-x), without an exponential that overflows. */
