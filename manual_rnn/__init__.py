@@ -8,12 +8,14 @@ from .explain import explain_kernel
 from .export import decompositions, export_standalone
 from .functional import bidirectional_rnn_forward, rnn_forward
 from .kernels import KernelName, use_kernel
+from .leaky import LeakyRNN
 from .module import ManualRNN
 from .patch import patch_rnn
 from .swap import swap_rnn
 
 __all__ = [
     "KernelName",
+    "LeakyRNN",
     "ManualRNN",
     "bidirectional_rnn_forward",
     "decompositions",

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from .kernels.nonlinearities import NN_RNN_MODES
 from .override import is_recurrence
 from .own_names import OWN_NAMES, hide, make_visible
 from .parameters import ASSIGNED, NN_RNN, NN_RNN_CACHES, RNNBase, assigned_weights
@@ -47,7 +48,7 @@ def unsupported_reason(rnn: nn.Module, source: type, to: type) -> str | None:
     ]
     if own:
         return f"expected the methods of its class, got {', '.join(sorted(own))} set on the module itself"
-    if rnn.mode not in ("RNN_TANH", "RNN_RELU"):
+    if rnn.mode not in NN_RNN_MODES:
         return f"expected nonlinearity 'tanh' or 'relu', got {rnn.nonlinearity}"
     if getattr(rnn, "proj_size", 0):
         return f"expected proj_size 0, got {rnn.proj_size}: an Elman network has no projection"

@@ -26,7 +26,8 @@ from . import kernels, validation
 from .fast_path import packed_sizes
 from .kernels import aten
 from .kernels.interface import non_plain_reason
-from .override import nonlinearity_of
+from .kernels.nonlinearities import NN_RNN_MODES
+from .override import leak_of, nonlinearity_of
 from .parameters import RUNNER, RNNBase, assigned_weights, is_expanded
 from .torch_internals import any_autocast, functorch_active, only_differentiates, torchscript
 
@@ -41,7 +42,7 @@ def is_left_to_nn_rnn(rnn: RNNBase, input: Any, hx: Any) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    builtin = isinstance(nonlinearity_of(rnn), str)
+    builtin = rnn.mode in NN_RNN_MODES and isinstance(nonlinearity_of(rnn), str) and leak_of(rnn) is None
     if is_expanded(rnn._parameters.values()):
         if not builtin:
             raise RuntimeError("ExpandedWeights: expected 'tanh' or 'relu', got a recurrence of your own")

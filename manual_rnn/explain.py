@@ -9,7 +9,7 @@ from .fast_path import kernel_of_plain_call
 from .layout import layout_of
 from .module import ManualRNN, autocast
 from .ops import CUSTOM_STEP, choose_network_kernel
-from .override import nonlinearity_of
+from .override import leak_of, nonlinearity_of
 from .parameters import weights_of
 
 __all__ = ["explain_kernel"]
@@ -38,11 +38,11 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     if hx is None:
         hx = layout.data.new_zeros(rnn.get_expected_hidden_size(layout.data, layout.batch_sizes))
     x, hx, weights = autocast(layout.rows, hx, weights_of(rnn))
-    whole = None
-    if kernels.requested_kernel() == kernels.DEFAULT and isinstance(nonlinearity_of(rnn), str):
+    whole, phi, alpha = None, nonlinearity_of(rnn), leak_of(rnn)
+    if kernels.requested_kernel() == kernels.DEFAULT and isinstance(phi, str):
         plain = kernel_of_plain_call(rnn, input, given)
         left = plain == kernels.ATEN or (plain is None and is_left_to_nn_rnn(rnn, input, given))
-        whole = kernels.ATEN if left else choose_network_kernel(x, hx, weights)
+        whole = kernels.ATEN if left else choose_network_kernel(phi, x, hx, weights, alpha)
     verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -53,8 +53,10 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
 
 
 def _verdicts(rnn: ManualRNN, whole: str | None, tensors: tuple[Tensor | None, ...]) -> str:
-    reasons = kernels.reasons(*tensors)
-    if not isinstance(nonlinearity_of(rnn), str):
+    phi = nonlinearity_of(rnn)
+    named = phi if isinstance(phi, str) else None
+    reasons = kernels.reasons(*tensors, phi=named, leaky=leak_of(rnn) is not None)
+    if not isinstance(phi, str):
         reasons = dict.fromkeys(reasons, CUSTOM_STEP) | {kernels.REFERENCE: None}
     asked = kernels.requested_kernel()
     if whole in reasons:  # a network may run where an operator of ours means nothing

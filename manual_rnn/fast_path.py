@@ -20,19 +20,19 @@ from torch.nn.utils.rnn import PackedSequence
 from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
-from .kernels.nonlinearities import PHI_OF_MODE
+from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .ops import (
-    as_nn_rnn,
     as_separate_output,
     batching_rule,
+    node_inputs,
     record_call,
     register_flop_formulas,
     run_cudnn,
     tell_counters,
 )
-from .override import BUILTIN, nonlinearity_of
+from .override import BUILTIN, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
-from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling, unnoticed_alias
+from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling
 
 __all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
 
@@ -42,7 +42,6 @@ METHODS = (
 UNCHANGED = {*METHODS, ASSIGNED, RUNNER}
 COMMON_WORDS = {"begin", "step"}
 FLAGS = frozenset({bool})
-MODES = {mode: aten.CUDNN_MODE[phi] for mode, phi in PHI_OF_MODE.items()}  # as ATen's operator numbers them
 _loaded = vars(torch.utils)
 _methods_of = attrgetter(*METHODS)
 _own_methods = _methods_of(RNNBase)
@@ -104,7 +103,7 @@ class PlainCall(NamedTuple):
     """What a call takes from the module."""
 
     weights: list[Tensor]
-    options: list[Any]  # mode, bias, batch_first, bidirectional, layers, I, H
+    options: list[Any]  # phi, bias, batch_first, bidirectional, layers, I, H, alpha
     dropout: float
 
 
@@ -119,30 +118,29 @@ def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, packed: bool) -> PlainCa
         weights = [parameters[name] for group in names for name in group]
     except KeyError:
         return None
-    mode, *flags, layers, _, _ = options
-    if type(dropout) is not float or projection or mode not in MODES:
+    options[0] = phi = PHI_OF_MODE.get(options[0]) or known_nonlinearity(rnn)
+    _, *flags, layers, _, _ = options
+    if type(dropout) is not float or projection or phi is None:
         return None
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, packed):
         return None
     dropped = dropout if training and layers > 1 else 0.0
-    return None if dropped and aten.by_cudnn(x) else PlainCall(weights, options, dropped)
+    return None if dropped and aten.by_cudnn(x) else PlainCall(weights, [*options, leak_of(rnn)], dropped)
 
 
 def _run_with_dropout(
     call: PlainCall, sizes: Sequence[int], x: Tensor, hx: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
-    weights, (mode, bias, batch_first, bidirectional, layers, _, H), dropout = call
+    weights, (phi, bias, batch_first, bidirectional, layers, _, H, alpha), dropout = call
     if torch.is_grad_enabled() and _requires_grad(x, hx, weights) is None:
         return None
     first, D, size = batch_first and not sizes, 1 + bidirectional, len(weights) // layers
     output, last = x.transpose(0, 1) if first else x, []
     for at in range(layers):
-        layer = (
-            weights[at * size : (at + 1) * size],
-            [mode, bias, False, bidirectional, 1, output.size(-1), H],
-        )
-        found = _run_on_cpu(*layer, sizes, output, hx if hx is None else hx.narrow(0, at * D, D))
+        layer = weights[at * size : (at + 1) * size]
+        how = [phi, bias, False, bidirectional, 1, output.size(-1), H, alpha]
+        found = _run_on_cpu(layer, how, sizes, output, hx if hx is None else hx.narrow(0, at * D, D))
         if found is None:
             return None
         output = torch.dropout(found[0], dropout, True) if at + 1 < layers else found[0]
@@ -169,11 +167,11 @@ def _is_unmodified(kind: type, rnn: Any) -> bool:
 def _run_on_cpu(
     weights: list[Tensor], options: list[Any], sizes: Sequence[int], x: Tensor, hx: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    mode, bias, batch_first, bidirectional, layers, _, H = options
+    phi, bias, batch_first, bidirectional, layers, _, H, alpha = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
     steps = len(sizes) or x.size(1 if batch_first else 0)
     B = sizes[0] if sizes else x.size(0 if batch_first else 1)
-    kernel = _kernel_on_cpu(x, recorded, steps, (B, H))
+    kernel = _kernel_on_cpu(x, options, recorded, steps, B)
     if kernel == kernels.ATEN:
         return None if sizes else _run_short(x, hx, weights, options)
     if kernel is None:
@@ -182,15 +180,15 @@ def _run_on_cpu(
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
             register_flop_formulas()
-        reads = x.requires_grad, steps > 1 or (hx is not None and hx.requires_grad)
-        weights = _aliases(weights, reads, (1 + bidirectional) * (4 if bias else 2))
-        x, hx = _input_alias(x, batch_first and not sizes), hx if hx is None else hx.view_as(hx)
+        layer = (1 + bidirectional) * (4 if bias else 2)
+        x, hx, weights = node_inputs(x, hx, weights, steps, layer, batch_first and not sizes)
+        alpha = alpha if alpha is None else alpha.detach()
     if hx is None:
         hx = _NO_STATE[x.dtype]
-    code, step = MODES[mode], 4 if bias else 2
+    code, step = PHI[phi].code, 4 if bias else 2
     how = code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
-        _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, None, *how)
+        _, h_n, output, _, _ = cudnn_rnn(x, weights, step, None, hx, alpha, *how)
     except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
         return None
     if profiling():
@@ -200,19 +198,20 @@ def _run_on_cpu(
     return as_separate_output(output), as_separate_output(h_n)
 
 
-def _kernel_on_cpu(x: Tensor, recorded: bool | None, steps: int, sizes: tuple[int, int]) -> str | None:
-    """The kernel that runs a plain call of `sizes (B, H)`: the engine; or PyTorch's operation, for the
-    gradients of a few steps and where it is faster."""
-    asked = kernels.requested_kernel()
+def _kernel_on_cpu(x: Tensor, options: list[Any], recorded: bool | None, steps: int, B: int) -> str | None:
+    """The kernel that runs a plain call: the engine; or PyTorch's operation, for the gradients of a few steps
+    and where it is faster."""
+    asked, phi, H, alpha = kernels.requested_kernel(), options[0], options[-2], options[-1]
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
-    if asked == kernels.DEFAULT and aten.is_faster(x.dtype, *sizes):
-        return kernels.ATEN
-    if recorded is not False and asked == kernels.DEFAULT:
-        few = aten.SHORT if recorded is None or _is_leaf(x) else aten.SINGLE
-        if 0 < steps <= few:
+    if asked == kernels.DEFAULT and phi in aten.NONLINEARITIES and alpha is None:
+        if aten.is_faster(x.dtype, B, H):
             return kernels.ATEN
-    return None if recorded is None else kernels.NATIVE
+        few = aten.SHORT if recorded is None or _is_leaf(x) else aten.SINGLE
+        if recorded is not False and 0 < steps <= few:
+            return kernels.ATEN
+    constant = alpha is None or _is_constant(alpha)
+    return None if recorded is None or not constant else kernels.NATIVE
 
 
 def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> str | None:
@@ -227,7 +226,7 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
     else:
         steps, B = x.shape[:2] if x.dim() == 3 else (x.size(0), 1)
         steps, B = (B, steps) if rnn.batch_first and x.dim() == 3 else (steps, B)
-    return _kernel_on_cpu(x, recorded, steps, (B, rnn.hidden_size))
+    return _kernel_on_cpu(x, call.options, recorded, steps, B)
 
 
 def _run_short(
@@ -236,14 +235,13 @@ def _run_short(
     """By PyTorch's own operation, which is as fast for the gradients of a single step. It is of a few steps
     where some weights are frozen or where the gradient of a leaf is wanted, which is often differentiated
     itself (a penalty, a Hessian): `delegation.py` has the measurement."""
-    mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    phi, bias, batch_first, bidirectional, layers, I, H, _ = options  # noqa: E741
     shape = layers * (1 + bidirectional), x.size(0 if batch_first else 1), H
     hx = x.new_zeros(shape) if hx is None else hx
     fits = aten.fit(x, weights, aten.shapes(layers, 1 + bidirectional, I, H, bias))
     if not fits or hx.shape != shape or hx.dtype is not x.dtype:
         return None  # the checks have the words
-    run = aten.RUN[PHI_OF_MODE[mode]]
-    return run(x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
+    return aten.RUN[phi](x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
 
 
 def _is_leaf(x: Tensor) -> bool:
@@ -260,43 +258,20 @@ def _requires_grad(x: Tensor, hx: Tensor | None, weights: list[Tensor]) -> bool 
     return None if any(wanted) or x.requires_grad or (hx is not None and hx.requires_grad) else False
 
 
-def _aliases(weights: list[Tensor], reads: tuple[bool, bool], layer: int) -> list[Tensor]:
-    """What the node saves, as tensors of its own: `w.data = ...` leaves them as they are.
-
-    An edit in place is noticed, but of what backward doesn't read: a bias, `weight_ih` of the first `layer`
-    weights where the input wants no gradient, `weight_hh` of a single step.
-    """
-    reads_dx, carried = reads
-    found = []
-    for at, w in enumerate(weights):
-        if w.dim() == 2:
-            needed = carried if at % 2 else reads_dx or at >= layer
-            found.append(w[...] if needed else unnoticed_alias(w, w.shape))
-        else:
-            kernels.check_memory([w])
-            found.append(w.clone())
-    return found
-
-
-def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
-    """The same of the input. Where its rows aren't evenly spaced it is copied, as `nn.RNN` copies it, so that
-    its memory may be filled anew before backward."""
-    if batch_first:
-        return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1)
-    if not x.is_contiguous():
-        return as_nn_rnn(x.view_as(x))
-    return x.view_as(x) if x.requires_grad else x.detach()
+def _is_constant(alpha: Tensor) -> bool:
+    """Whether a leak is as the engine takes it, a row of numbers without a gradient."""
+    return type(alpha) in PLAIN_TYPES and alpha.is_cpu and not alpha.requires_grad
 
 
 def _run_on_cuda(
     weights: list[Tensor], options: list[Any], sizes: Sequence[int], x: Tensor, hx: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
-    mode, bias, batch_first, bidirectional, layers, I, H = options  # noqa: E741
+    phi, bias, batch_first, bidirectional, layers, I, H, alpha = options  # noqa: E741
     D, first = 1 + bidirectional, batch_first and not sizes
-    if asked not in (kernels.DEFAULT, kernels.ATEN) or aten.unsupported_reason(x) is not None:
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or phi not in aten.NONLINEARITIES or alpha is not None:
         return None
-    if not aten.fit(x, weights, aten.shapes(layers, D, I, H, bias)):
+    if aten.unsupported_reason(x) is not None or not aten.fit(x, weights, aten.shapes(layers, D, I, H, bias)):
         return None
     shape = layers * D, sizes[0] if sizes else x.size(0 if first else 1), H
     if hx is None:
@@ -304,7 +279,7 @@ def _run_on_cuda(
     if type(hx) not in PLAIN_TYPES or hx.shape != shape:
         return None
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
-    how = NetworkOptions(batch_sizes, PHI_OF_MODE[mode], bidirectional, bias, asked)
+    how = NetworkOptions(batch_sizes, phi, bidirectional, bias, asked)
     return run_cudnn(x, hx, weights, how, first)
 
 

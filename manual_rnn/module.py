@@ -28,7 +28,7 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, run_rnn
-from .override import builtin, nonlinearity_of, step_of
+from .override import builtin, leak_of, nonlinearity_of, step_of
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
 from .torch_internals import any_autocast
 
@@ -47,8 +47,10 @@ class ManualRNN(RNNBase):
         input_size: `I`, features of the input.
         hidden_size: `H`, features of the state.
         num_layers: `L`; each further layer reads the states of the one before.
-        nonlinearity: "tanh", "relu", or a function of a tensor, elementwise or not. The parameters of
-            an `nn.Module` join the `state_dict`, as `nonlinearity.*`.
+        nonlinearity: "tanh", "relu", "sigmoid", "softplus", "hardtanh", "leaky_relu", "identity", or a
+            function of a tensor, elementwise or not. A function or module of PyTorch that means one of
+            these, `torch.sigmoid` or `nn.Softplus()`, runs as fast as its name; any other in Python, step
+            after step. The parameters of an `nn.Module` join the `state_dict`, as `nonlinearity.*`.
         bias: whether there are `b_ih` and `b_hh`.
         batch_first: whether padded input and output are `(B, T, ...)` instead of `(T, B, ...)`.
         dropout: probability of zeroing an output of every layer but the last, in training.
@@ -193,8 +195,9 @@ class ManualRNN(RNNBase):
 
 def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     """The last layer's states and `h_n` of a batch that has become rows, once all tensors fit each other."""
-    phi = nonlinearity_of(rnn)
-    exporting = onnx.is_exporting()
+    phi, alpha, exporting = nonlinearity_of(rnn), leak_of(rnn), onnx.is_exporting()
+    if alpha is not None and (exporting or RUNNER in rnn.__dict__):
+        phi = partial(_begin, rnn)  # what runs then knows no leak
     if exporting:
         onnx.check_exportable(layout.input, phi)
     validation.check_attributes(rnn)
@@ -209,9 +212,14 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     x, hx, weights = autocast(layout.rows, hx, weights)
     validation.check_tensors(rnn, x, hx, weights)
     dropout = partial(_dropout, rnn.dropout) if rnn.training and rnn.dropout and rnn.num_layers > 1 else None
-    options = Options(phi, batch_sizes, rnn.bidirectional, dropout)
+    alpha = None if alpha is None or not isinstance(phi, str) else validation.check_leak(rnn, alpha).to(x)
+    options = Options(phi, batch_sizes, rnn.bidirectional, dropout, alpha)
     run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else run_rnn)
     return run(x, hx, weights, options)
+
+
+def _begin(rnn: ManualRNN, h0: Tensor, weight_hh: Tensor) -> CustomStep:
+    return step_of(rnn)
 
 
 def _dropout(p: float, output: Tensor) -> Tensor:

@@ -42,11 +42,13 @@ is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_exportable(input: Any, phi: Any) -> None:
-    """The ONNX node knows tanh and relu, and sequences of one length."""
-    if phi not in PHI:
+    """The ONNX node knows most nonlinearities, and sequences of one length."""
+    known = [name for name, row in PHI.items() if row.onnx is not None]
+    if phi not in known:
+        got = repr(phi) if isinstance(phi, str) else "a recurrence of your own"
+        names = " or ".join(map(repr, known))
         raise RuntimeError(
-            "ONNX export: expected the nonlinearity 'tanh' or 'relu', got a recurrence of your own, "
-            "for which ONNX has no node"
+            f"ONNX export: expected the nonlinearity {names}, got {got}, for which ONNX has no node"
         )
     if isinstance(input, PackedSequence) or input.is_nested:
         kind = "packed" if isinstance(input, PackedSequence) else "nested"
@@ -61,11 +63,14 @@ def rnn(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
 
 def _run_layer(phi: Any, input: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> tuple[Tensor, Tensor]:
     T, (D, B, H) = input.size(0), hx.shape
+    name, *told = PHI[phi].onnx or ()
+    constants = zip(("activation_alpha", "activation_beta"), told, strict=False)
     y, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
         (input, *_stacked(weights), None, hx),
         {
-            "activations": [PHI[phi].onnx] * D,
+            "activations": [name] * D,
+            **{key: [value] * D for key, value in constants},
             "direction": "bidirectional" if D == 2 else "forward",
             "hidden_size": H,
         },

@@ -9,16 +9,28 @@ from functools import wraps
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import validation
-from .kernels.nonlinearities import PHI_OF_MODE
+from .kernels.nonlinearities import NN_RNN_MODES, PHI_OF_MODE, name_of
 from .parameters import CUSTOM_MODE
+from .torch_internals import tracks_gradient
 
-__all__ = ["BUILTIN", "builtin", "is_recurrence", "nonlinearity_of", "overrides_step", "step_of"]
+__all__ = [
+    "BUILTIN",
+    "builtin",
+    "is_recurrence",
+    "known_nonlinearity",
+    "leak_of",
+    "nonlinearity_of",
+    "overrides_step",
+    "step_of",
+]
 
 VARARGS = 4  # a flag of a code object
 BUILTIN = "_manual_rnn_builtin"
+LEAKY = "_manual_rnn_leaky"  # what a class has whose `alpha` is a leak
 
 
 def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,9 +47,12 @@ def nonlinearity_of(rnn: Any) -> Any:
         AssertionError: for an unknown `mode`.
     """
     begin = _override(rnn, "begin", _is_begin)
-    if begin is None and _override(rnn, "step", _is_step) is None and rnn.mode != CUSTOM_MODE:
-        validation.check_mode(rnn.mode, PHI_OF_MODE)
-        return PHI_OF_MODE[rnn.mode]
+    if begin is None and _override(rnn, "step", _is_step) is None:
+        known = known_nonlinearity(rnn)
+        if known is not None and not _trains_leak(rnn):
+            return known
+        if known is None and rnn.mode != CUSTOM_MODE:
+            validation.check_mode(rnn.mode, NN_RNN_MODES)
     if begin is None:
         return lambda h0, weight_hh: step_of(rnn)
     if _accepts(begin, 2):
@@ -45,9 +60,27 @@ def nonlinearity_of(rnn: Any) -> Any:
     return wraps(begin)(lambda h0, weight_hh: begin(h0))
 
 
+def known_nonlinearity(rnn: Any) -> str | None:
+    """The nonlinearity that the mode names, or that a function means; None for any other."""
+    return PHI_OF_MODE.get(rnn.mode) if rnn.mode != CUSTOM_MODE else name_of(rnn.nonlinearity)
+
+
+def leak_of(rnn: Any) -> Tensor | None:
+    """The alpha of a `LeakyRNN`; None of any other."""
+    return rnn.alpha if getattr(type(rnn), LEAKY, False) else None
+
+
+def _trains_leak(rnn: Any) -> bool:
+    """Whether a derivative by alpha may be wanted, which no kernel has. A graph lets the operator ask."""
+    alpha = leak_of(rnn)
+    return alpha is not None and not torch.compiler.is_compiling() and tracks_gradient(alpha)
+
+
 def overrides_step(rnn: Any) -> bool:
-    """Whether the step is the user's, and not that of a nonlinearity."""
-    return any(_override(rnn, name, check) is not None for name, check in RECURRENCES.items())
+    """Whether the step isn't that of a nonlinearity: it is the user's, or has a leak."""
+    return leak_of(rnn) is not None or any(
+        _override(rnn, name, check) is not None for name, check in RECURRENCES.items()
+    )
 
 
 def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import validation
 from .kernels import aten
 from .kernels.interface import PLAIN_TYPES, LayerWeights, grouped
-from .kernels.nonlinearities import PHI
+from .kernels.nonlinearities import NN_RNN_MODES, PHI
 from .own_names import OWN_NAMES, free, make_visible, watch_modules, without_visible
 from .torch_internals import MODULE_CALL, fx_tracer
 
@@ -105,9 +105,9 @@ class RNNBase(nn.RNNBase):
                 watch_modules(self, name)
             nn.Module.__setattr__(self, name, value)
 
-        def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+        def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
             with free(self, "_buffers", name):
-                super().register_buffer(name, *args, **kwargs)
+                super().register_buffer(name, tensor, persistent)
 
         def register_parameter(self, name: str, param: Any) -> None:
             with free(self, "_parameters", name):
@@ -286,7 +286,7 @@ class RNNBase(nn.RNNBase):
         """The sizes, and whatever differs from its default."""
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
-        if self.mode == CUSTOM_MODE and not isinstance(self.nonlinearity, nn.Module):
+        if self.mode not in NN_RNN_MODES and not isinstance(self.nonlinearity, nn.Module):
             shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
 

@@ -37,6 +37,7 @@ __all__ = [
     "functorch_active",
     "fx_tracer",
     "has_amx",
+    "has_global_hooks",
     "in_draft_export",
     "in_forward_mode",
     "is_wrapper",
@@ -52,6 +53,7 @@ __all__ = [
     "scan_op",
     "single_level",
     "torchscript",
+    "tracks_gradient",
     "under_legacy_vmap",
     "unnoticed_alias",
     "unwrap_if_dead",
@@ -105,6 +107,17 @@ def without_gradient_levels(x: Tensor | None) -> Tensor | None:
     while x is not None and _is_gradtracking(x):
         x = _unwrapped(x)
     return x
+
+
+def tracks_gradient(x: Tensor) -> bool:
+    """Whether a derivative by `x` may be wanted, of autograd or of any transform."""
+    if x.requires_grad or carry_tangents(x):
+        return True
+    while is_wrapper(x):
+        if _is_gradtracking(x):
+            return True
+        x = _unwrapped(x)
+    return False
 
 
 def forward_mode_is_active() -> bool:
@@ -168,8 +181,9 @@ def dispatch_key_set(x: Tensor) -> Any:
     return _dispatch_keys(x).raw_repr()
 
 
-# A module's call, hooks included.
+# A module's call, hooks included; whether hooks of all modules are registered.
 MODULE_CALL: Callable[..., Any] = torch.nn.Module._call_impl
+has_global_hooks: Callable[[], bool] = find("torch.nn.modules.module", "_has_any_global_hook", never)
 
 
 def fx_tracer(args: Any, kwargs: Any) -> Any:

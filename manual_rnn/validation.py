@@ -3,7 +3,7 @@ r"""Every check a user can meet, with the exception types and the words of `torc
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from .kernels.interface import check_memory
 from .torch_internals import any_autocast, is_wrapper
 
 __all__ = [
+    "check_alpha",
     "check_attributes",
     "check_batch_sizes",
     "check_counts",
@@ -23,6 +24,7 @@ __all__ = [
     "check_hidden_size",
     "check_input",
     "check_kind",
+    "check_leak",
     "check_mode",
     "check_nonlinearity",
     "check_ranks",
@@ -110,7 +112,7 @@ def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
-def check_mode(mode: str, known: Mapping[str, str]) -> None:
+def check_mode(mode: str, known: Collection[str]) -> None:
     """`mode` is one that the kernels know."""
     if mode not in known:
         raise AssertionError(f"mode must be {' or '.join(known)}, got {mode}")
@@ -165,6 +167,30 @@ def check_recurrent(rnn: Any, recurrent: Any, known: Collection[Any]) -> None:
                     f"recurrent={recurrent!r}: expected {name} to be a parameter, and it is computed "
                     "from others; initialise before parametrizing or pruning"
                 )
+
+
+def check_alpha(alpha: Any, H: int) -> None:
+    """A leak is a number between 0 and 1, or one for each unit."""
+    if isinstance(alpha, Tensor):
+        if alpha.shape != (H,) or not alpha.is_floating_point():
+            got = f"{alpha.dtype} of shape {tuple(alpha.shape)}"
+            raise ValueError(
+                f"alpha: expected a number or a floating-point tensor of shape ({H},), got {got}"
+            )
+        fits = alpha.is_meta or is_wrapper(alpha) or bool(((alpha >= 0) & (alpha <= 1)).all())
+    else:
+        if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
+            raise TypeError(f"alpha: expected a number or a tensor, got {type(alpha).__name__}")
+        fits = 0 <= float(alpha) <= 1
+    if not fits:
+        raise ValueError(f"alpha: expected values between 0 and 1, got {alpha}")
+
+
+def check_leak(rnn: Any, alpha: Tensor) -> Tensor:
+    """The leak of a call, which code may have replaced since the module was built."""
+    if alpha.shape != (rnn.hidden_size,):
+        raise RuntimeError(f"alpha must have shape ({rnn.hidden_size},), got {tuple(alpha.shape)}")
+    return alpha
 
 
 def check_ranks(input: Tensor, hx: Tensor | None) -> None:

@@ -9,12 +9,14 @@ from loop import Loop, Place
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
+import manual_rnn
 from manual_rnn import ManualRNN
 
 __all__ = [
     "BY_HAND",
     "LAYOUTS",
     "ByHand",
+    "EngineLeakyRNN",
     "LayerNormRNN",
     "LeakyRNN",
     "NoisyRNN",
@@ -77,8 +79,16 @@ def normalised(a: Tensor) -> Tensor:
     return centred / ((centred**2).mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
+class EngineLeakyRNN(manual_rnn.LeakyRNN):
+    """`LeakyRNN`, whose leak the engine knows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, alpha=0.2, **kwargs)
+
+
 BY_HAND: dict[type[ManualRNN], Callable[..., Tensor]] = {  # gates, state, U = W_hh^T and what chance drew
     LeakyRNN: lambda g, h, u, _: 0.8 * h + 0.2 * torch.tanh(g + h @ u),
+    EngineLeakyRNN: lambda g, h, u, _: 0.8 * h + 0.2 * torch.tanh(g + h @ u),
     ZoneoutRNN: lambda g, h, u, drawn: torch.where(drawn < 0.15, h, torch.tanh(g + h @ u)),
     VariationalRNN: lambda g, h, u, drawn: torch.tanh(g + (h * drawn) @ u),
     LayerNormRNN: lambda g, h, u, _: torch.tanh(normalised(g + h @ u)),

@@ -1,6 +1,7 @@
 r"""The judges: one for modules and one for recurrences, simple and never clever.
 
     module        h_t = phi(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)
+    with a leak   h_t = (1 - alpha) h_{t-1} + alpha phi(...)
     elman         h_t = phi(z_t + h_{t-1} w^T)              h before the first step = h0
     linear        y_t = phi'(h_t) * (v_t + y_{t-1} a)       y before the first step = 0
 
@@ -15,15 +16,20 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pairwise import pairwise
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from manual_rnn import LeakyRNN, ManualRNN
+
 __all__ = [
     "CASES",
     "LAYOUTS",
     "NETWORKS",
+    "OTHERS",
+    "PHI",
     "Loop",
     "Place",
     "as_function",
@@ -35,10 +41,23 @@ __all__ = [
     "sample",
 ]
 
-PHI: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+PHI: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "identity": lambda a: a,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "hardtanh": F.hardtanh,
+    "leaky_relu": F.leaky_relu,
+}
 SLOPE: dict[str, Callable[[Tensor], Tensor]] = {  # through the state; ReLU has none at zero, and one at NaN
     "tanh": lambda h: 1 - h * h,
     "relu": lambda h: (h <= 0).logical_not().to(h.dtype),
+    "identity": torch.ones_like,
+    "sigmoid": lambda h: h - h * h,
+    "softplus": lambda h: 1 - (-h).exp(),
+    "hardtanh": lambda h: (h.abs() < 1).to(h.dtype),
+    "leaky_relu": lambda h: torch.where(h > 0, torch.ones_like(h), torch.full_like(h, 0.01)),
 }
 
 
@@ -52,11 +71,17 @@ class Place(NamedTuple):
 
 
 class Loop(nn.RNN):
-    """Parameters and arguments of `nn.RNN`, computed step by step; each weight is read once, by its name."""
+    """Parameters and arguments of `nn.RNN`, computed step by step; each weight is read once, by its name. It
+    has more nonlinearities."""
+
+    def __init__(self, *args: Any, nonlinearity: str = "tanh", alpha: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.nonlinearity, self.leak = nonlinearity, alpha
 
     def step(self, gates: Tensor, h: Tensor, w_hh: Tensor, place: Place) -> Tensor:
         """The state after one step; the judge of another recurrence overrides it."""
-        return PHI[self.nonlinearity](gates + h @ w_hh.mT)
+        new = PHI[self.nonlinearity](gates + h @ w_hh.mT)
+        return new if self.leak is None else (1 - self.leak) * h + self.leak * new
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         if isinstance(input, PackedSequence):
@@ -160,8 +185,17 @@ NETWORKS: list[dict[str, Any]] = [
     {"num_layers": L, "bidirectional": D == 2, "nonlinearity": phi}
     for L, D, phi in product((1, 2), (1, 2), ("tanh", "relu"))
 ]
+OTHERS: list[dict[str, Any]] = [  # which nn.RNN hasn't
+    {"num_layers": 2, "bidirectional": True, "nonlinearity": phi}
+    for phi in PHI
+    if phi not in ("tanh", "relu")
+]
+OTHERS += [
+    {"num_layers": 1, "bidirectional": False, "nonlinearity": "tanh", "alpha": 0.3},
+    {"num_layers": 2, "bidirectional": True, "nonlinearity": "softplus", "alpha": 0.7},
+]
 LAYOUTS = ("batched", "unbatched", "packed")
-CASES = list(product(NETWORKS, LAYOUTS))
+CASES = list(product(NETWORKS + OTHERS, LAYOUTS))
 LENGTHS = [2, 3, 1]  # of the packed sequences, not sorted
 
 
@@ -170,7 +204,8 @@ def case_id(value: Any) -> str:
     if isinstance(value, str):
         return value
     direction = "bidirectional" if value["bidirectional"] else "forward"
-    return f"{value['num_layers']}-layer-{direction}-{value['nonlinearity']}"
+    leak = "-leaky" if "alpha" in value else ""
+    return f"{value['num_layers']}-layer-{direction}{leak}-{value['nonlinearity']}"
 
 
 def met_in_pairs(a: Iterable[Any], b: Iterable[Any]) -> list[tuple[Any, Any, dict[str, Any]]]:
@@ -182,8 +217,10 @@ def met_in_pairs(a: Iterable[Any], b: Iterable[Any]) -> list[tuple[Any, Any, dic
 
 
 def build(kind: type[nn.Module], network: dict[str, Any], **more: Any) -> Any:
-    """A network of 2 inputs and 3 states in float64; the same seed, so the same weights for every kind."""
+    """A network of 2 inputs and 3 states in float64; the same seed, so the same weights for every kind. One
+    of ours with a leak is a `LeakyRNN`."""
     torch.manual_seed(0)
+    kind = LeakyRNN if kind is ManualRNN and "alpha" in network else kind
     return kind(2, 3, **{"dtype": torch.float64, **network, **more})
 
 

@@ -19,9 +19,12 @@ from torch.nn import Parameter
 
 from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense, has_amx
 from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
+from .nonlinearities import PHI
 from .torch_loop import elman, linear_recurrence
 
 __all__ = [
+    "HAS_LEAK",
+    "NONLINEARITIES",
     "autocasts_to_half",
     "by_cudnn",
     "cudnn",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 # Time steps at most that PyTorch's own operation runs on a CPU: of a plain call that wants gradients, and of
 # any other call. The way to a kernel of ours would cost more than it saves (measured in `delegation.py`).
@@ -46,8 +50,6 @@ SINGLE, SHORT = 1, 8
 #     (B, H) = (16, 256) 1.11 1.30    (8, 512) 0.80 1.17    (16, 512) 0.83 1.04     (8, 2048) 0.34 0.47
 #             (64, 128) 1.11 1.11  (128, 128) 0.83 0.73    (32, 256) 0.70 0.79    (4, 1024) 1.00 1.74
 WIDE, LEAST_ROWS = 2**21, 8
-CUDNN_MODE = {"relu": 0, "tanh": 1}
-PHI_OF_CUDNN_MODE = {number: phi for phi, number in CUDNN_MODE.items()}
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
 
 
@@ -148,7 +150,7 @@ def cudnn(
     layers, step = hx.size(0) // (1 + bidirectional), 4 if bias else 2
     cast = flat[0].dtype in CASTS and torch.is_autocast_enabled("cuda")
     buffer = None if cast else _one_buffer(flat, step)
-    how = CUDNN_MODE[phi], hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
+    how = PHI[phi].code, hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
     found = cudnn_rnn(x, flat, step, buffer, hx.contiguous(), None, *how)
     return found[0], found[1]
 

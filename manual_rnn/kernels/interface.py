@@ -5,13 +5,16 @@ r"""What a kernel offers: a ladder of jobs, of which the lowest rung is required
     network              elman of z_t = x_t W_ih^T + b_ih + b_hh, layer after layer, in each direction
     network_vjp          its gradients, from the states of every layer
 
+The upper two may have a leak, h_t = (1 - alpha) h_{t-1} + alpha r_t with r_t = phi(z_t + h_{t-1} w^T); behind
+the states of every layer then are the rates r of every layer.
+
 A kernel without the upper two is composed from the lower two, once, in `ops/composed.py`. A kernel computes;
 it knows nothing of autograd, of traces or of transforms.
 
 Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` directions, `N` rows of a
     packed batch, `G` independent weight matrices (an ensemble). Shapes: `x (T, B, I)`, `z`, `h`, `v`, `y`
     `(T, B, H)`, or `(N, I)`, `(N, H)` with `batch_sizes (T,)`, which never grow; `h0 (B, H)`, `hx (L * D, B,
-    H)`; `w`, `a` `(H, H)`; one more axis `G` in front of all or of none. `phi` is a key of
+    H)`; `w`, `a` `(H, H)`; `alpha (H,)`; one more axis `G` in front of all or of none. `phi` is a key of
     `nonlinearities.PHI`; `reverse` runs time from its end. What comes back is new, contiguous memory.
 """
 
@@ -53,6 +56,7 @@ class NetworkOptions(NamedTuple):
     bidirectional: bool
     has_biases: bool
     kernel: str
+    alpha: Any = None  # of a leak, (H,); a tensor without a gradient
 
     @property
     def D(self) -> int:  # noqa: N802
@@ -66,7 +70,8 @@ def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:
 
 
 class Kernel(Protocol):
-    """The required rungs. The upper two are looked for by name: `network`, `network_vjp`."""
+    """The required rungs. The upper two are looked for by name: `network`, `network_vjp`; and so are the
+    `NONLINEARITIES` that it knows, if it doesn't know all, and `HAS_LEAK`, if that is False."""
 
     def unsupported_reason(self, *tensors: Tensor | None) -> str | None:
         """The reason why this kernel can't take these tensors, or None. The second, if there is one, is a

@@ -13,7 +13,7 @@ before anything runs.
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,21 +34,34 @@ __all__ = [
     "unsupported_reason",
 ]
 
+
+class Schema(NamedTuple):
+    """Of an operator; `optional` are arguments behind all others."""
+
+    arguments: str
+    result: str
+    optional: str = ""
+
+
+LEAK = ", Tensor? alpha=None"
 SCHEMAS = {  # as the library of C defines them
-    "elman": ("Tensor z, Tensor h0, Tensor w, Tensor? batch_sizes, str nonlinearity, bool reverse", "Tensor"),
-    "linear_recurrence": (
-        "Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse",
-        "Tensor",
+    "elman": Schema(
+        "Tensor z, Tensor h0, Tensor w, Tensor? batch_sizes, str nonlinearity, bool reverse", "Tensor"
     ),
-    "network": (
+    "linear_recurrence": Schema(
+        "Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse", "Tensor"
+    ),
+    "network": Schema(
         "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, "
         "bool bidirectional, bool has_biases, bool save_states",
         "(Tensor, Tensor, Tensor[])",
+        LEAK,
     ),
-    "network_vjp": (
+    "network_vjp": Schema(
         "bool[] need, Tensor input, Tensor? hx, Tensor[] matrices, Tensor[] states, Tensor? grad_output, "
         "Tensor? grad_h_n, Tensor? batch_sizes, str nonlinearity, bool bidirectional",
         "Tensor[]",
+        LEAK,
     ),
 }
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as they are numbered in C
@@ -135,12 +148,13 @@ def network(
     bidirectional: bool,
     has_biases: bool,
     save_states: bool,
+    alpha: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros; a leading `G` on all or none.
 
     Returns the last layer's states, `h_n`, and with `save_states` those of every layer, else none.
     """
-    how = batch_sizes, phi, bidirectional, has_biases, save_states
+    how = batch_sizes, phi, bidirectional, has_biases, save_states, alpha
     return _run(torch.ops.manual_rnn.network.default, x, hx, list(weights), *how)
 
 
@@ -155,10 +169,11 @@ def network_vjp(
     batch_sizes: Tensor | None,
     phi: str,
     bidirectional: bool,
+    alpha: Tensor | None = None,
 ) -> list[Tensor]:
     """The gradients that `need` asks for, of `x`, `hx` and each weight."""
     tensors = x, hx, list(matrices), list(states), c, c_last
-    how = batch_sizes, phi, bidirectional
+    how = batch_sizes, phi, bidirectional, alpha
     return _run(torch.ops.manual_rnn.network_vjp.default, list(need), *tensors, *how)
 
 

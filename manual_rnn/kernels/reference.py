@@ -29,10 +29,15 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
 def layer(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
-    r"""$h_t = \phi(g_t + (h_{t-1} W_{hh}^T + b_{hh}))$, where $g_t = x_t W_{ih}^T + b_{ih}$, and the last."""
+    r"""$h_t = \phi(g_t + (h_{t-1} W_{hh}^T + b_{hh}))$, where $g_t = x_t W_{ih}^T + b_{ih}$, and the last;
+    with a leak $h_t = (1 - \alpha) h_{t-1} + \alpha \phi(...)$."""
     w_ih, w_hh, bias_ih, bias_hh = weights
-    apply = PHI[options.nonlinearity].apply
-    step: Step = lambda gates, hidden: apply(gates + F.linear(hidden, w_hh, bias_hh))  # noqa: E731
+    apply, alpha = PHI[options.nonlinearity].apply, options.alpha
+
+    def step(gates: Tensor, hidden: Tensor) -> Tensor:
+        new = apply(gates + F.linear(hidden, w_hh, bias_hh))
+        return new if alpha is None else torch.lerp(hidden, new, alpha)
+
     return scan(step, F.linear(x, w_ih, bias_ih), h0, Walk(0, reverse, options.batch_sizes))
 
 

@@ -26,12 +26,21 @@ from . import torch_loop
 from .interface import PLAIN_TYPES, non_plain_reason
 from .time_order import check_sizes
 
-__all__ = ["CONFIGURATIONS", "Configuration", "elman", "linear_recurrence", "unsupported_reason"]
+__all__ = [
+    "CONFIGURATIONS",
+    "HAS_LEAK",
+    "NONLINEARITIES",
+    "Configuration",
+    "elman",
+    "linear_recurrence",
+    "unsupported_reason",
+]
 
 DEVICE = "cuda"
 CAPABILITY = (8, 0)  # of the first cards that multiply tf32 and bfloat16
 TILE = 16  # sequences to a program: the fewest rows that a tensor core multiplies
 RELU = {"tanh": 0, "relu": 1}
+NONLINEARITIES, HAS_LEAK = tuple(RELU), False
 BOUNDS = {"tf32": 2**-7, "tf32x3": 2**-17, "bfloat16": 2**-4, "float16": 2**-7}  # of a test's error
 
 

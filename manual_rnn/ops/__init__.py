@@ -24,14 +24,13 @@ from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
 from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
-from .saved_tensors import as_nn_rnn
+from .saved_tensors import node_inputs
 
 __all__ = [
     "CUSTOM_STEP",
     "CustomStep",
     "Nonlinearity",
     "Options",
-    "as_nn_rnn",
     "as_separate_output",
     "aten_node",
     "batching_rule",
@@ -40,6 +39,7 @@ __all__ = [
     "input_projection",
     "is_eager",
     "layer",
+    "node_inputs",
     "record_call",
     "register_flop_formulas",
     "registration",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import DEFAULT, REFERENCE, aten, native
-from ..kernels.aten import PHI_OF_CUDNN_MODE
 from ..kernels.interface import NetworkOptions
+from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
 from .network import network_vjp
@@ -47,17 +47,15 @@ def composed_network_backward(
     reserve: Tensor,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
-    """The arguments of `aten::_cudnn_rnn_backward`; of its results those that the mask asks for, as one
-    list."""
+    """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx`; of its results those
+    that the mask asks for, as one list."""
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
-    few = (
-        len(batch_sizes) or x.size(0)
-    ) <= aten.SHORT  # PyTorch's own operations cost less than nodes of ours
+    few = (len(batch_sizes) or x.size(0)) <= aten.SHORT  # PyTorch's nodes cost less than ours
     kernel = REFERENCE if few else DEFAULT
-    options = NetworkOptions(sizes, PHI_OF_CUDNN_MODE[mode], bidirectional, weight_stride0 == 4, kernel)
+    options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, kernel, cx)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
     given = need, x, h0, [w for w in weight if w.dim() == 2], states.unbind(0)

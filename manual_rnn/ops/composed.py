@@ -5,6 +5,8 @@ and reverse, and what runs where a kernel offers no whole network.
     network_vjp    dz = linear(c, h, W_hh), back in time;  dx = dz W_ih;  dW_ih = sum_t dz_t^T x_t;
                    dW_hh = sum_t dz_t^T h_{t-1};  db = sum_t dz_t;  dh_0 = dz_first W_hh
 
+With a leak `leaky_elman` and its vjp stand for the two, and behind the states of every layer are its rates.
+
 Every tensor may have a leading axis `G`, one network for each of its members; all have it, or none.
 """
 
@@ -19,7 +21,14 @@ from ..kernels import REFERENCE, reference
 from ..kernels.interface import LayerWeights, NetworkOptions, grouped
 from ..kernels.time_order import Walk
 from .dispatch import statically
-from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
+from .recurrences import (
+    elman,
+    leaky_elman,
+    leaky_elman_vjp,
+    linear_recurrence,
+    rows_matmul,
+    weight_gradient,
+)
 
 __all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
 
@@ -38,16 +47,23 @@ def network(
 
     Returns the last layer's states `(T, B, D * H)`, `h_n (L * D, B, H)`, and the states of every layer.
     """
-    groups, states, last = grouped(weights, options.has_biases), [], []
+    groups = grouped(weights, options.has_biases)
+    states: list[Tensor] = []
+    rates: list[Tensor] = []
+    last: list[Tensor] = []
     if hx is None:
         hx = _zero_state(x, groups, options)
     h0 = hx.unbind(-3)
     for at in range(0, len(groups), options.D):
         layer = slice(at, at + options.D)
         x, ends = run_layer(x, h0[layer], groups[layer], options, run or run_direction)
+        if options.alpha is not None:
+            both = x.unflatten(-1, (options.D, 2, -1)).unbind(-2)
+            x, r = (torch.cat(half.unbind(-2), -1) for half in both)
+            rates.append(r)
         states.append(x)
         last += ends
-    return x, _stacked(last), states
+    return x, _stacked(last), states + rates
 
 
 def run_layer(
@@ -73,10 +89,15 @@ def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptio
 def run_direction(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
+    """The states of a layer in one direction, with a leak beside them its rates, and the last state of each
+    sequence."""
     z, w_hh = input_projection(x, *weights), weights.weight_hh
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
     if statically(x.size(walk.dim), 0):
-        return z, h0.clone()
+        return z if options.alpha is None else torch.cat([z, z], -1), h0.clone()
+    if options.alpha is not None:
+        both, last = leaky_elman(z, h0, w_hh, options.alpha, options.nonlinearity, walk)
+        return both, last.chunk(2, -1)[0].clone()
     states = elman(z, h0, w_hh, options.batch_sizes, options.nonlinearity, reverse, options.kernel)
     return states, walk.last(states, h0.size(-2)).clone()
 
@@ -115,11 +136,13 @@ def network_vjp(
         matrices: $W_{ih}$ and $W_{hh}$ of each layer and direction. Where no gradient reads one, or `x` or
             `hx`,
             anything of its shape will do.
-        states: of every layer.
+        states: of every layer, and with a leak behind them the rates of every layer.
         cotangents: of the output, of `h_n`, and of the states of every layer, or None for each.
     """
     need_x, need_hx, *need_w = need
-    c, c_last, *c_states = cotangents
+    c, c_last, *c_saved = cotangents
+    layers = len(matrices) // (2 * options.D)
+    states, rates, c_states, c_rates = states[:layers], states[layers:], c_saved[:layers], c_saved[layers:]
     D, size = options.D, 4 if options.has_biases else 2
     dhx: list[Any] = []
     dweights: list[Tensor | None] = []
@@ -135,12 +158,16 @@ def network_vjp(
         c_source: Tensor | None = None
         for d in reversed(range(D)):
             at = first + d
-            h = states[layer].chunk(D, -1)[d]
+            h, r, c_r = (_part(each, layer, d, D) for each in (states, rates, c_rates))
             found = _direction_vjp(
                 (below, need_hx, *need_w[at * size : (at + 1) * size]),
                 (source, None if hx is None else hx.select(-3, at), *matrices[2 * at : 2 * at + 2]),
-                h,
-                (None if c is None else c.chunk(D, -1)[d], None if c_last is None else c_last.select(-3, at)),
+                (h, r),
+                (
+                    None if c is None else c.chunk(D, -1)[d],
+                    None if c_last is None else c_last.select(-3, at),
+                    c_r,
+                ),
                 bool(d),
                 options,
             )
@@ -151,16 +178,22 @@ def network_vjp(
     return [c, _stacked(dhx) if need_hx else None, *dweights]
 
 
+def _part(of_layers: Sequence[Tensor | None], layer: int, d: int, D: int) -> Any:
+    """Of a layer what belongs to one direction, or None where there is nothing."""
+    x = of_layers[layer] if of_layers else None
+    return None if x is None else x.chunk(D, -1)[d]
+
+
 def _direction_vjp(
     need: Sequence[bool],
     inputs: tuple[Any, ...],
-    h: Tensor,
-    cotangents: tuple[Tensor | None, Tensor | None],
+    saved: tuple[Tensor, Tensor | None],
+    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     reverse: bool,
     options: NetworkOptions,
 ) -> list[Tensor | None]:
     """Gradients of a layer's input, first state and weights in one direction, where `need` has True."""
-    (x, h0, w_ih, w_hh), (c, c_last) = inputs, cotangents
+    (x, h0, w_ih, w_hh), (h, _), (c, c_last, c_r) = inputs, saved, cotangents
     need_x, need_h0, need_ih, need_hh, *need_biases = need
     dh0: Tensor | None
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
@@ -170,21 +203,39 @@ def _direction_vjp(
         dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
     else:
         c = c if c_last is None else walk.add_to_last(c, c_last)
-        how = options.batch_sizes, options.nonlinearity, not reverse
-        if options.kernel == REFERENCE:  # of operations that PyTorch differentiates
-            dz = reference.linear_recurrence(c, h, w_hh, *how)
-        else:
-            dz = linear_recurrence(c, h, w_hh, *how, options.kernel)
+        dz, g = _recurrence_vjp((c, c_r), saved, w_hh, walk, options)
         dh0 = rows_matmul(walk.first(dz, h0.size(-2)), w_hh) if need_h0 else None
-    rows = dz.reshape(*w_hh.shape[:-2], -1, dz.size(-1))
+        if dh0 is not None and g is not None:
+            dh0 = dh0 + (1 - options.alpha.unsqueeze(-2)) * walk.first(g, h0.size(-2))
+    count = dz.size(-2) if options.batch_sizes is not None else dz.size(-3) * dz.size(-2)
+    rows = dz.reshape(*w_hh.shape[:-2], count, dz.size(-1))
     dbiases = [rows.sum(-2) if needed else None for needed in need_biases]
     return [
         rows_matmul(dz, w_ih) if need_x else None,
         dh0 if need_h0 else None,
-        rows.mT @ x.reshape(*w_hh.shape[:-2], -1, x.size(-1)) if need_ih else None,
+        rows.mT @ x.reshape(*w_hh.shape[:-2], count, x.size(-1)) if need_ih else None,
         _recurrent_gradient(dz, h, h0, walk) if need_hh else None,
         *dbiases,
     ]
+
+
+def _recurrence_vjp(
+    cotangents: tuple[Tensor, Tensor | None],
+    saved: tuple[Tensor, Tensor | None],
+    w_hh: Tensor,
+    walk: Walk,
+    options: NetworkOptions,
+) -> tuple[Tensor, Tensor | None]:
+    """`dz`, and with a leak the whole cotangent `g` of each state, part of which the state before gets past
+    the weights."""
+    (c, c_r), (h, r), phi = cotangents, saved, options.nonlinearity
+    if r is None:
+        how = options.batch_sizes, phi, not walk.reverse
+        if options.kernel == REFERENCE:  # of operations that PyTorch differentiates
+            return reference.linear_recurrence(c, h, w_hh, *how), None
+        return linear_recurrence(c, h, w_hh, *how, options.kernel), None
+    g, dz = leaky_elman_vjp(c, c_r, r, w_hh, options.alpha, phi, walk)
+    return dz, g
 
 
 def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor:

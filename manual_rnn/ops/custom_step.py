@@ -17,7 +17,7 @@ from .composed import input_projection
 __all__ = ["CUSTOM_STEP", "CustomStep", "run_direction"]
 
 CustomStep = Callable[[Tensor, Tensor, Tensor], Tensor]  # (gates, hidden, weight_hh) -> hidden
-CUSTOM_STEP = "it knows tanh and relu, and this recurrence is your own"  # a kernel's reason
+CUSTOM_STEP = "it knows nonlinearities by name, and this recurrence is your own"  # a kernel's reason
 
 
 def run_direction(

@@ -8,6 +8,7 @@ begun yet, read backward in time, the state it is to begin with: so both end in 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..kernels import DEFAULT, reference
 from ..kernels.interface import LayerWeights, NetworkOptions
+from ..kernels.native import SCHEMAS
 from ..kernels.nonlinearities import PHI
 from ..kernels.time_order import Walk, time_of_rows
 from ..torch_internals import scan_op
@@ -44,11 +46,16 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         >>> "manual_rnn" in str(program.run_decompositions(decompositions()).graph)
         False
     """
-    return {
-        getattr(packet_of(name), overload): decomposed
-        for name, decomposed in DECOMPOSED.items()
-        for overload in ("default", "kernel")
-    }
+    found: dict[Any, Callable[..., Any]] = {}
+    for name, decomposed in DECOMPOSED.items():
+        packet, count = packet_of(name), len(SCHEMAS[name].arguments.split(", "))
+        found |= {packet.default: decomposed, packet.kernel: partial(_without_kernel, decomposed, count)}
+    return found
+
+
+def _without_kernel(decomposed: Callable[..., Any], count: int, *args: Any) -> Any:
+    """Of an overload whose argument behind the first `count` names a kernel."""
+    return decomposed(*args[:count], *args[count + 1 :])
 
 
 def _elman(
@@ -58,7 +65,6 @@ def _elman(
     batch_sizes: Tensor | None,
     phi: str,
     reverse: bool,
-    kernel: str = DEFAULT,
 ) -> Tensor:
     walk = Walk(w.dim() - 2, reverse, batch_sizes)
     if _length_is_fixed(z, walk):
@@ -78,7 +84,6 @@ def _linear_recurrence(
     batch_sizes: Tensor | None,
     phi: str,
     reverse: bool,
-    kernel: str = DEFAULT,
 ) -> Tensor:
     walk, times_slope = Walk(a.dim() - 2, reverse, batch_sizes), PHI[phi].times_slope
     if _length_is_fixed(v, walk):
@@ -96,9 +101,9 @@ def _network(
     bidirectional: bool,
     has_biases: bool,
     save_states: bool,
-    kernel: str = DEFAULT,
+    alpha: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    options = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, kernel)
+    options = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, DEFAULT, alpha)
     output, h_n, states = composed.network(x, hx, weights, options, _direction)
     return output, h_n, states if save_states else []
 
@@ -107,10 +112,31 @@ def _direction(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
     walk = Walk(0, reverse, options.batch_sizes)
+    if options.alpha is not None:
+        return _leaky_direction(x, h0, weights, walk, options)
     if _length_is_fixed(x, walk):
         return reference.layer(x, h0, weights, reverse, options)
     z = composed.input_projection(x, *weights)
     return _scan(_elman_step(options.nonlinearity), h0, [z], weights.weight_hh, walk)
+
+
+def _leaky_direction(
+    x: Tensor, h0: Tensor, weights: LayerWeights, walk: Walk, options: NetworkOptions
+) -> tuple[Tensor, Tensor]:
+    """States and rates side by side, as `composed.run_direction` gives them."""
+    if _length_is_fixed(x, walk):
+        return composed.run_direction(x, h0, weights, walk.reverse, options)
+    apply, z = PHI[options.nonlinearity].apply, composed.input_projection(x, *weights)
+
+    def step(both: Tensor, w: Tensor, read: Sequence[Tensor]) -> Tensor:
+        z_t, alpha = read
+        h, _ = both.chunk(2, -1)
+        r = apply(z_t + h @ w.mT)
+        return torch.cat([torch.lerp(h, r, alpha), r], -1)
+
+    start, given = torch.cat([h0, torch.zeros_like(h0)], -1), [z, options.alpha.expand(z.shape)]
+    both, last = _scan(step, start, given, weights.weight_hh, walk)
+    return both, last.chunk(2, -1)[0].clone()
 
 
 DECOMPOSED: dict[str, Callable[..., Any]] = {
@@ -157,7 +183,7 @@ def _scan_packed(
     first_row = (batch_sizes.cumsum(0) - batch_sizes).unsqueeze(1)
     rows = torch.where(alive, first_row + sequence, 0).flatten()
     padded = [x.index_select(dim, rows).unflatten(dim, alive.shape) for x in given]
-    mask = alive.unsqueeze(-1).expand(padded[0].shape)
+    mask = alive.unsqueeze(-1).expand(padded[0][..., :1].shape)
 
     def carried(hidden: Tensor, w: Tensor, read: Sequence[Tensor]) -> Tensor:
         return torch.where(read[-1], step(hidden, w, read[:-1]), hidden)

@@ -29,6 +29,7 @@ from ..torch_internals import (
     profiling,
     scan,
     single_level,
+    torchscript,
 )
 from . import flop_formulas
 
@@ -65,15 +66,15 @@ def tell_counters() -> None:
         flop_formulas.register(active)
 
 
-def op(name: str, kernel: str = DEFAULT) -> Operator:
-    """The operator of this name; its overload `kernel`, whose last argument names one, if another than the
-    default was asked for."""
-    packet = packet_of(name)
+def op(name: str, kernel: str = DEFAULT, alpha: Tensor | None = None) -> Operator:
+    """The operator of this name; its overload `kernel`, which names one, if another than the default was
+    asked for. The last argument is the leak, if there is one."""
+    packet, leak = packet_of(name), () if alpha is None else (alpha,)
     if kernel in (DEFAULT, NATIVE):
-        return packet.default
+        return packet.default if alpha is None else lambda *args: packet.default(*args, *leak)
 
     def named(*args: Any) -> Any:
-        return packet.kernel(*args, kernel)
+        return packet.kernel(*args, kernel, *leak)
 
     return named
 
@@ -134,7 +135,7 @@ def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
     Raises:
         RuntimeError: if another kernel was asked for, with its reason.
     """
-    if kernel == REFERENCE or (kernel == DEFAULT and in_draft_export()):
+    if kernel == REFERENCE or (kernel == DEFAULT and (in_draft_export() or torchscript() is not None)):
         return True
     reason = next((r for x in tensors if x is not None and (r := non_plain_reason(x))), None)
     if MISSING and reason is None:

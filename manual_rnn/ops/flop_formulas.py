@@ -77,9 +77,9 @@ def network(x: Any, hx: Any, weights: Sequence[Any], *_: Any, out_val: Any = Non
 
 def network_vjp(
     need: Sequence[bool], x: Any, hx: Any, matrices: Sequence[Any], states: Sequence[Any], c: Any, c_last:
-        Any, batch_sizes: Any, *_: Any, out_val: Any = None, **__: Any,
+        Any, batch_sizes: Any, phi: str, bidirectional: bool, *_: Any, out_val: Any = None, **__: Any,
 ) -> int:  # fmt: skip
-    directions = len(matrices) // 2 // len(states)
+    directions = 1 + bidirectional
     return _flops(network_vjp_products(need, x, matrices, directions, batch_sizes))
 
 
@@ -91,11 +91,10 @@ def cudnn_rnn(x: Any, weight: Sequence[Any], *_: Any, out_val: Any = None, **__:
 def cudnn_rnn_backward(x: Any, weight: Sequence[Any], *args: Any, out_val: Any = None, **__: Any) -> int:
     if not x.is_cpu:
         return 0
-    states, hx, batch_first, sizes, mask = args[4], args[2], args[12], args[16], args[19]
+    hx, batch_first, directions, sizes, mask = args[2], args[12], 1 + args[15], args[16], args[19]
     need = mask[0], mask[1] and hx.dim() > 1, *[mask[3]] * len(weight)
     rows = x.transpose(0, 1) if batch_first and not sizes else x
     matrices = [w for w in weight if w.dim() == 2]
-    directions = len(matrices) // 2 // states.size(0)
     return _flops(network_vjp_products(need, rows, matrices, directions, sizes or None))
 
 

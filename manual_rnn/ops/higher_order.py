@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import aten
 from ..kernels.interface import NetworkOptions
+from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
 from . import aten_node, composed
 
@@ -56,7 +57,7 @@ def _arguments(
     shapes = aten.shapes(layers, D, x.size(-1), hx.size(-1), has_biases)
     weights = [w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)]
     sizes = torch.tensor(saved.batch_sizes, device="cpu") if saved.batch_sizes else None
-    options = NetworkOptions(sizes, aten.PHI_OF_CUDNN_MODE[saved.mode], D == 2, has_biases, kernel)
+    options = NetworkOptions(sizes, PHI_OF_CODE[saved.mode], D == 2, has_biases, kernel)
     return x.transpose(0, int(saved.batch_first)), hx, weights, options
 
 

@@ -5,7 +5,8 @@ r"""The whole network as one operation with a derivative: one autograd node for 
 
 The node saves the states of every layer, which are outputs of it too: a second derivative reaches it as their
 cotangents. `network_vjp` has a node of its own, whose derivative is that of the same gradients composed of
-the two recurrences (`composed.py`). In forward mode all is composed.
+the two recurrences (`composed.py`). In forward mode all is composed. A leak is one of the options, without a
+gradient; among the states then are the rates of every layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +36,12 @@ def network(
     direction after direction; returns `output (T, B, D * H)` and `h_n`."""
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network(x, weights)
-    if not dispatch.can_bypass_dispatcher(x, hx, *weights):
-        return dispatch.op("network", options.kernel)(x, hx, list(weights), *options[:-1], False)[:2]
+    if not dispatch.can_bypass_dispatcher(x, hx, options.alpha, *weights):
+        run = dispatch.op("network", options.kernel, options.alpha)
+        return run(x, hx, list(weights), *options[:4], False)[:2]
     with dispatch.named("network"):
         if not dispatch.requires_grad(x, hx, *weights):
-            return compute(x, hx, weights, *options[:-1], False, options.kernel)[:2]
+            return compute(x, hx, weights, *options[:4], False, *options[4:])[:2]
         output, h_n, *_ = Network.apply(compute, options, *aliases(x, hx, weights))
     return as_separate_output(output), as_separate_output(h_n)
 
@@ -66,14 +68,17 @@ def compute(
     has_biases: bool,
     save_states: bool,
     kernel: str = kernels.DEFAULT,
+    alpha: Tensor | None = None,
 ) -> Results:
     """By a kernel, below autograd: `output`, `h_n` and, with `save_states`, the states of every layer."""
-    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
+    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel, alpha)
     check_network(x, hx, weights, options)
-    able = kernels.choose(kernel, x, hx, *weights, batch_sizes=batch_sizes)
+    tensors, leaky = (x, hx, *weights, alpha), alpha is not None
+    able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity, leaky=leaky)
     if hasattr(able, "network"):
-        return able.network(x, hx, weights, *options[:4], save_states)
-    output, h_n, states = composed.network(x, hx, weights, options, kernels.layer_of(kernel, x, weights[0]))
+        return able.network(x, hx, weights, *options[:4], save_states, alpha)
+    run = kernels.layer_of(kernel, nonlinearity, x, weights[0], leaky)
+    output, h_n, states = composed.network(x, hx, weights, options, run)
     return (output.clone() if save_states else output), h_n, states if save_states else []
 
 
@@ -89,40 +94,42 @@ class Network(Function):
         hx: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        arguments = (*options[:-1], True)
-        output, h_n, states = run(x, hx, list(weights), *arguments, *_kernel_of(run, options))
-        ctx.options, ctx.layers = options, len(states)
+        output, h_n, states = run(x, hx, list(weights), *options[:4], True, *_named(run, options))
+        ctx.options, ctx.states = options._replace(alpha=None), len(states)
         ctx.set_materialize_grads(False)
         ctx.shapes = [w.shape for w in weights if w.dim() > h_n.dim() - 2]
         ctx.input_shape = x.shape
         needed = _needed(ctx.needs_input_grad[2:], x, hx, weights, options)
         ctx.saved = [t is not None for t in needed]
-        ctx.save_for_backward(*states, *(t for t in needed if t is not None))
+        leak = () if options.alpha is None else (options.alpha,)
+        ctx.save_for_backward(*states, *(t for t in needed if t is not None), *leak)
         return output, h_n, *states
 
     @staticmethod
     def backward(
         ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_states: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        kept, L = saved(ctx), ctx.layers
-        states, kept = kept[:L], iter(kept[L:])
+        kept, count = saved(ctx), ctx.states
+        states, kept = kept[:count], iter(kept[count:])
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
+        options = ctx.options._replace(alpha=next(kept, None))
         x = _unread(states[0], ctx.input_shape) if x is None else x
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
         matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
         need = ctx.needs_input_grad[2:]
-        inner = c_states if c_states.count(None) < L else ()
-        if inner and L == 1:
+        inner = c_states if c_states.count(None) < count else ()
+        if inner and count == 1:
             c, inner = composed.add(c, inner[0]), ()
         if inner:
-            grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), ctx.options)
+            grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), options)
         else:
-            grads = network_vjp(need, x, hx, matrices, states, c, c_last, ctx.options)
+            grads = network_vjp(need, x, hx, matrices, states, c, c_last, options)
         return None, None, *grads
 
 
-def _kernel_of(run: Callable[..., Any], options: NetworkOptions) -> tuple[str, ...]:
-    return (options.kernel,) if run in (compute, compute_vjp) else ()
+def _named(run: Callable[..., Any], options: NetworkOptions) -> tuple[Any, ...]:
+    """The kernel that was asked for and the leak, of which an operator is told where it is called."""
+    return options[4:] if run in (compute, compute_vjp) else ()
 
 
 def _unread(like: Tensor, shape: torch.Size) -> Tensor:
@@ -163,18 +170,18 @@ def network_vjp(
     `h_n`."""
     if c is None and c_last is None:
         return [None] * len(need)
-    tensors = x, hx, *matrices, *states, c, c_last
+    tensors = x, hx, *matrices, *states, c, c_last, options.alpha
     if forward_mode_is_active():
         return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
-        record_network_vjp(need, x, matrices, len(states), options.batch_sizes)
+        record_network_vjp(need, x, matrices, options.D, options.batch_sizes)
     how = options[:3]
     if not dispatch.can_bypass_dispatcher(*tensors):
-        run = dispatch.op("network_vjp", options.kernel)
+        run = dispatch.op("network_vjp", options.kernel, options.alpha)
         return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *how))
     with dispatch.named("network_vjp"):
         if not dispatch.requires_grad(*tensors):
-            found: Any = compute_vjp(need, x, hx, matrices, states, c, c_last, *how, options.kernel)
+            found: Any = compute_vjp(need, x, hx, matrices, states, c, c_last, *how, *options[4:])
         else:
             rest = len(matrices), x, hx, c, c_last, *matrices, *states
             found = NetworkVjp.apply(compute_vjp, list(need), options, *rest)
@@ -199,14 +206,16 @@ def compute_vjp(
     nonlinearity: str,
     bidirectional: bool,
     kernel: str = kernels.DEFAULT,
+    alpha: Tensor | None = None,
 ) -> list[Tensor]:
     """By a kernel, below autograd: the gradients that `need` asks for."""
     has_biases = len(need) - 2 == 2 * len(matrices)
-    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel)
+    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel, alpha)
     check_network_vjp(need, x, hx, matrices, states, (c, c_last), options)
-    able = kernels.choose(kernel, x, hx, *matrices, *states, c, c_last, batch_sizes=batch_sizes)
+    tensors, leaky = (x, hx, *matrices, *states, c, c_last, alpha), alpha is not None
+    able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity, leaky=leaky)
     if hasattr(able, "network_vjp"):
-        return able.network_vjp(need, x, hx, matrices, states, c, c_last, *options[:3])
+        return able.network_vjp(need, x, hx, matrices, states, c, c_last, *options[:3], alpha)
     found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
     return [g for g in found if g is not None]
 
@@ -232,7 +241,7 @@ class NetworkVjp(Function):
         ctx.places = [t is not None for t in (x, hx, c, c_last, *rest)]
         ctx.save_for_backward(*(t for t in (x, hx, c, c_last, *rest) if t is not None))
         matrices, states = list(rest[:count]), list(rest[count:])
-        return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3], *_kernel_of(run, options)))
+        return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3], *_named(run, options)))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -40,6 +40,8 @@ def check_network(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], optio
     for at in range(groups):
         width = x.size(-1) if at < options.D else options.D * H
         expected += [(*G, H, width), (*G, H, H), (*G, H), (*G, H)][: size // options.D]
+    if options.alpha is not None:
+        tensors, expected = [*tensors, options.alpha], [*expected, (*G, H)]
     if hx is not None:
         B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, hx)
         tensors, expected = [*tensors, hx], [*expected, (*G, groups, B, H)]
@@ -57,10 +59,10 @@ def check_network_vjp(
 ) -> None:
     """The same of a network's gradients."""
     weights = len(matrices) * (2 if options.has_biases else 1)
-    layers = len(matrices) // (2 * options.D)
-    if len(need) != 2 + weights or len(states) * options.D * 2 != len(matrices):
+    count = len(matrices) // (2 * options.D) * (1 if options.alpha is None else 2)
+    if len(need) != 2 + weights or len(states) != count:
         raise ValueError(
-            f"network_vjp: expected {2 + weights} flags, states of {layers} layers, "
+            f"network_vjp: expected {2 + weights} flags and {count} tensors of states, "
             f"got {len(need)} and {len(states)}"
         )
     check_network(x, hx, matrices, options._replace(has_biases=False))

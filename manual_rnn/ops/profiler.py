@@ -19,10 +19,10 @@ def record_network(x: Tensor, weights: Sequence[Tensor]) -> None:
 
 
 def record_network_vjp(
-    need: Sequence[bool], x: Tensor, matrices: Sequence[Tensor], layers: int, batch_sizes: Any
+    need: Sequence[bool], x: Tensor, matrices: Sequence[Tensor], directions: int, batch_sizes: Any
 ) -> None:
     """Tell it of the products of a network's gradients."""
-    _record(x, network_vjp_products(need, x, matrices, len(matrices) // 2 // layers, batch_sizes))
+    _record(x, network_vjp_products(need, x, matrices, directions, batch_sizes))
 
 
 def record_recurrence(x: Tensor, w: Tensor, started: int) -> None:
@@ -41,9 +41,9 @@ def record_call(
         return
     need = x.requires_grad, hx.requires_grad, *(w.requires_grad for w in weights)
     matrices = [w.detach() for w in weights if w.dim() == 2]
-    batch_sizes = torch.tensor(sizes) if sizes else None
+    batch_sizes, directions = torch.tensor(sizes) if sizes else None, len(matrices) // 2 // layers
     rows = x.detach()
-    h_n.grad_fn.register_prehook(lambda _: record_network_vjp(need, rows, matrices, layers, batch_sizes))
+    h_n.grad_fn.register_prehook(lambda _: record_network_vjp(need, rows, matrices, directions, batch_sizes))
 
 
 def _record(like: Tensor, products: Iterable[Product]) -> None:

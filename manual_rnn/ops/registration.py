@@ -9,7 +9,8 @@ r"""The operators `torch.ops.manual_rnn.*`, and the rule that the dispatcher fin
     CPU         C, which `kernels/native.py` loads
     otherwise   the kernel that `kernels.choose` finds, in Python
 
-Each has an overload `kernel`, whose last argument names the kernel that was asked for.
+Each has an overload `kernel`, whose argument behind those of the other names the kernel that was asked for.
+The first two may have a last argument, `alpha`, of a leak; PyTorch leaves it out where it is None.
 
 `register_autograd` would take no `jvp`: a tangent that reached the operator would be dropped without a word.
 And Dynamo can't enter a node with a `jvp`, but it needn't: it stops at the operator.
@@ -24,7 +25,12 @@ from torch import Tensor
 
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
-from ..torch_internals import carry_tangents, under_legacy_vmap, without_gradient_levels
+from ..torch_internals import (
+    carry_tangents,
+    tracks_gradient,
+    under_legacy_vmap,
+    without_gradient_levels,
+)
 from . import composed, dispatch, network
 from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
 from .network import Network, NetworkVjp
@@ -56,20 +62,19 @@ def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tens
 def _network_autograd(
     operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> Any:
-    batch_sizes, *how, save_states = options[:5]
-    kernel = options[5:]
-    named = NetworkOptions(without_gradient_levels(batch_sizes), *how, *(kernel or (DEFAULT,)))
-    if carry_tangents(x, hx, *weights):
+    batch_sizes, phi, bidirectional, has_biases, save_states, *rest = options
+    sizes, (kernel, alpha) = without_gradient_levels(batch_sizes), _kernel_and_leak(rest)
+    named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
+    if carry_tangents(x, hx, *weights) or _is_differentiated(alpha):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
+    rest, named = _without_levels(rest), named._replace(alpha=without_gradient_levels(alpha))
     run = partial(below_autograd, operator)
     if not dispatch.requires_grad(x, hx, *weights):
         return run(x, hx, weights, *options)
     eager = dispatch.is_eager(x, hx, *weights)
     inputs = network.aliases(x, hx, weights) if eager else (x, hx, *weights)
-    output, h_n, *states = apply_at_functorch_level(
-        Network, lambda *args: run(*args, *kernel), named, *inputs
-    )
+    output, h_n, *states = apply_at_functorch_level(Network, lambda *args: run(*args, *rest), named, *inputs)
     if eager:
         output, h_n = network.as_separate_output(output), network.as_separate_output(h_n)
     return output, h_n, states if save_states else []
@@ -86,18 +91,38 @@ def _network_vjp_autograd(
     c_last: Tensor | None,
     *options: Any,
 ) -> list[Tensor]:
-    batch_sizes, phi, bidirectional, *kernel = options
+    batch_sizes, phi, bidirectional, *other = options
     sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
-    named = NetworkOptions(sizes, phi, bidirectional, has_biases, *(kernel or (DEFAULT,)))
-    if carry_tangents(x, hx, *matrices, *states, c, c_last):
+    kernel, alpha = _kernel_and_leak(other)
+    named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
+    if carry_tangents(x, hx, *matrices, *states, c, c_last) or _is_differentiated(alpha):
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
+    other, named = _without_levels(other), named._replace(alpha=without_gradient_levels(alpha))
     run = partial(below_autograd, operator)
     if not dispatch.requires_grad(x, hx, *matrices, *states, c, c_last):
         return run(need, x, hx, matrices, states, c, c_last, *options)
     rest = len(matrices), x, hx, c, c_last, *matrices, *states
-    found = apply_at_functorch_level(NetworkVjp, lambda *args: run(*args, *kernel), need, named, *rest)
+    found = apply_at_functorch_level(NetworkVjp, lambda *args: run(*args, *other), need, named, *rest)
     return list(found)
+
+
+def _kernel_and_leak(rest: Sequence[Any]) -> tuple[Any, Any]:
+    """What an operator was given behind its other arguments."""
+    return next((each for each in rest if isinstance(each, str)), DEFAULT), _leak_of(rest)
+
+
+def _is_differentiated(alpha: Tensor | None) -> bool:
+    """Whether a derivative by the leak may be wanted, which the composed form has."""
+    return alpha is not None and tracks_gradient(alpha)
+
+
+def _without_levels(rest: Sequence[Any]) -> list[Any]:
+    return [without_gradient_levels(each) if isinstance(each, Tensor) else each for each in rest]
+
+
+def _leak_of(rest: Sequence[Any]) -> Tensor | None:
+    return rest[-1] if rest and isinstance(rest[-1], Tensor) else None
 
 
 def _fake_recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
@@ -115,14 +140,16 @@ def _fake_network(
     bidirectional: bool,
     has_biases: bool,
     save_states: bool,
-    *__: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _check_values(x, batch_sizes, hx, *weights)
+    alpha = _leak_of(rest)
+    _check_values(x, batch_sizes, hx, *weights, alpha)
     groups = len(weights) // (4 if has_biases else 2)
     (*G, H), D = weights[0].shape[:-1], 1 + bidirectional
     B = x.size(-2) if batch_sizes is None else _packed_batch(batch_sizes, hx)
     output = x.new_empty((*x.shape[:-1], D * H))
-    states = [output.new_empty(output.shape) for _ in range(groups // D)] if save_states else []
+    count = groups // D * (1 if alpha is None else 2) if save_states else 0
+    states = [output.new_empty(output.shape) for _ in range(count)]
     return output, x.new_empty((*G, groups, B, H)), states
 
 
@@ -140,9 +167,9 @@ def _fake_network_vjp(
     c: Tensor | None,
     c_last: Tensor | None,
     batch_sizes: Tensor | None,
-    *_: Any,
+    *rest: Any,
 ) -> list[Tensor]:
-    _check_values(x, batch_sizes, hx, *matrices, *states, c, c_last)
+    _check_values(x, batch_sizes, hx, *matrices, *states, c, c_last, _leak_of(rest))
     return [
         x.new_empty(shape)
         for shape, needed in zip(_gradient_shapes(need, x, hx, matrices), need, strict=True)
@@ -191,22 +218,24 @@ def _vmap_network(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple
     x, hx, weights, batch_sizes, *options = args
     x_dim, hx_dim, w_dims, sizes_dim = in_dims[:4]
     _reject_batched_sizes(sizes_dim)
-    size = info.batch_size
-    if _none_batched(w_dims):
+    size, (options, alpha, alpha_dim) = info.batch_size, _without_leak(options, in_dims)
+    if _none_batched(w_dims) and alpha_dim is None:
         folded = _into_batch(x, x_dim, size), hx if hx is None else _into_batch(hx, hx_dim, size)
         rows = None if batch_sizes is None else batch_sizes * size
-        output, h_n, states = operator(*folded, weights, rows, *options)
+        output, h_n, states = operator(*folded, weights, rows, *options, *alpha)
         output, h_n, *states = (t.unflatten(-2, (-1, size)) for t in (output, h_n, *states))
         at = output.dim() - 2, h_n.dim() - 2
         return (output, h_n, states), (*at, [at[0]] * len(states))
+    w_dims = w_dims or [None] * len(weights)
     tensors, dims = (
-        [x, *([] if hx is None else [hx]), *weights],
-        [x_dim, *([] if hx is None else [hx_dim]), *w_dims],
+        [*alpha, x, *([] if hx is None else [hx]), *weights],
+        [*([alpha_dim] if alpha else []), x_dim, *([] if hx is None else [hx_dim]), *w_dims],
     )
     grouped = [weights[0].dim() - (w_dims[0] is not None) - 2] * len(tensors)
     members, found = _into_ensemble(tensors, dims, grouped, size)
-    x, hx, weights = found[0], None if hx is None else found[1], found[len(tensors) - len(weights) :]
-    output, h_n, states = operator(x, hx, weights, batch_sizes, *options)
+    alpha, found = found[: len(alpha)], found[len(alpha) :]
+    x, hx, weights = found[0], None if hx is None else found[1], found[len(found) - len(weights) :]
+    output, h_n, states = operator(x, hx, weights, batch_sizes, *options, *alpha)
     output, h_n, *states = (t.unflatten(0, members) for t in (output, h_n, *states))
     return (output, h_n, states), (0, 0, [0] * len(states))
 
@@ -215,8 +244,9 @@ def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> t
     need, x, hx, matrices, states, c, c_last, batch_sizes, *options = args
     _, x_dim, hx_dim, m_dims, s_dims, c_dim, last_dim, sizes_dim = in_dims[:8]
     _reject_batched_sizes(sizes_dim)
-    size = info.batch_size
-    if _none_batched(m_dims) and not any(need[2:]):
+    size, (options, alpha, alpha_dim) = info.batch_size, _without_leak(options, in_dims)
+    m_dims, s_dims = m_dims or [None] * len(matrices), s_dims or [None] * len(states)
+    if _none_batched(m_dims) and alpha_dim is None and not any(need[2:]):
         x, hx, c, c_last, *states = (
             t if t is None else _into_batch(t, d, size)
             for t, d in zip(
@@ -224,17 +254,18 @@ def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> t
             )
         )
         rows = None if batch_sizes is None else batch_sizes * size
-        found = operator(need, x, hx, matrices, states, c, c_last, rows, *options)
+        found = operator(need, x, hx, matrices, states, c, c_last, rows, *options, *alpha)
         found = [t.unflatten(-2, (-1, size)) for t in found]
         return found, [t.dim() - 2 for t in found]
     optional = [t for t in (hx, c, c_last) if t is not None]
-    tensors = [x, *matrices, *states, *optional]
+    tensors = [*alpha, x, *matrices, *states, *optional]
     dims = [
-        x_dim, *m_dims, *s_dims,
+        *([alpha_dim] if alpha else []), x_dim, *m_dims, *s_dims,
         *(d for t, d in zip((hx, c, c_last), (hx_dim, c_dim, last_dim), strict=True) if t is not None),
     ]  # fmt: skip
     grouped = [matrices[0].dim() - (m_dims[0] is not None) - 2] * len(tensors)
     members, found = _into_ensemble(tensors, dims, grouped, size)
+    alpha, found = found[: len(alpha)], found[len(alpha) :]
     M, S = len(matrices), len(states)
     x, matrices, states, given = (
         found[0],
@@ -243,8 +274,14 @@ def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> t
         iter(found[1 + M + S :]),
     )
     hx, c, c_last = (t if t is None else next(given) for t in (hx, c, c_last))
-    found = operator(need, x, hx, matrices, states, c, c_last, batch_sizes, *options)
+    found = operator(need, x, hx, matrices, states, c, c_last, batch_sizes, *options, *alpha)
     return [t.unflatten(0, members) for t in found], [0] * len(found)
+
+
+def _without_leak(options: list[Any], in_dims: tuple) -> tuple[list[Any], list[Tensor], int | None]:
+    """Options without the leak; that, or nothing; and its mapped axis."""
+    alpha = _leak_of(options)
+    return (options, [], None) if alpha is None else (options[:-1], [alpha], in_dims[-1])
 
 
 def _none_batched(dims: Any) -> bool:
@@ -296,13 +333,14 @@ def define() -> None:
     import that broke off is taken up where it ended."""
     done: set[Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("registered", set())
     for name, rules in RULES.items():
-        arguments, result = SCHEMAS[name]
+        arguments, result, optional = SCHEMAS[name]
         for overload, more in (("", ""), (".kernel", ", str kernel")):
             qualified = f"{NAMESPACE}::{name}{overload}"
             operator = partial(_call, name, overload[1:] or DEFAULT)
-            compute = rules.compute if overload else partial(_default, rules.compute)
+            count = len(arguments.split(", "))
+            compute = rules.compute if overload else partial(_default, rules.compute, count)
             steps: dict[str, Callable[[], Any]] = {
-                "schema": partial(_define_schema, qualified, f"({arguments}{more}) -> {result}"),
+                "schema": partial(_define_schema, qualified, f"({arguments}{more}{optional}) -> {result}"),
                 "autograd": partial(
                     torch.library.impl, qualified, "Autograd", partial(rules.autograd, operator)
                 ),
@@ -323,8 +361,9 @@ def _call(name: str, overload: str, *args: Any) -> Any:
     return getattr(dispatch.packet_of(name), overload)(*args)
 
 
-def _default(compute: Callable[..., Any], *args: Any) -> Any:
-    return compute(*args, DEFAULT)
+def _default(compute: Callable[..., Any], count: int, *args: Any) -> Any:
+    """With the kernel behind the arguments that every call has."""
+    return compute(*args[:count], DEFAULT, *args[count:])
 
 
 def _define_schema(qualified: str, schema: str) -> None:

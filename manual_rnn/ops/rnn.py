@@ -35,6 +35,7 @@ class Options(NamedTuple):
     batch_sizes: Tensor | None
     bidirectional: bool
     dropout: Dropout | None = None
+    alpha: Tensor | None = None  # of a leak, where the nonlinearity has a name
 
 
 def run_rnn(
@@ -50,11 +51,11 @@ def run_rnn(
     Raises:
         RuntimeError: if a kernel was asked for that can't run this.
     """
-    phi, sizes, bidirectional, dropout = options
+    phi, sizes, bidirectional, dropout, alpha = options
     if not isinstance(phi, str):
         return run_layers(partial(_custom_layer, phi, sizes), x, hx, weights, 1 + bidirectional, dropout)
-    kernel = choose_network_kernel(x, hx, weights)
-    how = NetworkOptions(sizes, phi, bidirectional, weights[0].bias_ih is not None, kernel)
+    kernel = choose_network_kernel(phi, x, hx, weights, alpha)
+    how = NetworkOptions(sizes, phi, bidirectional, weights[0].bias_ih is not None, kernel, alpha)
     if kernel == kernels.REFERENCE:
         return run_layers(partial(_reference_layer, how), x, hx, weights, how.D, dropout)
     run = _run_aten if kernel == kernels.ATEN and x.size(0) else network
@@ -116,7 +117,9 @@ def _no_steps(
     return composed.input_projection(x, *weights), h0
 
 
-def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]) -> str:
+def choose_network_kernel(
+    phi: str, x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], alpha: Tensor | None = None
+) -> str:
     """The kernel that runs the network: the one asked for; or "default" where the operator's own choice runs,
     "aten" where no kernel of ours is faster, "reference" where a trace or transform wants PyTorch's
     operations.
@@ -125,13 +128,17 @@ def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
         RuntimeError: if the one asked for can't, with the reason.
     """
     asked = kernels.requested_kernel()
-    tensors = [x, hx, *_flat(weights)]
+    tensors = [x, hx, *_flat(weights), *([] if alpha is None else [alpha])]
+    in_nn_rnn = phi in aten.NONLINEARITIES and alpha is None
     if dispatch.needs_reference(asked, *tensors):
         traced = functorch_active() or in_draft_export() or not x.size(0)
-        return kernels.REFERENCE if traced or asked == kernels.REFERENCE else kernels.ATEN
+        own = traced or asked == kernels.REFERENCE or not in_nn_rnn
+        return kernels.REFERENCE if own else kernels.ATEN
     if asked == kernels.ATEN:
-        _check_aten(tensors)
+        _check_aten(phi, tensors, alpha is not None)
     if asked != kernels.DEFAULT or torch.compiler.is_compiling() or not x.size(0):
+        return asked
+    if not in_nn_rnn:
         return asked
     if not dispatch.can_bypass_dispatcher(*tensors):
         return asked
@@ -139,12 +146,12 @@ def choose_network_kernel(x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
     return asked if able else kernels.ATEN
 
 
-def _check_aten(tensors: list[Any]) -> None:
+def _check_aten(phi: str, tensors: list[Any], leaky: bool) -> None:
     """Raise where PyTorch's own network was asked for and can't run."""
     x, compiling = tensors[0], torch.compiler.is_compiling()
     if not compiling and not x.size(0):
         return
-    reason = aten.unsupported_reason(*tensors)
+    reason = kernels.unsupported_reason(aten, phi, *tensors, leaky=leaky)
     if reason is None and aten.by_cudnn(x) and (compiling or not dispatch.can_bypass_dispatcher(*tensors)):
         reason = "on CUDA it is one sealed call, and a transform, a trace or a mode is active"
     if reason is not None:

@@ -4,15 +4,18 @@ alias           a tensor of its own over the same memory, connected to the graph
                 it is, and an edit in place is noticed
 saved           what a node has saved, for its backward pass
 as_nn_rnn       the input, copied where `nn.RNN` copies it: its buffer may be filled anew before backward
+node_inputs     all of a plain call for ATen's node, which saves whatever it is given
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..torch_internals import functorch_active, is_wrapper, unwrap_if_dead
+from ..kernels.interface import check_memory
+from ..torch_internals import functorch_active, is_wrapper, unnoticed_alias, unwrap_if_dead
 
-__all__ = ["alias", "as_nn_rnn", "saved"]
+__all__ = ["alias", "as_nn_rnn", "node_inputs", "saved"]
 
 
 def alias(x: Any) -> Any:
@@ -48,3 +51,32 @@ def saved(ctx: Any) -> Any:
     if not functorch_active():
         return tensors
     return tuple(x if x is None else unwrap_if_dead(x) for x in tensors)
+
+
+def node_inputs(
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], steps: int, layer: int, batch_first: bool
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Aliases of all that ATen's node is given.
+
+    An edit in place is noticed, but of what backward doesn't read: a bias, `weight_ih` of the first `layer`
+    weights where the input wants no gradient, `weight_hh` of a single step whose `hx` wants none.
+    """
+    carried = steps > 1 or (hx is not None and hx.requires_grad)
+    found = []
+    for at, w in enumerate(weights):
+        if w.dim() == 2:
+            read = carried if at % 2 else x.requires_grad or at >= layer
+            found.append(w[...] if read else unnoticed_alias(w, w.shape))
+        else:
+            check_memory([w])
+            found.append(w.clone())
+    return _input_alias(x, batch_first), None if hx is None else hx[...], found
+
+
+def _input_alias(x: Tensor, batch_first: bool) -> Tensor:
+    """Where the input's rows aren't evenly spaced it is copied, as `nn.RNN` copies it."""
+    if batch_first:
+        return as_nn_rnn(x.transpose(0, 1)).transpose(0, 1)
+    if not x.is_contiguous():
+        return as_nn_rnn(x.view_as(x))
+    return x.view_as(x) if x.requires_grad else x.detach()

@@ -14,6 +14,7 @@ from torch.export import Dim
 from torch.onnx.errors import OnnxExporterError
 
 from manual_rnn import ManualRNN, export_standalone, use_kernel
+from manual_rnn.kernels.nonlinearities import PHI
 
 BOUND = 1e-6  # float32: ONNX Runtime has no node in float64
 UNSEEN = [(7, 2), (1, 1), (30, 5)]
@@ -93,6 +94,22 @@ def test_one_node_per_layer(name: str, given: bool) -> None:
     for T, B in UNSEEN:
         args = arguments(manual, T, B, given)
         assert_same(run(model, args), expected(builtin, args), BOUND)
+
+
+@pytest.mark.parametrize("name", [name for name, row in PHI.items() if row.onnx is not None])
+def test_every_nonlinearity_that_onnx_has(name: str) -> None:
+    rnn = ManualRNN(3, 4, nonlinearity=name, bidirectional=True)
+    model = exported(rnn, arguments(rnn, 5, 3, given=False))
+    assert len(nodes(model)) == 1
+    for T, B in UNSEEN:
+        args = arguments(rnn, T, B, given=False)
+        assert_same(run(model, args), expected(rnn, args), BOUND)
+
+
+def test_no_node_for_a_nonlinearity_that_onnx_has_not() -> None:
+    rnn = ManualRNN(3, 4, nonlinearity="hardtanh")
+    with pytest.raises(OnnxExporterError, match="got 'hardtanh', for which ONNX has no node"):
+        to_onnx(rnn, (torch.randn(5, 2, 3),))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -1,11 +1,12 @@
 r"""`torch.func` and dual numbers through the module, against the same transform of the judge."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 from helpers import assert_same
-from loop import LAYOUTS, Loop, as_function, build, case_id, met_in_pairs
+from loop import LAYOUTS, OTHERS, Loop, as_function, build, case_id, met_in_pairs
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -65,7 +66,13 @@ TRANSFORMS: dict[str, Callable[[Function, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(("transform", "layout", "network"), met_in_pairs(TRANSFORMS, LAYOUTS), ids=case_id)
+ROWS = met_in_pairs(TRANSFORMS, LAYOUTS) + [
+    (transform, LAYOUTS[n % len(LAYOUTS)], network)
+    for n, (network, transform) in enumerate(product(OTHERS, TRANSFORMS))
+]
+
+
+@pytest.mark.parametrize(("transform", "layout", "network"), ROWS, ids=case_id)
 def test_transform(transform, layout, network):
     found, expected = (
         TRANSFORMS[transform](*as_function(build(kind, network), network, layout))

@@ -50,6 +50,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "bidirectional_rnn_forward: h_prev_reverse": (lambda bad: both(X, *WEIGHTS, H0, *WEIGHTS, bad), H0),
     "ManualRNN: nonlinearity": (lambda bad: ManualRNN(3, 4, nonlinearity=bad), torch.tanh),
     "ManualRNN: input_size": (lambda bad: ManualRNN(bad, 4), 3),
+    "LeakyRNN: alpha": (lambda bad: manual_rnn.LeakyRNN(3, 4, alpha=bad), 0.2),
     "ManualRNN.from_builtin": (ManualRNN.from_builtin, nn.RNN(3, 4)),
     "ManualRNN.reset_parameters": (ManualRNN(3, 4).reset_parameters, "identity"),
     "trace: rnn": (lambda bad: inspect.trace(bad, X), RNN),

@@ -1,4 +1,5 @@
-r"""Networks of any options at random, by the operators in C and by `nn.RNN`, in float64 too."""
+r"""Networks of any options at random, by the operators in C and by `nn.RNN`, in float64 too; of a leak and of
+a nonlinearity that `nn.RNN` hasn't, by the judge's loop."""
 
 import random
 from functools import cache, cached_property
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from engine import nan_in_new_memory, scattered
 from internals import OPS
+from loop import Loop
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -38,7 +40,9 @@ class Case:
         self.dtype, self.plain = dtype, draw("plain", True, False)
         self.choice = choice
         how: dict[str, Any] = {"bias": self.bias, "batch_first": self.batch_first, "nonlinearity": self.phi}
-        self.rnn = nn.RNN(self.I, self.H, self.L, bidirectional=self.D == 2, **how).to(dtype).double()
+        kind = nn.RNN if self.phi in ("tanh", "relu") and not fixed.get("leaky") else Loop
+        self.rnn: Any = kind(self.I, self.H, self.L, bidirectional=self.D == 2, **how).to(dtype).double()
+        self.alpha = torch.rand(self.H).to(dtype).double() if fixed.get("leaky") else None
         rows = (self.B, self.T) if self.batch_first else (self.T, self.B)
         self.x = self.number(*rows, self.I)
         self.hx = self.number(self.L * self.D, self.B, self.H) if draw("hx", True, False) else None
@@ -76,6 +80,7 @@ class Case:
     def by_torch(self, dtype: torch.dtype) -> Run:
         """Results and gradients of nn.RNN in one type."""
         rnn = self.rnn.to(dtype)
+        rnn.leak = None if self.alpha is None else self.alpha.to(dtype)
         x, hx = (None if t is None else t.to(dtype).requires_grad_() for t in (self.x, self.hx))
         assert x is not None
         output, h_n = rnn(self.pack(x), hx)
@@ -109,15 +114,16 @@ class Case:
         in_time = lambda x: x.transpose(0, 1) if self.batch_first else x  # noqa: E731
         x = in_time(self.strided(self.x if sizes is None else self.pack(self.x).data))
         how = sizes, self.phi, self.D == 2
+        leak = [] if self.alpha is None else [self.strided(self.alpha)]
         with nan_in_new_memory():
-            output, h_n, states = OPS.network(x, hx, weights, *how, self.bias, True)
+            output, h_n, states = OPS.network(x, hx, weights, *how, self.bias, True, *leak)
         run = {"output": in_time(output), "h_n": h_n}
         c = self.c if self.c is None or sizes is None else self.pack(self.c).data
         c = None if c is None else in_time(self.strided(c))
         c_last = None if self.c_last is None else self.strided(self.c_last)
         matrices = [w for w in weights if w.dim() == 2]
         with nan_in_new_memory():
-            found = OPS.network_vjp(self.need, x, hx, matrices, states, c, c_last, *how)
+            found = OPS.network_vjp(self.need, x, hx, matrices, states, c, c_last, *how, *leak)
         wanted = [name for name, need in zip(["x", "hx", *names], self.need, strict=True) if need]
         run |= dict(zip(wanted, found, strict=True))
         if "x" in run:
@@ -149,8 +155,10 @@ def known(seed: int, dtype: torch.dtype, *fixed: tuple[str, Any]) -> Case:
     return Case(seed, dtype, **dict(fixed))
 
 
-def check_all(seeds: range, multiple: float, dtype: torch.dtype, ulps: float) -> None:
+def check_all(seeds: range, multiple: float, dtype: torch.dtype, ulps: float, **fixed: Any) -> None:
     """Every case within a few units, and all together within a multiple of nn.RNN's own errors."""
-    errors = [pair for seed in seeds for pair in check(known(seed, dtype), 2 * multiple, ulps)]
+    errors = [
+        pair for seed in seeds for pair in check(known(seed, dtype, *fixed.items()), 2 * multiple, ulps)
+    ]
     ours, own = (sum(error**2 for error in each) ** 0.5 for each in zip(*errors, strict=True))
     assert ours <= multiple * own

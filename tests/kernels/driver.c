@@ -165,7 +165,7 @@ static double run(int variant, long type, const Sizes *s)
     const long N = begins(s, s->T), H = s->H, I = s->I, row = s->packed ? 0 : s->B;
     fill(&x, type, N * I, 1), fill(&u, type, H * I, 1 / sqrt(I)), fill(&w, type, H * H, 1 / sqrt(H)), fill(&b, type, H, 0.5);
     fill(&b2, type, H, 0.5), fill(&h0, type, s->B * H, 1), fill(&c, type, N * H, 1), fill(&c_last, type, s->B * H, 1);
-    Job job = {.kind = s->relu, .reverse = s->reverse, .packed = s->packed, .type = type, .threads = 2, .G = 1,
+    Job job = {.kind = s->relu ? RELU : TANH, .reverse = s->reverse, .packed = s->packed, .type = type, .threads = 2, .G = 1,
                .T = s->T, .B = s->B, .H = H, .I = I, .steps = s->packed ? N : s->T, .sizes = sizes};
     const long rows = s->packed ? 1 : row; /* from step to step */
     job.x = view(&x, type, rows * I, I, 1), job.y = view(&y, type, rows * H, H, 1);
@@ -180,7 +180,7 @@ static double run(int variant, long type, const Sizes *s)
         h[i] = number(type, y.memory + i * WIDTH[type]);
     backward_loop(s);
     Job back = job;
-    back.kind = TANH_SLOPE + s->relu, back.reverse = !s->reverse, back.z = view(&c, type, rows * H, H, 1);
+    back.kind = SLOPE + job.kind, back.reverse = !s->reverse, back.z = view(&c, type, rows * H, H, 1);
     back.h = job.y, back.w = view(&w, type, 0, H, 1), back.u = view(&u, type, 0, I, 1);
     back.start = view(&c_last, type, 0, H, 1), back.end = view(&dh0, type, 0, H, 1), back.h0 = job.start;
     back.dx = view(&dx, type, rows * I, I, 1), back.du = view(&du, type, 0, I, 1), back.dw = view(&dw, type, 0, H, 1);

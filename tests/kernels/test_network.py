@@ -8,6 +8,7 @@ import torch
 from cases import HALVES, Case, check, check_all, known
 from engine import NEEDS_C, draw_network, every_variant, on_threads, vjp_arguments
 from internals import OPS, native
+from loop import PHI
 
 pytestmark = NEEDS_C
 
@@ -39,6 +40,21 @@ def test_halves_are_more_accurate_than_nn_rnn(dtype: torch.dtype) -> None:
     check_all(range(8), 1, dtype, 32)
 
 
+@every_variant
+@pytest.mark.parametrize("leaky", [True, False])
+@pytest.mark.parametrize("phi", PHI)
+def test_every_nonlinearity_with_a_leak_and_without(phi: str, leaky: bool) -> None:
+    """On both sides of the columns from which threads share rows, too."""
+    how = {"phi": phi, "leaky": leaky}
+    for seed in range(4):
+        check(known(seed, torch.float64, *how.items()), 0, 4000)
+    check_all(range(6), 3, torch.float32, 32, **how)  # states that are all positive sum up less exactly
+    check_all(range(6), 1.5, torch.bfloat16, 32, **how)
+    with on_threads(2):
+        sizes = {"T": 12, "B": 3, "H": 270, "I": 5, "L": 1, "wanted": 1.0, "c": True}
+        check(known(1, torch.float64, *{**sizes, **how}.items()), 0, 4000)
+
+
 # T, B, H, I: of odd sizes; over several blocks of time, which have 1024 rows, and 512 of H = 256; of more
 # rows than a slice may have; read where they lie.
 SIZES = [
@@ -49,8 +65,9 @@ SIZES = [
 
 @every_variant
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_any_size(size: tuple[int, ...]) -> None:
-    sizes: dict[str, Any] = dict(zip("TBHI", size, strict=True)) | {"wanted": 1.0, "c": True}
+@pytest.mark.parametrize("leaky", [False, True])
+def test_any_size(size: tuple[int, ...], leaky: bool) -> None:
+    sizes: dict[str, Any] = dict(zip("TBHI", size, strict=True)) | {"wanted": 1.0, "c": True, "leaky": leaky}
     rows = size[0] * size[1]
     for packed, D in ((False, 2), (True, 1)):
         how = {**sizes, "packed": packed, "D": D, "L": 1}

@@ -47,11 +47,12 @@ def every_thread_count(case: Case) -> Iterator[Run]:
 
 @pytest.mark.parametrize("dtype", native.TYPES)
 @pytest.mark.parametrize("D", [1, 2])
-def test_threads_do_not_change_a_bit(dtype: torch.dtype, D: int) -> None:
+@pytest.mark.parametrize("leaky", [False, True])
+def test_threads_do_not_change_a_bit(dtype: torch.dtype, D: int, leaky: bool) -> None:
     """Forward and backward, also where two directions side by side add up the gradient of what they read."""
     for seed, size in enumerate(SHARED):
         fixed = dict(zip("TBIH", size, strict=True)) | {"L": 1 + seed % 2, "packed": seed % 3 == 2}
-        one, *others = every_thread_count(Case(seed, dtype, **fixed, D=D, wanted=1.0, c=True))
+        one, *others = every_thread_count(Case(seed, dtype, **fixed, D=D, wanted=1.0, c=True, leaky=leaky))
         for threads, run in enumerate(others, 2):
             differ = [name for name in one if not torch.equal(run[name], one[name])]
             assert not differ, (size, threads, differ)

@@ -77,7 +77,7 @@ SAME: dict[str, Attempt] = {
     "num_layers float": build(4, 6, 1.5),
     "num_layers string": build(4, 6, "2"),
     "num_layers None": build(4, 6, None),
-    "nonlinearity unknown": build(4, 6, 1, "sigmoid"),
+    "nonlinearity unknown": build(4, 6, 1, "gelu"),
     "nonlinearity upper case": build(4, 6, nonlinearity="TANH"),
     "nonlinearity None": build(4, 6, nonlinearity=None),
     "nonlinearity number": build(4, 6, nonlinearity=3),

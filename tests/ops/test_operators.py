@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_same, packed
 from internals import OPS, elman, linear_recurrence
-from loop import recurrence
+from loop import PHI, recurrence
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -21,7 +21,7 @@ FORMS = {
     "ensemble": (False, 2),
     "packed ensemble": (True, 2),
 }
-CASES = list(product(FORMS, (False, True), ("tanh", "relu")))
+CASES = list(product(FORMS, (False, True), PHI))
 FUNCTIONS = {"elman": elman, "linear_recurrence": linear_recurrence}
 
 
@@ -31,7 +31,7 @@ def draw(name: str, form: str, phi: str, H: int = 2) -> tuple[Tensor, Tensor, Te
     rows = (*group, 8, H) if packed else (*group, 4, 3, H)
     shapes = rows, (*group, 3, H) if name == "elman" else rows, (*group, H, H)
     x, y, w = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
-    y = y.tanh() if name == "linear_recurrence" and phi == "tanh" else y
+    y = PHI[phi](y) if name == "linear_recurrence" and phi != "relu" else y
     return x, y, w
 
 

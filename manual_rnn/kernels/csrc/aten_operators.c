@@ -7,7 +7,8 @@
  *     forward     states, h_n, output, -, -  <-  input, weights, -, hx, ...
  *
  * The node saves its first result, the states of every layer, `(L, T, B, D * H)`, which no user sees: so the output,
- * its third result, may be edited in place. Without `train` there are no states.
+ * its third result, may be edited in place. Without `train` there are no states. A leak's alpha comes as `cx`, which an
+ * Elman network hasn't; its rates lie behind the states.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +39,7 @@ static bool read_size_list(Network *net, Value list)
 static bool read_weights(Held *held, Network *net, Value list, const Value *options, bool bidirectional)
 {
     const long weights = list_size(list);
-    net->D = 1 + bidirectional, net->each = (long)options[0], net->kind = options[1] ? TANH : RELU;
+    net->D = 1 + bidirectional, net->each = (long)options[0], net->kind = (long)options[1];
     const bool known = net->each == 2 || net->each == 4 || fail("_cudnn_rnn: expected 2 or 4 weights, no %ld", net->each);
     if (!known || !begin_network(net, weights)) {
         release_list(list);
@@ -48,12 +49,12 @@ static bool read_weights(Held *held, Network *net, Value list, const Value *opti
 }
 
 /* From `mode` on, in either operator's order: an Elman network without projection and dropout, of these weights. */
-static bool check_options(const Network *net, const Value *options, bool has_cx)
+static bool check_options(const Network *net, const Value *options)
 {
     enum { KIND, WIDTH_OF_STATE, PROJECTION, LAYERS, FIRST, DROPPED, TRAINS };
     double dropout;
     memcpy(&dropout, &options[DROPPED], sizeof dropout);
-    if (options[KIND] > 1 || options[PROJECTION] || has_cx || (dropout > 0 && options[TRAINS] & 1))
+    if (!is_nonlinearity(options[KIND]) || options[PROJECTION] || (dropout > 0 && options[TRAINS] & 1))
         return fail("_cudnn_rnn: on the CPU there are Elman networks alone, without projection or dropout");
     return (net->L == (long)options[LAYERS] && net->H == (long)options[WIDTH_OF_STATE])
         || fail("_cudnn_rnn: expected hidden_size %ld and num_layers %ld", net->H, net->L);
@@ -72,7 +73,7 @@ static bool read_hx(Held *held, Network *net, Value from)
 /* States of all layers as one tensor, and of each as a part of it. */
 static void split_states(Network *net, const Tensor *all)
 {
-    for (long i = 0; i < net->L && all->data; i++) {
+    for (long i = 0; i < saved_states(net) && all->data; i++) {
         Tensor *part = &net->states[i];
         *part = (Tensor){.name = "states", .type = all->type, .dims = all->dims - 1};
         part->data = all->data + i * all->stride[0] * WIDTH[all->type];
@@ -83,7 +84,7 @@ static void split_states(Network *net, const Tensor *all)
 
 static bool make_states(Network *net, Value *made)
 {
-    int64_t shape[DIMS] = {net->L};
+    int64_t shape[DIMS] = {saved_states(net)};
     Tensor all;
     const int dims = states_shape(net, shape + 1);
     if (!new_tensor(made, &all, (int)net->type, 1 + dims, shape, NULL))
@@ -103,13 +104,14 @@ static bool run_forward(Held *held, const Value *args, Network *net, Value *resu
 {
     const Value options[] = {args[WEIGHT_STRIDE0], args[MODE]};
     hold(held, args[INPUT]), hold(held, args[HX]);
-    const Value cx = hold_optional(held, args[CX]);
+    const Value alpha = hold_optional(held, args[CX]);
     hold_optional(held, args[WEIGHT_BUF]), hold_optional(held, args[DROPOUT_STATE]);
     bool fine = read_size_list(net, args[BATCH_SIZES]);
     fine = read_weights(held, net, args[WEIGHT], options, args[BIDIRECTIONAL] & 1) && fine;
-    fine = fine && read(held, &net->x, "the input", args[INPUT]) && read_hx(held, net, args[HX]);
+    fine = fine && read(held, &net->x, "the input", args[INPUT]) && read_hx(held, net, args[HX])
+        && read(held, &net->alpha, "alpha", alpha);
     net->batch_first = (args[BATCH_FIRST] & 1) && !net->sizes;
-    if (!fine || !measure_network(net) || !check_network(net) || !check_options(net, &args[MODE], is_defined(cx)))
+    if (!fine || !measure_network(net) || !check_network(net) || !check_options(net, &args[MODE]))
         return false;
     return make_results(net, &results[2], &results[1])
         && (args[TRAIN] & 1 ? make_states(net, &results[0]) : make_empty(net, &results[0]))
@@ -140,18 +142,18 @@ static bool run_backward(Held *held, const Value *args, Network *net, Value *mad
     Tensor states;
     hold(held, args[B_INPUT]), hold(held, args[B_WEIGHT_BUF]), hold(held, args[B_HX]), hold(held, args[B_OUTPUT]);
     hold(held, args[B_RESERVE]), hold_optional(held, args[B_DROPOUT_STATE]);
-    const Value cx = hold_optional(held, args[B_CX]);
+    const Value alpha = hold_optional(held, args[B_CX]);
     bool fine = read_size_list(net, args[B_BATCH_SIZES]);
     fine = read_weights(held, net, args[B_WEIGHT], options, args[B_BIDIRECTIONAL] & 1) && fine;
     fine = fine && (!is_defined(unread) || fail("_cudnn_rnn_backward: its states have no cotangent here"));
     fine = fine && read(held, &net->x, "the input", args[B_INPUT]) && read_hx(held, net, args[B_HX])
-        && read(held, &states, "states", args[B_OUTPUT]) && read(held, &net->c, "grad_output", c)
+        && read(held, &net->alpha, "alpha", alpha) && read(held, &states, "states", args[B_OUTPUT]) && read(held, &net->c, "grad_output", c)
         && read(held, &net->c_last, "grad_h_n", c_last);
     net->batch_first = (args[B_BATCH_FIRST] & 1) && !net->sizes;
-    if (!fine || !measure_network(net) || !check_options(net, &args[B_MODE], is_defined(cx)))
+    if (!fine || !measure_network(net) || !check_options(net, &args[B_MODE]))
         return false;
-    if (states.dims < 1 || states.size[0] != net->L)
-        return fail("_cudnn_rnn_backward: expected states of %ld layers", net->L);
+    if (states.dims < 1 || states.size[0] != saved_states(net))
+        return fail("_cudnn_rnn_backward: expected %ld tensors of states", saved_states(net));
     split_states(net, &states);
     if (!check_network(net))
         return false;

@@ -1,10 +1,10 @@
 /* The arithmetic of manual_rnn on the CPU, in each variant: an instruction set of the processor, for floats
  * or doubles.
  *
- *     elman    y_t = phi(z_t + y_{t-1} W)            y before the first step = h_0    phi = tanh or relu
- *     linear   y_t = phi'(h_t) (z_t + y_{t-1} W)     y before the first step = 0      phi' = 1 - h^2 or h > 0
+ *     elman    y_t = phi(z_t + y_{t-1} W)            y before the first step = h_0    phi: types.h
+ *     linear   y_t = phi'(h_t) (z_t + y_{t-1} W)     y before the first step = 0      phi': written through h
  *
- * in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G
+ * and the first with a leak, and its gradient (tile.inc.h), in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G
  * matrices W. Within a step, tiles of (rows x columns) of the sum are held in registers (tile.inc.h); W lies in
  * panels, in the order in which it's read (product.inc.h). The carry is kept twice, before and after a step.
  *
@@ -14,6 +14,7 @@
 #include "cpu_variants.h"
 #include "half.h"
 #include <sched.h>
+#include <string.h>
 
 enum {
     SPINS = 4000,     /* looks at a meeting before the processor is given away */

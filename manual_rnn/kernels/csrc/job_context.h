@@ -15,7 +15,7 @@ typedef struct {
 
 static inline long partition(long all, long me, long size) { return all * me / size; }
 static inline long quotient_up(long a, long b) { return (a + b - 1) / b; }
-static inline int is_backward(const Job *job) { return job->kind >= TANH_SLOPE; }
+static inline int is_backward(const Job *job) { return job->kind >= SLOPE; }
 
 /* Whether all rows of a view are equally far from each other, as numbers to reckon with; and how far. */
 int is_dense(const JobContext *run, const View *x);

@@ -3,6 +3,8 @@
 #include <string.h>
 #include "half.h"
 
+long saved_states(const Network *net) { return net->L * (net->alpha.dims ? 2 : 1); }
+
 int states_shape(const Network *net, int64_t *shape)
 {
     const int64_t padded[] = {net->T, net->B, net->D * net->H}, packed[] = {net->rows, net->D * net->H};
@@ -85,10 +87,11 @@ bool check_network(const Network *net)
         const int dims = weight_shape(net, i, shape);
         fine = fits(net, &net->weights[i], dims, shape);
     }
-    fine = fine && fits(net, &net->hx, hx_shape(net, shape), shape)
+    shape[0] = net->H;
+    fine = fine && fits(net, &net->alpha, 1, shape) && fits(net, &net->hx, hx_shape(net, shape), shape)
         && fits(net, &net->c_last, hx_shape(net, shape), shape);
     const int dims = states_shape(net, shape);
-    for (long i = 0; fine && i < net->L; i++)
+    for (long i = 0; fine && i < saved_states(net); i++)
         fine = fits(net, &net->states[i], dims, shape);
     if (net->batch_first && !net->sizes)
         shape[0] = net->B, shape[1] = net->T;
@@ -163,6 +166,8 @@ Job shared_job(const Network *net, View below, long layer, long d)
     job.u = no_inputs ? zeros : weight_view(&weights[0]), job.w = weight_view(&weights[1]);
     job.contiguous_weights = is_contiguous(&job.w, &job.u);
     job.x = no_inputs ? zeros : below;
+    job.alpha = weight_view(&net->alpha);
+    job.rates = columns_from(rows_view(net, &net->states[net->L + layer], false), d * net->H);
     return job;
 }
 
@@ -258,10 +263,11 @@ Network member_of(const Network *net, long g, Tensor *tensors)
     member.weights = tensors, member.states = tensors + weights;
     for (long i = 0; i < weights; i++)
         member.weights[i] = slice(&net->weights[i], g);
-    for (long i = 0; i < net->L; i++)
+    member.alpha = slice(&net->alpha, g);
+    for (long i = 0; i < 2 * net->L; i++)
         member.states[i] = slice(&net->states[i], g);
     if (net->gradients) {
-        member.gradients = member.states + net->L;
+        member.gradients = member.states + 2 * net->L;
         for (long i = 0; i < weights + 2; i++)
             member.gradients[i] = slice(&net->gradients[i], g);
     }
@@ -273,7 +279,7 @@ bool for_each_member(const Network *net, bool (*run)(const Network *net))
 {
     if (!net->G)
         return run(net);
-    const long each = 2 * net->L * net->D * net->each + net->L + 2;
+    const long each = 2 * net->L * net->D * net->each + 2 * net->L + 2;
     const long threads = net->threads < net->most ? net->threads : net->most;
     Tensor *tensors = calloc(net->G * each, sizeof(Tensor));
     long failed = tensors == NULL;

@@ -9,7 +9,7 @@
 
 typedef struct {
     int variant;
-    long kind, threads, most; /* TANH or RELU; threads that may be used, and the most that OpenMP is asked for */
+    long kind, threads, most; /* a nonlinearity; threads that may be used, and the most that OpenMP is asked for */
     long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
     long G;                   /* members of an ensemble; 0 where tensors have no such axis */
     bool batch_first;         /* of x, output and their gradients */
@@ -19,13 +19,16 @@ typedef struct {
     long type;
     Tensor x, hx;             /* data NULL where there is none, here and below */
     Tensor *weights;          /* L * D * each */
-    Tensor *states;           /* of each layer; forward, data NULL where they aren't saved */
+    Tensor *states;           /* of each layer, and with a leak behind them its rates; forward, data NULL where they aren't
+                                 saved */
+    Tensor alpha;             /* of a leak, (H,); data NULL where there is none */
     Tensor output, h_n;       /* forward */
     Tensor c, c_last;         /* backward: cotangents of output and h_n */
     Tensor *gradients;        /* backward: of x, hx and the weights, data NULL where they aren't wanted */
 } Network;
 
 /* Sizes of what a network reads and makes, without the axis of an ensemble; returns how many there are. */
+long saved_states(const Network *net); /* how many tensors those are */
 int states_shape(const Network *net, int64_t *shape);
 int hx_shape(const Network *net, int64_t *shape);
 int weight_shape(const Network *net, long index, int64_t *shape);

@@ -17,7 +17,7 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
     const Tensor *dw = net->gradients + 2 + index * net->each;
     const View below = layer ? rows_view(net, &net->states[layer - 1], false) : rows_view(net, &net->x, net->batch_first);
     Job job = shared_job(net, below, layer, d);
-    job.kind += TANH_SLOPE, job.reverse = !job.reverse;
+    job.kind += SLOPE, job.reverse = !job.reverse;
     job.z = c.data ? columns_from(c, d * net->H) : zero_row(net, zeros);
     job.h = columns_from(rows_view(net, &net->states[layer], false), d * net->H);
     job.start = state_view(&net->c_last, index), job.end = state_view(&net->gradients[1], index);

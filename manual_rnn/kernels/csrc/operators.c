@@ -80,12 +80,26 @@ bool read_list(Held *held, Value list, Tensor *to, long count, long group, long 
     return fine;
 }
 
+#define AS_ROW(kind, name, number) {name, kind},
+static const struct { const char *name; long kind; } NAMED[] = {NONLINEARITIES(AS_ROW)};
+enum { NAMES = sizeof NAMED / sizeof *NAMED };
+
+bool is_nonlinearity(Value mode)
+{
+    for (int i = 0; i < NAMES; i++)
+        if (NAMED[i].kind == (long)mode)
+            return true;
+    return false;
+}
+
 static bool read_kind(long *kind, Value string)
 {
     const char *name = string_of(string);
-    const bool known = !strcmp(name, "tanh") || !strcmp(name, "relu");
-    *kind = !strcmp(name, "tanh") ? TANH : RELU;
-    const bool fine = known || fail("expected nonlinearity 'tanh' or 'relu', got '%.32s'", name);
+    int i = 0;
+    while (i < NAMES && strcmp(name, NAMED[i].name))
+        i++;
+    const bool fine = i < NAMES || fail("expected the name of a nonlinearity, got '%.32s'", name);
+    *kind = fine ? NAMED[i].kind : 0;
     release_string(string);
     return fine;
 }
@@ -97,8 +111,8 @@ bool begin_network(Network *net, long weights)
         return fail("network: expected %ld weights for each layer, got %ld", groups, weights);
     net->variant = variant, net->threads = torch_threads(), net->most = most_threads;
     net->L = weights / groups;
-    net->weights = calloc(2 * weights + net->L + 2, sizeof(Tensor));
-    net->states = net->weights + weights, net->gradients = net->states + net->L;
+    net->weights = calloc(2 * weights + 2 * net->L + 2, sizeof(Tensor));
+    net->states = net->weights + weights, net->gradients = net->states + 2 * net->L;
     return net->weights || fail("network: no memory for %ld weights", weights);
 }
 
@@ -136,10 +150,11 @@ void release_results(const Value *results, size_t count)
         release_tensor(results[i]);
 }
 
-/* network(input, hx?, weights, batch_sizes?, nonlinearity, bidirectional, has_biases, save_states) */
+/* network(input, hx?, weights, batch_sizes?, nonlinearity, bidirectional, has_biases, save_states, alpha?) */
 static bool run_network(Held *held, const Value *args, Network *net, Value *results, Value *states)
 {
     const Value input = args[0], hx = hold_optional(held, args[1]), sizes = hold_optional(held, args[3]);
+    const Value alpha = hold_optional(held, args[8]);
     const long weights = list_size(args[2]);
     int64_t shape[DIMS];
     hold(held, input);
@@ -154,12 +169,13 @@ static bool run_network(Held *held, const Value *args, Network *net, Value *resu
     int64_t T = 0;
     fine = fine && (!sizes || read_sizes(&net->sizes, &T, sizes));
     net->T = T;
-    fine = fine && read(held, &net->x, "the input", input) && read(held, &net->hx, "hx", hx);
+    fine = fine && read(held, &net->x, "the input", input) && read(held, &net->hx, "hx", hx)
+        && read(held, &net->alpha, "alpha", alpha);
     net->G = net->weights[0].dims == 3 ? net->weights[0].size[0] : 0;
     if (!fine || !measure_network(net) || !check_network(net) || !make_results(net, &results[0], &results[1]))
         return false;
     const int dims = states_shape(net, shape);
-    for (long i = 0; args[7] & 1 && i < net->L; i++)
+    for (long i = 0; args[7] & 1 && i < saved_states(net); i++)
         if (!make(net, &states[i], &net->states[i], dims, shape, false))
             return false;
     return network_forward(net);
@@ -175,9 +191,9 @@ static void network_kernel(Value *stack, uint64_t arguments, uint64_t count)
     const size_t most = list_size(stack[2]);
     Value *states = calloc(most + 1, sizeof(Value));
     const bool done = states && run_network(&held, stack, &net, results, states);
-    const long layers = saves ? net.L : 0;
+    const long saved = saves ? saved_states(&net) : 0;
     if (done)
-        stack[0] = results[0], stack[1] = results[1], stack[2] = list_of(states, layers);
+        stack[0] = results[0], stack[1] = results[1], stack[2] = list_of(states, saved);
     else
         release_results(results, 2), release_results(states, most);
     free(states);
@@ -199,19 +215,21 @@ bool make_gradients(Network *net, const bool *need, Value *made)
     return true;
 }
 
-/* network_vjp(need, input, hx?, matrices, states, grad_output?, grad_h_n?, batch_sizes?, nonlinearity, bidirectional) */
+/* network_vjp(need, input, hx?, matrices, states, grad_output?, grad_h_n?, batch_sizes?, nonlinearity, bidirectional,
+ * alpha?) */
 static bool run_network_vjp(Held *held, const Value *args, Network *net, const bool *need, Value *made)
 {
     const Value hx = hold_optional(held, args[2]), c = hold_optional(held, args[5]);
     const Value c_last = hold_optional(held, args[6]), sizes = hold_optional(held, args[7]);
+    const Value alpha = hold_optional(held, args[10]);
     const long flags = list_size(args[0]), matrices = list_size(args[3]), layers = list_size(args[4]);
     hold(held, args[1]);
     release_list(args[0]);
     net->D = 1 + (args[9] & 1), net->each = flags - 2 == 2 * matrices ? 4 : 2;
-    bool fine = read_kind(&net->kind, args[8]) && (flags - 2 == matrices * net->each / 2
+    bool fine = read_kind(&net->kind, args[8]) && read(held, &net->alpha, "alpha", alpha) && (flags - 2 == matrices * net->each / 2
         || fail("network_vjp: expected a flag for the input, hx and each weight, got %ld", flags));
-    fine = fine && begin_network(net, flags - 2) && (layers == net->L
-        || fail("network_vjp: expected states of %ld layers, got %ld", net->L, layers));
+    fine = fine && begin_network(net, flags - 2) && (layers == saved_states(net)
+        || fail("network_vjp: expected %ld tensors of states, got %ld", saved_states(net), layers));
     if (!fine) {
         release_list(args[3]), release_list(args[4]);
         return false;
@@ -262,7 +280,7 @@ static bool run_one(Held *held, const Value *args, bool slope, Recurrence *all, 
         hold(held, args[i]);
     *all = (Recurrence){.variant = variant, .threads = torch_threads(), .most = most_threads, .reverse = args[5] & 1};
     bool fine = read_kind(&all->kind, args[4]);
-    all->kind += slope ? TANH_SLOPE : 0;
+    all->kind += slope ? SLOPE : 0;
     fine = fine && (!sizes || read_sizes(&all->sizes, &all->T, sizes)) && read(held, &all->z, "the input", args[0])
         && read(held, &all->other, slope ? "h" : "h0", args[1]) && read(held, &all->w, "w", args[2]);
     if (!fine || !check_recurrence(all))
@@ -305,9 +323,10 @@ static const struct { const char *schema, *name; Kernel *kernel; } OPERATORS[] =
     {"linear_recurrence(Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
      "linear_recurrence", linear_recurrence_kernel},
     {"network(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, bool bidirectional, "
-     "bool has_biases, bool save_states) -> (Tensor, Tensor, Tensor[])", "network", network_kernel},
+     "bool has_biases, bool save_states, Tensor? alpha=None) -> (Tensor, Tensor, Tensor[])", "network", network_kernel},
     {"network_vjp(bool[] need, Tensor input, Tensor? hx, Tensor[] matrices, Tensor[] states, Tensor? grad_output, "
-     "Tensor? grad_h_n, Tensor? batch_sizes, str nonlinearity, bool bidirectional) -> Tensor[]", "network_vjp",
+     "Tensor? grad_h_n, Tensor? batch_sizes, str nonlinearity, bool bidirectional, Tensor? alpha=None) -> Tensor[]",
+     "network_vjp",
      network_vjp_kernel},
 };
 

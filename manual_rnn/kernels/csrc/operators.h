@@ -22,6 +22,9 @@ bool read_list(Held *held, Value list, Tensor *to, long count, long group, long 
 bool begin_network(Network *net, long weights);
 void end_network(Network *net);
 
+/* Whether a mode of ATen's operator is the number of a nonlinearity. */
+bool is_nonlinearity(Value mode);
+
 bool make_results(Network *net, Value *output, Value *h_n);
 bool make_gradients(Network *net, const bool *need, Value *made);
 void release_results(const Value *results, size_t count);

@@ -63,7 +63,7 @@ static long reserve(Plan *plan, long width, long numbers)
 
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
-    const int backward = job->kind >= TANH_SLOPE;
+    const int backward = job->kind >= SLOPE;
     const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
     const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
     const int half = job->type >= BFLOAT;
@@ -72,7 +72,7 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     plan->matrix = times(plan->unpacked_weights ? one : plan->vecs * lanes, job->H);
     plan->input_matrix = backward ? times(plan->unpacked_weights ? one : larger(1, columns), job->H)
                                   : times(plan->unpacked_weights ? 1 : plan->vecs * lanes, larger(1, job->I));
-    plan->carry = times(2 * job->B, plan->ld);
+    plan->carry = times((2 + (backward && job->alpha.data)) * job->B, plan->ld); /* with a leak, g too */
     reserve(plan, width, plan->matrix);
     plan->inputs = reserve(plan, width, job->I ? plan->input_matrix : 0);
     plan->carries = reserve(plan, width, plan->carry);

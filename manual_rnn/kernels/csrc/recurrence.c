@@ -3,7 +3,7 @@
 #include "network.h"
 #include "schedule.h"
 
-static bool is_slope(const Recurrence *all) { return all->kind >= TANH_SLOPE; }
+static bool is_slope(const Recurrence *all) { return all->kind >= SLOPE; }
 
 static long batch_of(const Recurrence *all)
 {

@@ -5,7 +5,7 @@
 
 typedef struct {
     int variant;
-    long kind, threads, most; /* TANH, RELU or one of their slopes */
+    long kind, threads, most; /* a nonlinearity, or the slope of one */
     bool reverse;
     int64_t *sizes;           /* rows at each of `T` steps of packed input, else NULL */
     long T;

@@ -13,40 +13,67 @@
 #include "vector.inc.h"
 #include "product.inc.h"
 
-/* What a step does to the finished products x, for each kind of Job. */
-INLINE vec NAME(nonlinearity)(int kind, vec x, vec z, vec h)
+/* What a step does to the finished sum x, for each kind of Job. */
+INLINE vec NAME(nonlinearity)(int kind, vec x, vec h)
 {
-    const vec zero = {0};
+    const vec zero = {0}, one = zero + (REAL)1;
     switch (kind) {
-    case TANH: return NAME(tanh)(x + z);
-    case RELU: return NAME(choose)(x + z <= (REAL)0, zero, x + z);
-    case TANH_SLOPE: return ((REAL)1 - h * h) * (x + z);
-    default: return NAME(choose)(h <= (REAL)0, zero, x + z);
+    case RELU: return NAME(choose)(x <= (REAL)0, zero, x);
+    case SLOPE + RELU: return NAME(choose)(h <= (REAL)0, zero, x);
+    case TANH: return NAME(tanh)(x);
+    case SLOPE + TANH: return ((REAL)1 - h * h) * x;
+    case SIGMOID: return NAME(sigmoid)(x);
+    case SLOPE + SIGMOID: return h * ((REAL)1 - h) * x;
+    case SOFTPLUS: return NAME(softplus)(x);
+    case SLOPE + SOFTPLUS: return NAME(softplus_slope)(h) * x;
+    case HARDTANH: return NAME(choose)(x < (REAL)-1, -one, NAME(choose)(x > (REAL)1, one, x));
+    case SLOPE + HARDTANH: return NAME(choose)((h <= (REAL)-1) | (h >= (REAL)1), zero, x);
+    case LEAKY_RELU: return NAME(choose)(x > (REAL)0, x, x * (REAL)0.01);
+    case SLOPE + LEAKY_RELU: return NAME(choose)(h > (REAL)0, x, x * (REAL)0.01);
+    default: return x; /* IDENTITY and its slope */
     }
 }
 
 /* Closes the products of a tile, where they lie in `next` and in y, and asks for what the next step will
- * touch. `own`: the type of all numbers, or -1 where they differ. */
-INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile tile, REAL *next)
+ * touch. `own`: the type of all numbers, or -1 where they differ. With a leak, `last` is the state before the step or,
+ * backward, the gradient g of the state after it, which is replaced:
+ *
+ *     forward     r = phi(x + z)                           y = (1 - alpha) last + alpha r
+ *     backward    g = x + z + (1 - alpha) last             y = phi'(r) alpha g */
+INLINE void NAME(epilogue_as)(int kind, int own, int leak, const ScanContext *work, Tile tile, REAL *last, REAL *next)
 {
-    const int slope = kind == TANH_SLOPE || kind == RELU_SLOPE, kept = slope && work->job->I;
-    const View *z = &work->z, *h = &work->job->h, *y = &work->y;
+    const int slope = kind >= SLOPE, kept = slope && work->job->I, saved = leak && !slope && work->job->rates.data;
+    const View *z = &work->z, *h = leak ? &work->job->rates : &work->job->h, *y = &work->y, *alpha = &work->job->alpha;
     const int z_type = own < 0 ? z->type : own, h_type = own < 0 ? h->type : own, y_type = own < 0 ? y->type : own;
     const long z_ahead = tile.ahead * z->step, h_ahead = tile.ahead * h->step, y_ahead = tile.ahead * y->step;
     const long z_column = z->column, h_column = h->column, y_column = y->column;
     const long g = work->g, first = tile.v0 * LANES;
-    const vec zero = {0};
+    const vec zero = {0}, one = zero + (REAL)1;
     for (int r = 0; r < tile.rows; r++) {
         const long row = tile.row + r * tile.apart;
-        const char *z_j = at_step(z, g, tile.step, row, first);
-        const char *h_j = slope ? at_step(h, g, tile.step, row, first) : NULL;
+        const char *z_j = at_step(z, g, tile.step, row, first), *alpha_j = leak ? at(alpha, g, 0, first) : NULL;
+        char *h_j = slope || saved ? at_step(h, g, tile.step, row, first) : NULL;
         char *y_j = at_step(y, g, tile.step, row, first);
-        REAL *x = next + r * work->plan->ld + first;
+        REAL *x = next + r * work->plan->ld + first, *last_j = leak ? last + r * work->plan->ld + first : NULL;
         long behind = work->plan->bf16_offset * sizeof(REAL) - first * FACTOR;
         for (long vecs = tile.v1 - tile.v0, count = work->job->H - first; vecs > 0; vecs--, count -= LANES) {
             const vec old = slope ? NAME(load)(h_type, h_j, h_column, count) : zero;
             const vec given = NAME(load)(z_type, z_j, z_column, count);
-            const vec new = NAME(rounded)(y_type, NAME(nonlinearity)(kind, *(vec *)x, given, old));
+            vec sum = *(vec *)x + given;
+            if (leak && slope) {
+                const vec a = NAME(load)(own < 0 ? alpha->type : own, alpha_j, alpha->column, count);
+                sum += (one - a) * *(vec *)last_j;
+                *(vec *)last_j = sum;
+                sum *= a;
+            }
+            vec new = NAME(nonlinearity)(kind, sum, old);
+            if (leak && !slope) {
+                const vec a = NAME(load)(own < 0 ? alpha->type : own, alpha_j, alpha->column, count);
+                if (saved)
+                    NAME(store)(h_type, new, h_j, h_column, count);
+                new = (one - a) * *(vec *)last_j + a * new;
+            }
+            new = NAME(rounded)(y_type, new);
             *(vec *)x = new;
             NAME(store)(y_type, new, y_j, y_column, count);
             if (PAIRS)
@@ -56,22 +83,31 @@ INLINE void NAME(epilogue_as)(int kind, int own, const ScanContext *work, Tile t
             behind -= LANES * FACTOR;
             __builtin_prefetch(z_j + z_ahead);
             __builtin_prefetch(y_j + y_ahead, 1);
-            if (slope)
+            if (slope || saved)
                 __builtin_prefetch(h_j + h_ahead);
             x += LANES, z_j += LANES * z_column, h_j += LANES * h_column, y_j += LANES * y_column;
+            if (leak)
+                last_j += LANES, alpha_j += LANES * alpha->column;
         }
     }
 }
 
-static TARGET void NAME(epilogue)(const ScanContext *work, Tile tile, REAL *next)
+static TARGET void NAME(epilogue)(const ScanContext *work, Tile tile, REAL *last, REAL *next)
 {
     const int own = work->z.type == OWN && work->y.type == OWN && work->job->type == OWN ? OWN : -1;
-    switch (2 * work->job->kind + (own < 0)) {
-    case 2 * TANH: NAME(epilogue_as)(TANH, OWN, work, tile, next); break;
-    case 2 * RELU: NAME(epilogue_as)(RELU, OWN, work, tile, next); break;
-    case 2 * TANH_SLOPE: NAME(epilogue_as)(TANH_SLOPE, OWN, work, tile, next); break;
-    case 2 * RELU_SLOPE: NAME(epilogue_as)(RELU_SLOPE, OWN, work, tile, next); break;
-    default: NAME(epilogue_as)(work->job->kind, -1, work, tile, next);
+    const int leak = work->job->alpha.data != NULL;
+#define AS_CASE(kind, name, number) \
+    case 4 * kind: NAME(epilogue_as)(kind, OWN, 0, work, tile, last, next); break; \
+    case 4 * kind + 1: NAME(epilogue_as)(kind, OWN, 1, work, tile, last, next); break; \
+    case 4 * (SLOPE + kind): NAME(epilogue_as)(SLOPE + kind, OWN, 0, work, tile, last, next); break; \
+    case 4 * (SLOPE + kind) + 1: NAME(epilogue_as)(SLOPE + kind, OWN, 1, work, tile, last, next); break;
+    switch (4 * work->job->kind + 2 * (own < 0) + leak) {
+    NONLINEARITIES(AS_CASE)
+    default:
+        if (leak)
+            NAME(epilogue_as)(work->job->kind, -1, 1, work, tile, last, next);
+        else
+            NAME(epilogue_as)(work->job->kind, -1, 0, work, tile, last, next);
     }
 }
 
@@ -94,15 +130,32 @@ static TARGET void NAME(start)(const ScanContext *work, Slice slice, long from, 
         }
 }
 
+/* A slice's gradients g with a leak, behind the carries of all slices. */
+INLINE REAL *NAME(leaked)(const ScanContext *work, Slice slice)
+{
+    return (REAL *)work->carry + (2 * work->job->B + slice.place) * work->plan->ld;
+}
+
+/* This thread's columns of g, for rows that no step has had yet. */
+static TARGET void NAME(clear)(const ScanContext *work, Slice slice, long from, long to)
+{
+    REAL *g = NAME(leaked)(work, slice) + slice.v0 * LANES;
+    for (long r = from; r < to; r++)
+        memset(g + r * work->plan->ld, 0, (slice.v1 - slice.v0) * LANES * sizeof(REAL));
+}
+
 /* What rows `from` to `to` end with: their last state or, backward, the gradient of their first: one product
- * more, which `spare` takes. */
+ * more, which `spare` takes, and with a leak (1 - alpha) g. */
 static TARGET void NAME(end)(const ScanContext *work, Slice slice, long from, long to, const REAL *carry, REAL *spare)
 {
+    const int leak = work->job->kind >= SLOPE && work->job->alpha.data;
+    const View *alpha = &work->job->alpha;
+    const vec zero = {0}, one = zero + (REAL)1;
     const View *end = &work->job->end;
     const long ld = work->plan->ld, factors = from * ld + work->plan->bf16_offset;
     if (from >= to)
         return;
-    if (work->job->kind >= TANH_SLOPE) {
+    if (work->job->kind >= SLOPE) {
         const ProductOutput product = {(char *)(spare + from * ld), ld, NULL, 0, ld};
         NAME(multiply)(&work->w, to - from, (const char *)(carry + factors), ld, slice.v0, slice.v1, product);
         carry = spare;
@@ -110,8 +163,11 @@ static TARGET void NAME(end)(const ScanContext *work, Slice slice, long from, lo
     for (long r = from; r < to; r++)
         for (long v = slice.v0; v < slice.v1; v++) {
             const long column = v * LANES;
-            NAME(store)(end->type, *(vec *)(carry + r * ld + column),
-                        at(end, work->g, slice.row + r * slice.apart, column), end->column,
+            vec sum = *(vec *)(carry + r * ld + column);
+            if (leak)
+                sum += (one - NAME(load)(alpha->type, at(alpha, 0, 0, column), alpha->column, work->job->H - column))
+                    * *(vec *)(NAME(leaked)(work, slice) + r * ld + column);
+            NAME(store)(end->type, sum, at(end, work->g, slice.row + r * slice.apart, column), end->column,
                         work->job->H - column);
         }
 }
@@ -119,11 +175,15 @@ static TARGET void NAME(end)(const ScanContext *work, Slice slice, long from, lo
 /* One step of the first `live` rows of a slice, from `prev` to `next`. Only the first `known` rows have a
  * carry to multiply; backward others begin with what was given, for 0 times an infinity in W would be NaN. */
 static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step, long ahead, long known, long live,
-                                 const REAL *prev, REAL *next)
+                                 REAL *prev, REAL *next)
 {
+    const int slope = work->job->kind >= SLOPE;
+    REAL *last = slope ? NAME(leaked)(work, slice) : prev;
     const long ld = work->plan->ld, block = 1 + CACHED / (work->job->H * LANES);
     if (known < live)
         NAME(start)(work, slice, known, live, next);
+    if (known < live && work->job->alpha.data)
+        NAME(clear)(work, slice, known, live);
     for (long v = slice.v0, end; v < slice.v1; v = end) {
         end = v + block < slice.v1 ? v + block : slice.v1;
         for (long r = 0, rows; r < live; r += rows) {
@@ -133,7 +193,7 @@ static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step
             const ProductOutput to = {(char *)(next + r * ld), ld, NULL, 0, ld};
             if (r < known)
                 NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld + work->plan->bf16_offset), ld, v, end, to);
-            NAME(epilogue)(work, tile, next + r * ld);
+            NAME(epilogue)(work, tile, last + r * ld, next + r * ld);
         }
     }
 }
@@ -143,7 +203,7 @@ static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step
 static TARGET void NAME(run)(const ScanContext *work, Slice slice, const Block *block, Barrier *meeting)
 {
     const Job *job = work->job;
-    const int slope = job->kind >= TANH_SLOPE; /* starts from nothing */
+    const int slope = job->kind >= SLOPE; /* starts from nothing */
     const long on = job->reverse ? -1 : 1;
     REAL *carries[2] = {(REAL *)work->carry + 2 * slice.place * work->plan->ld};
     carries[1] = carries[0] + slice.rows * work->plan->ld;

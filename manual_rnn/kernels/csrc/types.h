@@ -8,13 +8,25 @@
  * bytes, all that a processor of today can address. Sums of a few of them don't overflow. */
 #define MAX_EXTENT (1L << 53)
 
-enum { TANH, RELU, TANH_SLOPE, RELU_SLOPE, KINDS };
+/* The nonlinearities: each with the name of its row in nonlinearities.py, and the number that it has there as a mode of
+ * ATen's operator, for which 2 and 3 are LSTM and GRU. Its cases are in tile.inc.h. */
+#define NONLINEARITIES(each) \
+    each(RELU, "relu", 0) \
+    each(TANH, "tanh", 1) \
+    each(IDENTITY, "identity", 4) \
+    each(SIGMOID, "sigmoid", 5) \
+    each(SOFTPLUS, "softplus", 6) \
+    each(HARDTANH, "hardtanh", 7) \
+    each(LEAKY_RELU, "leaky_relu", 8)
+#define AS_CONSTANT(kind, name, number) kind = number,
+enum { NONLINEARITIES(AS_CONSTANT) SLOPE = 16 }; /* SLOPE + one of them: its slope */
+
 enum { FLOAT, DOUBLE, BFLOAT, HALF, TYPES }; /* of the numbers in memory; halves are reckoned with as floats */
 enum { COUNTER_STRIDE = 16 }; /* longs from counter to counter: two cache lines, which processors fetch as a pair */
 
 typedef struct { char *data; long type, group, step, row, column; } View; /* strides in bytes */
 
-/* One recurrence, or one direction of a layer, forward or (kind is a slope) backward. A view whose data is
+/* One recurrence, or one direction of a layer, forward or, where its kind is a slope, backward. A view whose data is
  * NULL isn't there. */
 typedef struct {
     long kind, reverse, packed, type;
@@ -26,6 +38,8 @@ typedef struct {
     View start, end;           /* rows (B, H) that a carry begins with or, backward, has added to it; and where
                                   that of each sequence goes: its last state, or the gradient of h_0 */
     View copy;                 /* forward: where y is written to a second time */
+    View alpha, rates;         /* of a leak, one for each column; and r = phi(z + y W), in which y = (1 - alpha) y + alpha r:
+                                  forward where it is written, backward what the slope is written through */
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
     View h0;                   /* backward: the first states, and the gradients */
     View dx, du, dw, db[2];
