@@ -9,9 +9,8 @@ have the words.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,29 +85,27 @@ def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
 
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
-    found = _plain_call(rnn, x, hx, bool(sizes))
-    if found is None:
+    call = _plain_call(rnn, x, hx, bool(sizes))
+    if call is None:
         return None
-    run = partial(_run_on_cuda if aten.by_cudnn(x) else _run_on_cpu, *found[:2], sizes)
-    if found.dropout:
-        run = partial(_run_with_dropout, found, sizes)
-    if x.dim() == 3 or sizes:
-        return run(x, hx)
-    axis = 0 if rnn.batch_first else 1
-    result = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1))
-    return result and (result[0].squeeze(axis), result[1].squeeze(1))
+    weights, options, dropout = call
+    axis = None if sizes or x.dim() == 3 else 0 if rnn.batch_first else 1
+    if axis is not None:
+        x, hx = x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1)
+    if dropout:
+        found = _run_with_dropout(weights, options, dropout, sizes, x, hx)
+    elif aten.by_cudnn(x):
+        found = _run_on_cuda(weights, options, sizes, x, hx)
+    else:
+        found = _run_on_cpu(weights, options, sizes, x, hx)
+    return found if axis is None or found is None else (found[0].squeeze(axis), found[1].squeeze(1))
 
 
-class PlainCall(NamedTuple):
-    """What a call takes from the module."""
-
-    weights: list[Tensor]
-    options: list[Any]  # phi, bias, batch_first, bidirectional, layers, I, H, alpha
-    dropout: float
-
-
-def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, packed: bool) -> PlainCall | None:
-    """None where anything is out of the ordinary."""
+def _plain_call(
+    rnn: Any, x: Tensor, hx: Tensor | None, packed: bool
+) -> tuple[list[Tensor], list[Any], float] | None:
+    """What a call takes from the module: the weights; phi, bias, batch_first, bidirectional, layers, I, H and
+    alpha; and the dropout at work. None where anything is out of the ordinary."""
     if type(x) not in PLAIN_TYPES or x.is_nested or (any_autocast() and x.is_cpu):
         return None
     if not _is_unmodified(type(rnn), rnn):
@@ -125,14 +122,19 @@ def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, packed: bool) -> PlainCa
     if {*map(type, flags), type(training)} != FLAGS or not _fit(x, hx, weights, options, packed):
         return None
     dropped = dropout if training and layers > 1 else 0.0
-    return None if dropped and aten.by_cudnn(x) else PlainCall(weights, [*options, leak_of(rnn)], dropped)
+    return None if dropped and aten.by_cudnn(x) else (weights, [*options, leak_of(rnn)], dropped)
 
 
 def _run_with_dropout(
-    call: PlainCall, sizes: Sequence[int], x: Tensor, hx: Tensor | None
+    weights: list[Tensor],
+    options: list[Any],
+    dropout: float,
+    sizes: Sequence[int],
+    x: Tensor,
+    hx: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
-    weights, (phi, bias, batch_first, bidirectional, layers, _, H, alpha), dropout = call
+    phi, bias, batch_first, bidirectional, layers, _, H, alpha = options
     if torch.is_grad_enabled() and _requires_grad(x, hx, weights) is None:
         return None
     first, D, size = batch_first and not sizes, 1 + bidirectional, len(weights) // layers
@@ -220,13 +222,13 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
     call = _plain_call(rnn, x, hx, sizes is not None) if no_tracing() else None
     if call is None or not x.is_cpu:
         return None
-    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, call.weights)
+    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, call[0])
     if sizes is not None:
         steps, B = len(sizes), int(sizes[0])
     else:
         steps, B = x.shape[:2] if x.dim() == 3 else (x.size(0), 1)
         steps, B = (B, steps) if rnn.batch_first and x.dim() == 3 else (steps, B)
-    return _kernel_on_cpu(x, call.options, recorded, steps, B)
+    return _kernel_on_cpu(x, call[1], recorded, steps, B)
 
 
 def _run_short(
@@ -238,9 +240,10 @@ def _run_short(
     phi, bias, batch_first, bidirectional, layers, I, H, _ = options  # noqa: E741
     shape = layers * (1 + bidirectional), x.size(0 if batch_first else 1), H
     hx = x.new_zeros(shape) if hx is None else hx
-    fits = aten.fit(x, weights, aten.shapes(layers, 1 + bidirectional, I, H, bias))
-    if not fits or hx.shape != shape or hx.dtype is not x.dtype:
+    if [w.shape for w in weights] != aten.shapes(layers, 1 + bidirectional, I, H, bias) or hx.shape != shape:
         return None  # the checks have the words
+    if {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype}:
+        return None
     return aten.RUN[phi](x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
 
 
@@ -295,8 +298,8 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
     if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != (3 if packed else rank)):
         return False
     tensors = weights if hx is None else [hx, *weights]
-    if not all(type(w) in PLAIN_TYPES for w in tensors):
+    if not PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     if aten.by_cudnn(x):
         return True
-    return x.is_cpu and x.dtype in native.TYPES and all(w.is_cpu for w in tensors)
+    return x.is_cpu and x.dtype in native.TYPES and False not in [w.is_cpu for w in tensors]

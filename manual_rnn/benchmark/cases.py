@@ -54,9 +54,9 @@ class Case:
         return self._placed(nn.RNN(self.I, self.H, self.layers, bidirectional=self.bidirectional))
 
     def input(self) -> Tensor:
-        """Random steps, `(T, B, I)`, that want a gradient."""
+        """Random steps, `(T, B, I)`, that want a gradient, as what a layer below hands on."""
         torch.manual_seed(1)
-        return self._placed(torch.randn(self.T, self.B, self.I)).requires_grad_()
+        return self._placed(torch.randn(self.T, self.B, self.I)).requires_grad_().clone()
 
     def pack(self, input: Tensor) -> Tensor | PackedSequence:
         """The input as the network reads it."""

@@ -212,7 +212,7 @@ def fit(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]])
     """Whether the weights have these shapes and, with the input, one device and one dtype, autocast aside."""
     if [w.shape for w in weights] != shapes:
         return False
-    dtype, on_cpu, place = weights[0].dtype, x.is_cpu, x.get_device()
-    if any(w.dtype is not dtype or w.is_cpu is not on_cpu or w.get_device() != place for w in weights):
-        return False
-    return x.dtype is dtype or torch.is_autocast_enabled(x.device.type)
+    kinds = {(w.dtype, w.is_cpu, w.get_device()) for w in weights}
+    dtype, *place = kinds.pop()
+    alike = not kinds and place == [x.is_cpu, x.get_device()]
+    return alike and (x.dtype is dtype or torch.is_autocast_enabled(x.device.type))
