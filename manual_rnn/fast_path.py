@@ -171,8 +171,7 @@ def _run_on_cpu(
 ) -> tuple[Tensor, Tensor] | None:
     phi, bias, batch_first, bidirectional, layers, _, H, alpha = options
     recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
-    steps = len(sizes) or x.size(1 if batch_first else 0)
-    B = sizes[0] if sizes else x.size(0 if batch_first else 1)
+    steps, B = _steps_and_batch(x, batch_first, sizes)
     kernel = _kernel_on_cpu(x, options, recorded, steps, B)
     if kernel == kernels.ATEN:
         return None if sizes else _run_short(x, hx, weights, options)
@@ -206,7 +205,7 @@ def _kernel_on_cpu(x: Tensor, options: list[Any], recorded: bool | None, steps: 
     asked, phi, H, alpha = kernels.requested_kernel(), options[0], options[-2], options[-1]
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
-    if asked == kernels.DEFAULT and phi in aten.NONLINEARITIES and alpha is None:
+    if asked == kernels.DEFAULT and aten.has_recurrence(phi, alpha):
         if aten.is_faster(x.dtype, B, H):
             return kernels.ATEN
         few = aten.SHORT if recorded is None or _is_leaf(x) else aten.SINGLE
@@ -218,17 +217,27 @@ def _kernel_on_cpu(x: Tensor, options: list[Any], recorded: bool | None, steps: 
 
 def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> str | None:
     """The kernel that the fast path would run on a CPU; None where the call isn't plain."""
-    x, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
-    call = _plain_call(rnn, x, hx, sizes is not None) if no_tracing() else None
+    if isinstance(input, PackedSequence):
+        x, sizes = input.data, packed_sizes(input.batch_sizes, input.data)
+    else:
+        x, sizes = input, []
+    if sizes is None or not no_tracing():
+        return None
+    call = _plain_call(rnn, x, hx, bool(sizes))
     if call is None or not x.is_cpu:
         return None
-    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, call[0])
-    if sizes is not None:
-        steps, B = len(sizes), int(sizes[0])
-    else:
-        steps, B = x.shape[:2] if x.dim() == 3 else (x.size(0), 1)
-        steps, B = (B, steps) if rnn.batch_first and x.dim() == 3 else (steps, B)
-    return _kernel_on_cpu(x, call[1], recorded, steps, B)
+    weights, options, _ = call
+    recorded = torch.is_grad_enabled() and _requires_grad(x, hx, weights)
+    unbatched = x.dim() == 2 and not sizes
+    extent = (x.size(0), 1) if unbatched else _steps_and_batch(x, rnn.batch_first, sizes)
+    return _kernel_on_cpu(x, options, recorded, *extent)
+
+
+def _steps_and_batch(x: Tensor, batch_first: bool, sizes: Sequence[int]) -> tuple[int, int]:
+    """`T` and `B` of a padded or packed batch."""
+    if sizes:
+        return len(sizes), sizes[0]
+    return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
 
 
 def _run_short(
@@ -272,7 +281,7 @@ def _run_on_cuda(
     asked = kernels.requested_kernel()
     phi, bias, batch_first, bidirectional, layers, I, H, alpha = options  # noqa: E741
     D, first = 1 + bidirectional, batch_first and not sizes
-    if asked not in (kernels.DEFAULT, kernels.ATEN) or phi not in aten.NONLINEARITIES or alpha is not None:
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or not aten.has_recurrence(phi, alpha):
         return None
     if aten.unsupported_reason(x) is not None or not aten.fit(x, weights, aten.shapes(layers, D, I, H, bias)):
         return None

@@ -94,8 +94,6 @@ find("torch.autograd.forward_ad", "_current_level")
 _unpack_dual: Any = find("torch._VF", "_unpack_dual")
 _is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gradtrackingtensor", never)
 _unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
-
-
 _levels: Callable[[], Any] = find("torch._C._functorch", "get_interpreter_stack")
 _kinds = find("torch._C._functorch", "TransformType")
 DIFFERENTIATING = () if _kinds is None else (_kinds.Grad, _kinds.Jvp)

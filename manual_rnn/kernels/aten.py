@@ -31,6 +31,7 @@ __all__ = [
     "elman",
     "fit",
     "flatten",
+    "has_recurrence",
     "is_faster",
     "layer",
     "linear_recurrence",
@@ -51,6 +52,11 @@ SINGLE, SHORT = 1, 8
 #             (64, 128) 1.11 1.11  (128, 128) 0.83 0.73    (32, 256) 0.70 0.79    (4, 1024) 1.00 1.74
 WIDE, LEAST_ROWS = 2**21, 8
 CASTS = {torch.float32, torch.bfloat16}  # what PyTorch's autocast makes float16 of for cuDNN's networks
+
+
+def has_recurrence(phi: str, alpha: Tensor | None) -> bool:
+    """Whether PyTorch's own network knows this nonlinearity, and has no leak to take."""
+    return phi in NONLINEARITIES and alpha is None
 
 
 def is_faster(dtype: torch.dtype, B: int, H: int) -> bool:

@@ -129,7 +129,7 @@ def choose_network_kernel(
     """
     asked = kernels.requested_kernel()
     tensors = [x, hx, *_flat(weights), *([] if alpha is None else [alpha])]
-    in_nn_rnn = phi in aten.NONLINEARITIES and alpha is None
+    in_nn_rnn = aten.has_recurrence(phi, alpha)
     if dispatch.needs_reference(asked, *tensors):
         traced = functorch_active() or in_draft_export() or not x.size(0)
         own = traced or asked == kernels.REFERENCE or not in_nn_rnn

@@ -147,8 +147,8 @@ static bool run_backward(Held *held, const Value *args, Network *net, Value *mad
     fine = read_weights(held, net, args[B_WEIGHT], options, args[B_BIDIRECTIONAL] & 1) && fine;
     fine = fine && (!is_defined(unread) || fail("_cudnn_rnn_backward: its states have no cotangent here"));
     fine = fine && read(held, &net->x, "the input", args[B_INPUT]) && read_hx(held, net, args[B_HX])
-        && read(held, &net->alpha, "alpha", alpha) && read(held, &states, "states", args[B_OUTPUT]) && read(held, &net->c, "grad_output", c)
-        && read(held, &net->c_last, "grad_h_n", c_last);
+        && read(held, &net->alpha, "alpha", alpha) && read(held, &states, "states", args[B_OUTPUT])
+        && read(held, &net->c, "grad_output", c) && read(held, &net->c_last, "grad_h_n", c_last);
     net->batch_first = (args[B_BATCH_FIRST] & 1) && !net->sizes;
     if (!fine || !measure_network(net) || !check_options(net, &args[B_MODE]))
         return false;

@@ -4,9 +4,10 @@
  *     elman    y_t = phi(z_t + y_{t-1} W)            y before the first step = h_0    phi: types.h
  *     linear   y_t = phi'(h_t) (z_t + y_{t-1} W)     y before the first step = 0      phi': written through h
  *
- * and the first with a leak, and its gradient (tile.inc.h), in either direction of time, for padded rows (T, B, H) and packed rows (N, H), with any strides, for G
- * matrices W. Within a step, tiles of (rows x columns) of the sum are held in registers (tile.inc.h); W lies in
- * panels, in the order in which it's read (product.inc.h). The carry is kept twice, before and after a step.
+ * and the first with a leak, and its gradient (tile.inc.h), in either direction of time, for padded rows (T, B, H) and
+ * packed rows (N, H), with any strides, for G matrices W. Within a step, tiles of (rows x columns) of the sum are held
+ * in registers (tile.inc.h); W lies in panels, in the order in which it's read (product.inc.h). The carry is kept
+ * twice, before and after a step.
  *
  * The tiling is that of K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication",
  * 2008. layer.c says what a thread does with it.

@@ -19,8 +19,8 @@ typedef struct {
     long type;
     Tensor x, hx;             /* data NULL where there is none, here and below */
     Tensor *weights;          /* L * D * each */
-    Tensor *states;           /* of each layer, and with a leak behind them its rates; forward, data NULL where they aren't
-                                 saved */
+    Tensor *states;           /* of each layer, and with a leak behind them its rates; forward, data NULL where they
+                                 aren't saved */
     Tensor alpha;             /* of a leak, (H,); data NULL where there is none */
     Tensor output, h_n;       /* forward */
     Tensor c, c_last;         /* backward: cotangents of output and h_n */

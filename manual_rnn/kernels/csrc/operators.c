@@ -226,7 +226,8 @@ static bool run_network_vjp(Held *held, const Value *args, Network *net, const b
     hold(held, args[1]);
     release_list(args[0]);
     net->D = 1 + (args[9] & 1), net->each = flags - 2 == 2 * matrices ? 4 : 2;
-    bool fine = read_kind(&net->kind, args[8]) && read(held, &net->alpha, "alpha", alpha) && (flags - 2 == matrices * net->each / 2
+    bool fine = read_kind(&net->kind, args[8]) && read(held, &net->alpha, "alpha", alpha);
+    fine = fine && (flags - 2 == matrices * net->each / 2
         || fail("network_vjp: expected a flag for the input, hx and each weight, got %ld", flags));
     fine = fine && begin_network(net, flags - 2) && (layers == saved_states(net)
         || fail("network_vjp: expected %ld tensors of states, got %ld", saved_states(net), layers));

@@ -38,7 +38,7 @@ typedef struct {
     View start, end;           /* rows (B, H) that a carry begins with or, backward, has added to it; and where
                                   that of each sequence goes: its last state, or the gradient of h_0 */
     View copy;                 /* forward: where y is written to a second time */
-    View alpha, rates;         /* of a leak, one for each column; and r = phi(z + y W), in which y = (1 - alpha) y + alpha r:
+    View alpha, rates;         /* of a leak, one for each column; and r = phi(z + y W), y = (1 - alpha) y + alpha r:
                                   forward where it is written, backward what the slope is written through */
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
     View h0;                   /* backward: the first states, and the gradients */
@@ -63,7 +63,7 @@ typedef struct {
      * its dz, transposed; its inputs and states, in panels; the sum of both biases or, backward, its gradient, with
      * those of half-precision weights in float32; the counters of barriers. */
     long carries, inputs, z, x_packed, dz_transposed, panels, bias_or_dw, counters;
-    long parts;                     /* over many rows, what is added to the gradients of both weights; empty over fewer */
+    long parts;                     /* over many rows, what is added to the gradients of both weights; else empty */
     long residues;                  /* the rounding errors of the sums: of the biases and, over many rows, of weights */
     long bytes;                     /* of all buffers */
 } Plan;
