@@ -6,7 +6,7 @@ r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a s
 
 from collections.abc import Callable
 from functools import wraps
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
@@ -95,14 +95,9 @@ def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
     """What stands under this name on the object or its class, if it is a recurrence and not the builtin
     one."""
-    own, modules = rnn.__dict__, rnn.__dict__["_modules"]
-    of_class = getattr(type(rnn), name)
-    if name in own:
-        found = own[name]
-    elif isinstance(of_class, FunctionType) and hasattr(of_class, BUILTIN):
+    found, modules = getattr(rnn, name), rnn.__dict__["_modules"]  # a graph notices a read of the attribute
+    if isinstance(found, MethodType) and hasattr(found.__func__, BUILTIN):
         found = modules.get(name) if modules else None
-    else:
-        found = getattr(rnn, name)
     return found if found is not None and is_recurrence(found) else None
 
 

@@ -182,7 +182,7 @@ class RNNBase(nn.RNNBase):
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
         `nn.RNN`."""
-        if nn.Module.__call__ is not PLAIN_CALL and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and nn.Module.__call__ is not PLAIN_CALL:
             tracer = fx_tracer(args, kwargs)
             if tracer is not None:
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
@@ -307,6 +307,8 @@ def own_weights(rnn: RNNBase) -> list[Any]:
 
 def assigned_weights(rnn: RNNBase) -> list[Any] | None:
     """What was assigned to `_flat_weights`, if it still holds."""
+    if torch.compiler.is_compiling() and not hasattr(rnn, ASSIGNED):  # a graph notices when it has
+        return None
     found = rnn.__dict__.get(ASSIGNED)
     if found is not None and not all(map(operator.is_, found[1], own_weights(rnn))):
         rnn._init_flat_weights()

@@ -159,6 +159,8 @@ def only_differentiates() -> bool:
 
 
 def _mode_traces() -> bool:
+    if not (_mode_count() or _function_mode_count()):
+        return False
     active = [*modes(), *map(_function_mode_at, range(_function_mode_count()))]
     return any(type(mode).__module__.startswith(TRACERS) for mode in active)
 

@@ -23,11 +23,13 @@ from .flop_formulas import register as register_flop_formulas
 from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
+from .registration import NETWORK
 from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
 from .saved_tensors import node_inputs
 
 __all__ = [
     "CUSTOM_STEP",
+    "NETWORK",
     "CustomStep",
     "Nonlinearity",
     "Options",

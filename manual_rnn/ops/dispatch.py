@@ -35,7 +35,6 @@ from . import flop_formulas
 
 __all__ = [
     "apply_at_functorch_level",
-    "below_autograd",
     "can_bypass_dispatcher",
     "dispatch",
     "is_dynamic",
@@ -45,6 +44,7 @@ __all__ = [
     "op",
     "packet_of",
     "requires_grad",
+    "run_in_node",
     "statically",
     "tell_counters",
 ]
@@ -161,7 +161,7 @@ def named(name: str) -> Any:
     return record_function(f"{NAMESPACE}::{name}") if profiling() else nullcontext()
 
 
-def below_autograd(operator: Operator, *args: Any) -> Any:
+def run_in_node(operator: Operator, *args: Any) -> Any:
     """Call an operator from the forward of its autograd node: past the level of autograd that the node stands
     for, while those of transforms around it go on."""
     with below_autograd_keep_forward_ad():

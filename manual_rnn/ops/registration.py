@@ -26,17 +26,18 @@ from torch import Tensor
 from ..kernels.interface import NetworkOptions
 from ..kernels.native import SCHEMAS
 from ..torch_internals import (
+    below_autograd,
     carry_tangents,
     tracks_gradient,
     under_legacy_vmap,
     without_gradient_levels,
 )
 from . import composed, dispatch, network
-from .dispatch import NAMESPACE, apply_at_functorch_level, below_autograd
+from .dispatch import NAMESPACE, apply_at_functorch_level, run_in_node
 from .network import Network, NetworkVjp
 from .recurrences import Elman, LinearRecurrence
 
-__all__: list[str] = []
+__all__ = ["NETWORK"]
 
 DEFAULT = "default"
 
@@ -51,9 +52,10 @@ class Rules(NamedTuple):
 
 
 def _recurrence_autograd(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
-    run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
-        return run(x, y, w, *options)
+    if not _is_differentiated(x, y, w):
+        with below_autograd():
+            return operator(x, y, w, *options)
+    run = partial(run_in_node, operator)
     batch_sizes, phi, reverse, *kernel = options
     how = without_gradient_levels(batch_sizes), phi, reverse, *(kernel or [DEFAULT])
     return apply_at_functorch_level(node, lambda *args: run(*args[:3], *options), x, y, w, *how)
@@ -63,15 +65,17 @@ def _network_autograd(
     operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> Any:
     batch_sizes, phi, bidirectional, has_biases, save_states, *rest = options
-    sizes, (kernel, alpha) = without_gradient_levels(batch_sizes), _kernel_and_leak(rest)
+    kernel, alpha = _kernel_and_leak(rest)
+    if not _is_differentiated(x, hx, *weights, leak=alpha):
+        with below_autograd():
+            return operator(x, hx, weights, *options)
+    sizes = without_gradient_levels(batch_sizes)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if carry_tangents(x, hx, *weights) or _is_differentiated(alpha):
+    if carry_tangents(x, hx, *weights) or _has_derivative(alpha):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
     rest, named = _without_levels(rest), named._replace(alpha=without_gradient_levels(alpha))
-    run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, hx, *weights):
-        return run(x, hx, weights, *options)
+    run = partial(run_in_node, operator)
     eager = dispatch.is_eager(x, hx, *weights)
     inputs = network.aliases(x, hx, weights) if eager else (x, hx, *weights)
     output, h_n, *states = apply_at_functorch_level(Network, lambda *args: run(*args, *rest), named, *inputs)
@@ -92,16 +96,18 @@ def _network_vjp_autograd(
     *options: Any,
 ) -> list[Tensor]:
     batch_sizes, phi, bidirectional, *other = options
-    sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
     kernel, alpha = _kernel_and_leak(other)
+    tensors = x, hx, *matrices, *states, c, c_last
+    if not _is_differentiated(*tensors, leak=alpha):
+        with below_autograd():
+            return operator(need, x, hx, matrices, states, c, c_last, *options)
+    sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if carry_tangents(x, hx, *matrices, *states, c, c_last) or _is_differentiated(alpha):
+    if carry_tangents(*tensors) or _has_derivative(alpha):
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
     other, named = _without_levels(other), named._replace(alpha=without_gradient_levels(alpha))
-    run = partial(below_autograd, operator)
-    if not dispatch.requires_grad(x, hx, *matrices, *states, c, c_last):
-        return run(need, x, hx, matrices, states, c, c_last, *options)
+    run = partial(run_in_node, operator)
     rest = len(matrices), x, hx, c, c_last, *matrices, *states
     found = apply_at_functorch_level(NetworkVjp, lambda *args: run(*args, *other), need, named, *rest)
     return list(found)
@@ -112,7 +118,12 @@ def _kernel_and_leak(rest: Sequence[Any]) -> tuple[Any, Any]:
     return next((each for each in rest if isinstance(each, str)), DEFAULT), _leak_of(rest)
 
 
-def _is_differentiated(alpha: Tensor | None) -> bool:
+def _is_differentiated(*tensors: Tensor | None, leak: Tensor | None = None) -> bool:
+    """Whether a derivative by any of them may be wanted; compiled code, which has its own, comes here too."""
+    return dispatch.requires_grad(*tensors) or carry_tangents(*tensors) or _has_derivative(leak)
+
+
+def _has_derivative(alpha: Tensor | None) -> bool:
     """Whether a derivative by the leak may be wanted, which the composed form has."""
     return alpha is not None and tracks_gradient(alpha)
 
@@ -379,3 +390,4 @@ def _is_defined(qualified: str) -> bool:
 
 
 define()
+NETWORK = dispatch.packet_of("network").default

@@ -42,7 +42,8 @@ HOUSE = {
     "torch_internals",
     "delegation": "fast_path parameters validation kernels override torch_internals",
     "own_names": "",
-    "fast_path": "parameters ops kernels override torch_internals",
+    "fast_path": "compiled_call parameters ops kernels override torch_internals",
+    "compiled_call": "parameters ops kernels torch_internals",
     "override": "parameters validation torch_internals kernels.nonlinearities",
     "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
     "kernels.interface",

@@ -1,0 +1,186 @@
+r"""A plain call in compiled code reads little of its module, and still notices whatever changes in it.
+
+Each change is made to a module that is compiled already, and to a fresh one: both answer as in eager mode.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manual_rnn import LeakyRNN, ManualRNN, use_kernel
+
+FEW = 250  # guards; 444 where every part of `module.py` was read
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def guards_of(rnn: nn.Module, *args: Tensor) -> int:
+    """How many nodes the tree of guards has."""
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    torch.compile(rnn, backend="eager", fullgraph=True)(*args)
+    (entry,) = _debug_get_cache_entry_list(ManualRNN._call_impl.__code__)
+    return str(entry.guard_manager).count("+-")
+
+
+@pytest.mark.pins_torch
+def test_a_plain_call_has_few_guards() -> None:
+    assert guards_of(ManualRNN(4, 3), torch.randn(3, 2, 4)) < FEW
+
+
+@pytest.mark.pins_torch
+def test_what_is_not_plain_has_more() -> None:
+    assert guards_of(ManualRNN(4, 3), torch.randn(3, 4)) > FEW
+
+
+def own_check(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
+    raise ValueError("a check of my own")
+
+
+def own_step(gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
+    return gates + 0.5 * hidden @ weight_hh.t()
+
+
+def own_size(self: Any, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+    raise ValueError("a size of my own")
+
+
+class Check(ManualRNN):
+    check_input = own_check
+
+
+class Size(ManualRNN):
+    get_expected_hidden_size = own_size
+
+
+class Step(ManualRNN):
+    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
+        return own_step(gates, hidden, weight_hh)
+
+
+def put(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda rnn: setattr(rnn, name, value)
+
+
+def assign(rnn: Any) -> None:
+    rnn._flat_weights = [w.detach() * 2 for w in rnn._flat_weights]
+
+
+def replace(rnn: Any) -> None:
+    rnn.weight_hh_l0 = nn.Parameter(torch.zeros(4, 4))
+
+
+def widen(rnn: Any) -> None:
+    rnn.weight_hh_l0 = nn.Parameter(torch.zeros(5, 5))
+
+
+def double(rnn: Any) -> None:
+    rnn.bias_ih_l0 = nn.Parameter(rnn.bias_ih_l0.double())
+
+
+def take_off(rnn: Any) -> None:
+    del rnn.bias_hh_l0
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda rnn: None,
+    "mode": put("mode", "RNN_RELU"),
+    "an unknown mode": put("mode", "RNN_GELU"),
+    "batch_first": put("batch_first", True),
+    "batch_first that is no bool": put("batch_first", 1),
+    "a check of the object": lambda rnn: setattr(rnn, "check_input", MethodType(own_check, rnn)),
+    "a check of the class": put("__class__", Check),
+    "a size of the class": put("__class__", Size),
+    "a step of the object": put("step", own_step),
+    "a step of the class": put("__class__", Step),
+    "weights assigned": assign,
+    "a weight replaced": replace,
+    "a weight of another size": widen,
+    "a weight of another dtype": double,
+    "a weight taken off": take_off,
+    "half the weights in double": lambda rnn: rnn.double(),
+    "an input size": put("input_size", 4),
+    "a hidden size": put("hidden_size", 5),
+    "more layers": put("num_layers", 2),
+    "a projection": put("proj_size", 2),
+    "dropout of one layer": put("dropout", 0.5),
+}
+
+
+def answer(rnn: Any, *args: Any) -> Any:
+    """Results, or the kind of error."""
+    try:
+        return rnn(*args)
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
+        return type(error), str(error)[:60]
+
+
+def assert_alike(compiled: Any, eager: Any) -> None:
+    if isinstance(eager[0], type):
+        assert compiled == eager
+    else:
+        torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize("form", ["padded", "padded with hx", "unbatched"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_a_change_is_noticed(change: str, when: str, form: str) -> None:
+    """An unbatched call goes on in `module.py`."""
+    rnn, x, hx = ManualRNN(3, 4), torch.randn(4, 4, 3), torch.randn(1, 4, 4)
+    args = {"padded": (x,), "padded with hx": (x, hx), "unbatched": (x[0],)}[form]
+    compiled = torch.compile(rnn, backend="aot_eager")
+    if when == "after":
+        compiled(*args)
+    CHANGES[change](rnn)
+    assert_alike(answer(compiled, *args), answer(rnn, *args))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (torch.randn(5, 2, 3), torch.randn(1, 3, 4)),
+        (torch.randn(5, 2, 3), torch.randn(1, 4)),
+        (torch.randn(5, 2, 3), torch.randn(1, 2, 4, dtype=torch.float64)),
+        (torch.randn(5, 2, 3, dtype=torch.float64),),
+        (torch.randn(5, 2, 4),),
+        (torch.randn(5, 2, 3, 1),),
+        (torch.randn(5, 2, 3, dtype=torch.complex64),),
+        (torch.randint(3, (5, 2, 3)),),
+        (torch.randn(0, 2, 3),),
+        (torch.randn(5, 0, 3),),
+    ],
+    ids=lambda args: " ".join(f"{tuple(x.shape)} {x.dtype}" for x in args).replace("torch.", ""),
+)
+def test_what_is_given_is_checked(args: tuple[Tensor, ...]) -> None:
+    rnn = ManualRNN(3, 4)
+    assert_alike(answer(torch.compile(rnn, backend="aot_eager"), *args), answer(rnn, *args))
+
+
+def test_a_step_put_on_the_class_itself_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, x = ManualRNN(3, 4), torch.randn(5, 2, 3)
+    compiled = torch.compile(rnn, backend="aot_eager")
+    before = compiled(x)
+    monkeypatch.setattr(ManualRNN, "step", Step.step)
+    assert_alike(answer(compiled, x), answer(rnn, x))
+    assert not torch.equal(compiled(x)[0], before[0])
+
+
+def test_a_leak_is_heeded() -> None:
+    rnn, x = LeakyRNN(3, 4, alpha=0.3), torch.randn(5, 2, 3)
+    assert_alike(answer(torch.compile(rnn, backend="aot_eager"), x), answer(rnn, x))
+
+
+def test_a_kernel_asked_for_is_heeded() -> None:
+    rnn, x = ManualRNN(3, 4), torch.randn(5, 2, 3)
+    compiled = torch.compile(rnn, backend="aot_eager")
+    compiled(x)
+    with use_kernel("reference"):
+        assert_alike(answer(compiled, x), answer(rnn, x))
