@@ -3,9 +3,9 @@ r"""The fast path: from the module of a plain call to one operator, whose autogr
     on a CPU     aten::_cudnn_rnn, for which the engine in C is the kernel     `kernels/csrc/aten_operators.c`
     on CUDA      aten::_cudnn_rnn, cuDNN                                       `ops/cudnn.py`
 
-Any other call goes on in `module.py`: under a transform, a mode, a trace or autocast, of a recurrence of
-one's own, of partly frozen weights, with dropout at work, of anything that doesn't fit, for which the checks
-have the words.
+Any other call goes on in `module.py`: under a transform, a mode or a trace, under autocast of more than a
+few steps, of a recurrence of one's own, of partly frozen weights, of anything that doesn't fit, for which
+the checks have the words.
 """
 
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _plain_call(
 ) -> tuple[list[Tensor], list[Any], float] | None:
     """What a call takes from the module: the weights; phi, bias, batch_first, bidirectional, layers, I, H and
     alpha; and the dropout at work. None where anything is out of the ordinary."""
-    if type(x) not in PLAIN_TYPES or x.is_nested or (any_autocast() and x.is_cpu):
+    if type(x) not in PLAIN_TYPES or x.is_nested:
         return None
     if not _is_unmodified(type(rnn), rnn):
         return None
@@ -204,6 +204,9 @@ def _kernel_on_cpu(x: Tensor, options: list[Any], recorded: bool | None, steps: 
     """The kernel that runs a plain call: the engine; or PyTorch's operation, for the gradients of a few steps
     and where it is faster."""
     asked, phi, H, alpha = kernels.requested_kernel(), options[0], options[-2], options[-1]
+    if any_autocast() and torch.is_autocast_enabled("cpu"):
+        short = asked == kernels.DEFAULT and 0 < steps <= aten.SHORT and aten.has_recurrence(phi, alpha)
+        return kernels.ATEN if short else None
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if asked == kernels.DEFAULT and aten.has_recurrence(phi, alpha):
@@ -252,7 +255,7 @@ def _run_short(
     hx = x.new_zeros(shape) if hx is None else hx
     if [w.shape for w in weights] != aten.shapes(layers, 1 + bidirectional, I, H, bias) or hx.shape != shape:
         return None  # the checks have the words
-    if {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype}:
+    if {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype} and not any_autocast():
         return None
     return aten.RUN[phi](x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
 

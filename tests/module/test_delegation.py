@@ -124,6 +124,28 @@ def test_a_single_step_in_training(form: str, hx: Tensor | None, engine: list[st
     assert not engine
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2, "dropout": 0.5}], ids=str)
+def test_a_few_steps_under_autocast_are_a_plain_call(
+    options: dict[str, Any], dtype: torch.dtype, engine: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the fast path, with the input in any dtype that `nn.RNN` takes there."""
+    monkeypatch.delattr(module, "is_left_to_nn_rnn")
+    found: list[Any] = []
+    for rnn in twins(4, 6, **options):
+        x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+        torch.manual_seed(3)
+        try:
+            found.append(under_autocast(rnn, x))
+        except RuntimeError as error:
+            found.append([str(error)])
+    assert not engine
+    if dtype is torch.float64:
+        assert found[0] == found[1]
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("steps", [2, 12])
 def test_foreign_tensors_at_any_length(steps: int, engine: list[str]) -> None:
