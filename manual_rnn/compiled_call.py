@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from . import kernels
 from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import NETWORK
+from .override import is_builtin
 from .parameters import RNNBase
 from .torch_internals import any_autocast
 
@@ -58,14 +59,12 @@ def _is_unmodified(rnn: Any) -> bool:
     absent is asked for by `hasattr` or a read: no guard comes of `in rnn.__dict__`."""
     if rnn._modules or hasattr(rnn, "_manual_rnn_runner") or hasattr(rnn, "_manual_rnn_assigned"):
         return False
+    kind = type(rnn)
     for name in ("begin", "step", "check_input", "check_forward_args", "get_expected_hidden_size"):
-        if type(getattr(rnn, name)) is not MethodType:
+        found = getattr(rnn, name)
+        if type(found) is not MethodType or found.__func__ is not getattr(kind, name):
             return False
-    for name in ("check_input", "check_forward_args", "get_expected_hidden_size"):
-        if getattr(rnn, name).__func__ is not getattr(RNNBase, name):
+    for name in ("check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size"):
+        if getattr(kind, name) is not getattr(RNNBase, name):
             return False
-    if type(rnn).check_hidden_size is not RNNBase.check_hidden_size or hasattr(rnn, "_manual_rnn_leaky"):
-        return False
-    return hasattr(rnn.begin.__func__, "_manual_rnn_builtin") and hasattr(
-        rnn.step.__func__, "_manual_rnn_builtin"
-    )
+    return is_builtin(kind.begin) and is_builtin(kind.step) and not hasattr(kind, "_manual_rnn_leaky")

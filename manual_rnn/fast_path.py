@@ -30,7 +30,7 @@ from .ops import (
     run_cudnn,
     tell_counters,
 )
-from .override import BUILTIN, known_nonlinearity, leak_of, nonlinearity_of
+from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling
 
@@ -162,7 +162,7 @@ def _is_unmodified(kind: type, rnn: Any) -> bool:
     taken = not own.keys().isdisjoint(COMMON_WORDS) or (
         modules and not modules.keys().isdisjoint(COMMON_WORDS)
     )
-    if not taken and hasattr(kind.step, BUILTIN) and hasattr(kind.begin, BUILTIN):  # type: ignore[attr-defined]
+    if not taken and is_builtin(kind.step) and is_builtin(kind.begin):  # type: ignore[attr-defined]
         return True
     return isinstance(nonlinearity_of(rnn), str)
 

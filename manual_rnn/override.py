@@ -18,8 +18,8 @@ from .parameters import CUSTOM_MODE
 from .torch_internals import tracks_gradient
 
 __all__ = [
-    "BUILTIN",
     "builtin",
+    "is_builtin",
     "is_recurrence",
     "known_nonlinearity",
     "leak_of",
@@ -29,14 +29,18 @@ __all__ = [
 ]
 
 VARARGS = 4  # a flag of a code object
-BUILTIN = "_manual_rnn_builtin"
 LEAKY = "_manual_rnn_leaky"  # what a class has whose `alpha` is a leak
 
 
 def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""
-    setattr(method, BUILTIN, True)
+    method._manual_rnn_builtin = True  # type: ignore[attr-defined]
     return method
+
+
+def is_builtin(function: Any) -> bool:
+    """Whether a function is so marked; `functools.wraps` gives the mark to a user's function too."""
+    return hasattr(function, "_manual_rnn_builtin") and not hasattr(function, "__wrapped__")
 
 
 def nonlinearity_of(rnn: Any) -> Any:
@@ -88,15 +92,16 @@ def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     own = _override(rnn, "step", _is_step)
     if own is not None:
         return own
-    kind: Any = next(cls for cls in type(rnn).__mro__ if hasattr(vars(cls).get("step"), BUILTIN))
+    kind: Any = next(cls for cls in type(rnn).__mro__ if is_builtin(vars(cls).get("step")))
     return kind.step.__get__(rnn)
 
 
 def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
     """What stands under this name on the object or its class, if it is a recurrence and not the builtin
     one."""
-    found, modules = getattr(rnn, name), rnn.__dict__["_modules"]  # a graph notices a read of the attribute
-    if isinstance(found, MethodType) and hasattr(found.__func__, BUILTIN):
+    of_class, modules = getattr(type(rnn), name), rnn.__dict__["_modules"]
+    found = getattr(rnn, name)  # a graph notices when this changes, or the attribute of the class
+    if isinstance(found, MethodType) and found.__func__ is of_class and is_builtin(of_class):
         found = modules.get(name) if modules else None
     return found if found is not None and is_recurrence(found) else None
 

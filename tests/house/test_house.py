@@ -43,7 +43,7 @@ HOUSE = {
     "delegation": "fast_path parameters validation kernels override torch_internals",
     "own_names": "",
     "fast_path": "compiled_call parameters ops kernels override torch_internals",
-    "compiled_call": "parameters ops kernels torch_internals",
+    "compiled_call": "override parameters ops kernels torch_internals",
     "override": "parameters validation torch_internals kernels.nonlinearities",
     "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
     "kernels.interface",

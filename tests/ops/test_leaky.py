@@ -365,6 +365,9 @@ def test_a_program_of_pytorchs_operations(form: str) -> None:
     assert_same_results(program.module()(longer), loop(longer), 1e-12)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # of opcheck, 2.14 on
 def test_operators() -> None:
     """`opcheck` of both, with `alpha` and an ensemble of it."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@ r"""A recurrence of one's own: five classic ones, each against its equation by h
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -288,3 +289,25 @@ def test_function_as_nonlinearity_is_shown_pickled_and_copied() -> None:
     assert list(rnn.state_dict()) == list(nn.RNN(2, 3).state_dict())
     for other in (pickle.loads(pickle.dumps(rnn)), copy.deepcopy(rnn)):
         assert torch.equal(other(x)[0], rnn(x)[0])
+
+
+def test_a_step_that_wraps_the_builtin_one_is_the_users() -> None:
+    """`functools.wraps` copies what marks the builtin one."""
+
+    def doubled(step: Any) -> Any:
+        @wraps(step)
+        def run(self: Any, *args: Tensor) -> Tensor:
+            return 2 * step(self, *args)
+
+        return run
+
+    class Doubled(ManualRNN):
+        step = doubled(ManualRNN.step)
+
+    rnn, x = Doubled(3, 4), torch.randn(5, 2, 3)
+    expected, h = [], torch.zeros(2, 4)
+    for gates in x @ rnn.weight_ih_l0.t() + rnn.bias_ih_l0 + rnn.bias_hh_l0:
+        h = 2 * torch.tanh(gates + h @ rnn.weight_hh_l0.t())
+        expected.append(h)
+    for run in (rnn, torch.compile(rnn, backend="eager")):
+        torch.testing.assert_close(run(x)[0], torch.stack(expected))
