@@ -137,7 +137,10 @@ def needs_reference(kernel: str, *tensors: Tensor | None) -> bool:
     """
     if kernel == REFERENCE or (kernel == DEFAULT and (in_draft_export() or torchscript() is not None)):
         return True
-    reason = next((r for x in tensors if x is not None and (r := non_plain_reason(x))), None)
+    reason = None
+    for x in tensors:
+        if x is not None and reason is None:
+            reason = non_plain_reason(x)
     if MISSING and reason is None:
         reason = f"its derivatives need {', '.join(MISSING)}, which torch {torch.__version__} lacks"
     if reason is not None and kernel != DEFAULT:

@@ -306,8 +306,9 @@ def test_a_step_that_wraps_the_builtin_one_is_the_users() -> None:
 
     rnn, x = Doubled(3, 4), torch.randn(5, 2, 3)
     expected, h = [], torch.zeros(2, 4)
-    for gates in x @ rnn.weight_ih_l0.t() + rnn.bias_ih_l0 + rnn.bias_hh_l0:
-        h = 2 * torch.tanh(gates + h @ rnn.weight_hh_l0.t())
+    w_ih, w_hh, b_ih, b_hh = rnn.parameters()
+    for x_t in x:
+        h = 2 * torch.tanh(x_t @ w_ih.t() + b_ih + h @ w_hh.t() + b_hh)
         expected.append(h)
     for run in (rnn, torch.compile(rnn, backend="eager")):
         torch.testing.assert_close(run(x)[0], torch.stack(expected))
