@@ -234,6 +234,13 @@ def test_traces_hold_pytorchs_operations(name: str) -> None:
     traced: Any = torch.jit.trace(ours, (x,))
     assert "manual_rnn::" not in str(traced.inlined_graph)
     assert_same({"output": traced(x)[0]}, {"output": loop(x)[0]})
+
+
+@EACH
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
+def test_a_program_of_pytorchs_operations(name: str) -> None:
+    loop, ours = networks(name)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
     program = export_standalone(ours, (x,), dynamic_shapes=({0: Dim.DYNAMIC},))
     longer = torch.randn(9, 2, 3, dtype=torch.float64)
     assert_same({"output": program.module()(longer)[0]}, {"output": loop(longer)[0]})
