@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .compiled_call import run_in_graph
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES, NetworkOptions
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
@@ -55,7 +54,7 @@ _read = itemgetter(  # of a module's attributes
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
     if torch.compiler.is_compiling():
-        return run_in_graph(rnn, input, hx)
+        return None
     if not no_interposition():
         if not no_tracing():
             return None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import onnx, validation
+from .compiled_call import run_in_graph
 from .convert import check_target, shared_copy
 from .delegation import is_left_to_nn_rnn
 from .fast_path import try_fast_path
@@ -100,7 +101,8 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
-        found = try_fast_path(self, input, hx)
+        run_plain = run_in_graph if torch.compiler.is_compiling() else try_fast_path
+        found = run_plain(self, input, hx)
         if found is not None:
             return found
         if is_left_to_nn_rnn(self, input, hx):

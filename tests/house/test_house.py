@@ -38,11 +38,11 @@ HOUSE = {
         "module ops validation override parameters kernels.reference kernels.nonlinearities "
         "kernels.time_order kernels.interface"
     ),
-    "module": "delegation fast_path parameters layout validation onnx convert ops kernels override "
-    "torch_internals",
+    "module": "compiled_call delegation fast_path parameters layout validation onnx convert ops kernels "
+    "override torch_internals",
     "delegation": "fast_path parameters validation kernels override torch_internals",
     "own_names": "",
-    "fast_path": "compiled_call parameters ops kernels override torch_internals",
+    "fast_path": "parameters ops kernels override torch_internals",
     "compiled_call": "override parameters ops kernels torch_internals",
     "override": "parameters validation torch_internals kernels.nonlinearities",
     "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
