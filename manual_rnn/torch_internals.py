@@ -49,6 +49,7 @@ __all__ = [
     "profiling",
     "record_function_fast",
     "register_cudnn_backward_vmap",
+    "run_vmap_rule",
     "scan",
     "scan_op",
     "single_level",
@@ -226,6 +227,43 @@ def under_legacy_vmap(operator: Any, *args: Any) -> Any:
 
     found = torch.vmap(run)(*[flat[at] for at in places])
     return _pytree.tree_map_only(Tensor, lambda x: _add_batch_dim(x.contiguous(), 0, level), found)
+
+
+_interpreter: Any = find("torch._functorch.pyfunctorch", "retrieve_current_functorch_interpreter")
+_unwrap_batched: Any = find("torch._C._functorch", "_unwrap_batched")
+_wrap_batched: Any = find("torch._C._functorch", "_add_batch_dim")
+_exclude: Any = find("torch._C", "_ExcludeDispatchKeyGuard")
+_keys, _key = find("torch._C", "DispatchKeySet"), find("torch._C", "DispatchKey")
+_BATCHED = None if _key is None or _keys is None else _keys(_key.FuncTorchBatched)
+
+
+def run_vmap_rule(operator: Any, rule: Callable[..., Any], *args: Any) -> Any:
+    """What the dispatcher calls under `vmap`: the rule, given the mapped axis of each tensor apart. torch's
+    own `register_vmap` flattens trees of arguments: per-sample gradients took 1.8 ms with it, 1.5 without."""
+    layer = _interpreter()
+    level = layer.level()
+
+    def unwrapped(x: Any) -> tuple[Any, Any]:
+        if isinstance(x, Tensor):
+            return _unwrap_batched(x, level)
+        if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
+            values, places = zip(*(_unwrap_batched(each, level) for each in x), strict=True)
+            return list(values), None if places.count(None) == len(places) else list(places)
+        return x, None
+
+    def wrapped(x: Any, place: Any) -> Any:
+        if isinstance(x, Tensor):
+            return _wrap_batched(x, place, level)
+        return [_wrap_batched(each, at, level) for each, at in zip(x, place, strict=True)]
+
+    values, places = zip(*map(unwrapped, args), strict=True)
+    with _exclude(_BATCHED):
+        if places.count(None) == len(places):
+            return operator(*values)
+        found, where = rule(layer.batch_size(), places, *values)
+    if isinstance(found, tuple):
+        return tuple(map(wrapped, found, where))
+    return wrapped(found, where)
 
 
 # The base of `autograd.Function` without what hands a Function to functorch: our nodes are always at one

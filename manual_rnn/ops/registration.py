@@ -28,6 +28,7 @@ from ..kernels.native import SCHEMAS
 from ..torch_internals import (
     below_autograd,
     carry_tangents,
+    run_vmap_rule,
     tracks_gradient,
     under_legacy_vmap,
     without_gradient_levels,
@@ -209,11 +210,10 @@ def _check_values(x: Tensor, batch_sizes: Tensor | None, *others: Tensor | None)
         raise RuntimeError(f"expected all tensors on {x.device}, got one on meta")
 
 
-def _vmap_recurrence(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+def _vmap_recurrence(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
     """A new axis joins the batch, or the ensemble where members differ in weights."""
     x, y, w, batch_sizes, *options = args
     _reject_batched_sizes(in_dims[3])
-    size = info.batch_size
     if in_dims[2] is None:
         x, y = (_into_batch(a, d, size) for a, d in zip((x, y), in_dims, strict=False))
         rows = None if batch_sizes is None else batch_sizes * size
@@ -225,11 +225,11 @@ def _vmap_recurrence(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tu
     return operator(x, y, w, batch_sizes, *options).unflatten(0, members), 0
 
 
-def _vmap_network(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+def _vmap_network(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
     x, hx, weights, batch_sizes, *options = args
     x_dim, hx_dim, w_dims, sizes_dim = in_dims[:4]
     _reject_batched_sizes(sizes_dim)
-    size, (options, alpha, alpha_dim) = info.batch_size, _without_leak(options, in_dims)
+    options, alpha, alpha_dim = _without_leak(options, in_dims)
     if _none_batched(w_dims) and alpha_dim is None:
         folded = _into_batch(x, x_dim, size), hx if hx is None else _into_batch(hx, hx_dim, size)
         rows = None if batch_sizes is None else batch_sizes * size
@@ -251,11 +251,11 @@ def _vmap_network(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple
     return (output, h_n, states), (0, 0, [0] * len(states))
 
 
-def _vmap_network_vjp(operator: Any, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+def _vmap_network_vjp(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
     need, x, hx, matrices, states, c, c_last, batch_sizes, *options = args
     _, x_dim, hx_dim, m_dims, s_dims, c_dim, last_dim, sizes_dim = in_dims[:8]
     _reject_batched_sizes(sizes_dim)
-    size, (options, alpha, alpha_dim) = info.batch_size, _without_leak(options, in_dims)
+    options, alpha, alpha_dim = _without_leak(options, in_dims)
     m_dims, s_dims = m_dims or [None] * len(matrices), s_dims or [None] * len(states)
     if _none_batched(m_dims) and alpha_dim is None and not any(need[2:]):
         x, hx, c, c_last, *states = (
@@ -360,7 +360,12 @@ def define() -> None:
                 "legacy vmap": partial(
                     torch.library.impl, qualified, "Batched", partial(under_legacy_vmap, operator)
                 ),
-                "vmap": partial(torch.library.register_vmap, qualified, partial(rules.vmap, operator)),
+                "vmap": partial(
+                    torch.library.impl,
+                    qualified,
+                    "FuncTorchBatched",
+                    partial(run_vmap_rule, operator, partial(rules.vmap, operator)),
+                ),
             }
             for step, register in steps.items():
                 if (qualified, step) not in done:

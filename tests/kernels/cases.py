@@ -156,9 +156,9 @@ def known(seed: int, dtype: torch.dtype, *fixed: tuple[str, Any]) -> Case:
 
 
 def check_all(seeds: range, multiple: float, dtype: torch.dtype, ulps: float, **fixed: Any) -> None:
-    """Every case within a few units, and all together within a multiple of nn.RNN's own errors."""
-    errors = [
-        pair for seed in seeds for pair in check(known(seed, dtype, *fixed.items()), 2 * multiple, ulps)
-    ]
+    """Every case within a few units, and all together within a multiple of nn.RNN's own errors. The error of
+    a sum of as many terms as there are rows grows as their root, and that of nn.RNN may be small by chance."""
+    cases = [known(seed, dtype, *fixed.items()) for seed in seeds]
+    errors = [pair for each in cases for pair in check(each, 2 * multiple, ulps + (each.T * each.B) ** 0.5)]
     ours, own = (sum(error**2 for error in each) ** 0.5 for each in zip(*errors, strict=True))
     assert ours <= multiple * own

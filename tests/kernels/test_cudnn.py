@@ -197,6 +197,7 @@ def test_a_network_of_an_operator(
 
 def test_a_compiled_training_step(calls: Calls) -> None:
     """Forward by cuDNN; backward by the recurrences, since no operator can hand a reserve over."""
+    torch._dynamo.reset()
     builtin, manual = twins(5, 6, 2, **DOUBLE)
     x, hx, _ = batch("padded", {"num_layers": 2}, torch.float64)
     compiled: Any = torch.compile(manual, backend="aot_eager", fullgraph=True)
