@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from manual_rnn import LeakyRNN, ManualRNN, use_kernel
 
@@ -186,3 +187,51 @@ def test_a_kernel_asked_for_is_heeded() -> None:
     compiled(x)
     with use_kernel("reference"):
         assert_alike(answer(compiled, x), answer(rnn, x))
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = kind(3, 4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.rnn(input)[0]
+        return output
+
+
+def penalty(model: Any, plain: nn.Module, x: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return torch.autograd.grad(g.square().sum(), list(plain.parameters())[1])[0]
+
+
+def dual(model: Any, plain: nn.Module, x: Tensor) -> Any:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(model(forward_ad.make_dual(x.detach(), x.detach().cos()))).tangent
+
+
+def replaced(model: Any, plain: nn.Module, x: Tensor) -> Tensor:
+    output, weight = model(x), list(plain.parameters())[1]
+    weight.data = weight.data / 2
+    return torch.autograd.grad(output.sum(), x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("way", [penalty, dual, replaced])
+def test_without_compilation_there_is_the_freedom_of_eager_mode(way: Callable[..., Any]) -> None:
+    """The way out that the limits name; `nn.RNN`, which breaks the graph, as the control."""
+    found = []
+    for kind in (nn.RNN, ManualRNN):
+        model, x = Tagger(kind), torch.linspace(-1, 1, 30).view(5, 2, 3).requires_grad_()
+        if kind is ManualRNN:
+            model.rnn.forward = torch.compiler.disable(model.rnn.forward)
+        found.append(way(torch.compile(model, backend="aot_eager"), model, x))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.pins_torch
+@pytest.mark.parametrize("way", [penalty, dual])
+def test_compiled_code_refuses_other_derivatives(way: Callable[..., Any]) -> None:
+    model, x = Tagger(ManualRNN), torch.randn(5, 2, 3, requires_grad=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"double backward|jvp"):
+        way(torch.compile(model, backend="aot_eager"), model, x)

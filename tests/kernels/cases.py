@@ -157,8 +157,8 @@ def known(seed: int, dtype: torch.dtype, *fixed: tuple[str, Any]) -> Case:
 
 
 def check_all(seeds: range, multiple: float, dtype: torch.dtype, ulps: float, **fixed: Any) -> None:
-    """Each error within a multiple of nn.RNN's own or some units, more for a sum of many rows; and all of them
-    together hardly larger, smaller in halves: by the geometric mean, since one may be small by chance."""
+    """Each error within a multiple of nn.RNN's own or some units, more for a sum of many rows; all of them
+    together hardly larger, in halves smaller: by the geometric mean, since one may be small by chance."""
     cases, unit = [known(seed, dtype, *fixed.items()) for seed in seeds], torch.finfo(dtype).eps
     errors = [pair for each in cases for pair in check(each, 2 * multiple, ulps + (each.T * each.B) ** 0.5)]
     ratios = [math.log((ours + unit) / (own + unit)) for ours, own in errors]
