@@ -4,7 +4,7 @@ rnn.py               a step of one's own, or the network; dropout between layers
 network.py           the network as one operation: forward, backward
 composed.py          the same, composed of the two recurrences
 recurrences.py       the two recurrences: formula, vjp, jvp
-registration.py      the four operators: schema, autograd, vmap, fake
+registration.py      the four operators; autograd_rules.py, vmap_rules.py, fake_rules.py: what each does there
 dispatch.py          the one question: may the dispatcher be bypassed?
 saved_tensors.py     what a node saves
 custom_step.py       a step of one's own

@@ -64,10 +64,11 @@ STOREYS = {
         "custom_step cudnn",
         "higher_order layer",
         "registration decomposition aten_node",
+        "autograd_rules vmap_rules",
         "network",
         "composed",
         "recurrences",
-        "saved_tensors operator_checks profiler dispatch",
+        "saved_tensors operator_checks profiler dispatch fake_rules",
         "flop_formulas",
     ],
     "kernels": [
