@@ -31,7 +31,17 @@ from .ops import (
 )
 from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
-from .torch_internals import any_autocast, cudnn_rnn, no_interposition, no_tracing, profiling
+from .torch_internals import (
+    MISSING,
+    any_autocast,
+    as_plain_tensors,
+    changes_nothing,
+    cudnn_rnn,
+    no_interposition,
+    no_tracing,
+    profiling,
+    subclasses_are_kept,
+)
 
 __all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
 
@@ -60,7 +70,7 @@ def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -
             return None
         tell_counters()
     if not isinstance(input, PackedSequence):
-        return _run(rnn, input, hx)
+        return _run(rnn, input, hx) if type(input) in PLAIN_TYPES else _run_subclass(rnn, input, hx)
     data, batch_sizes, order, inverse = input
     sizes = packed_sizes(batch_sizes, data)
     if sizes is None:
@@ -72,6 +82,16 @@ def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -
         return None
     rows = PackedSequence(found[0], batch_sizes, order, inverse)
     return rows, found[1] if inverse is None else found[1].index_select(1, inverse)
+
+
+def _run_subclass(rnn: Any, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """With a subclass that changes nothing, which results then belong to."""
+    kind = type(x)
+    if MISSING or not changes_nothing(kind) or not subclasses_are_kept():
+        return None
+    with as_plain_tensors():
+        found = _run(rnn, x.as_subclass(Tensor), hx)
+        return found if found is None else (found[0].as_subclass(kind), found[1].as_subclass(kind))
 
 
 def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:

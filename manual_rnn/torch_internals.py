@@ -25,9 +25,11 @@ __all__ = [
     "MODULE_CALL",
     "Function",
     "any_autocast",
+    "as_plain_tensors",
     "below_autograd",
     "below_autograd_keep_forward_ad",
     "carry_tangents",
+    "changes_nothing",
     "cudnn_rnn",
     "cudnn_rnn_packet",
     "cudnn_saved_tensors",
@@ -53,6 +55,7 @@ __all__ = [
     "scan",
     "scan_op",
     "single_level",
+    "subclasses_are_kept",
     "torchscript",
     "tracks_gradient",
     "under_legacy_vmap",
@@ -288,6 +291,18 @@ def below_autograd_keep_forward_ad() -> Iterator[None]:
     one still wants its own."""
     with torch.enable_grad(), in_forward_mode(True), below_autograd():
         yield
+
+
+# Whether operations on a subclass give the subclass, and a block in which they don't.
+subclasses_are_kept: Callable[[], bool] = find("torch._C", "_is_torch_function_enabled", never)
+as_plain_tensors: Any = find("torch._C", "DisableTorchFunctionSubclass")
+_default_handler = getattr(Tensor.__torch_function__, "__func__", None)
+
+
+def changes_nothing(kind: Any) -> bool:
+    """Whether a subclass of Tensor handles operations as Tensor does, and is but a name for their results."""
+    handler, inner = getattr(kind, "__torch_function__", None), getattr(kind, "__torch_dispatch__", None)
+    return getattr(handler, "__func__", 0) is _default_handler and inner is Tensor.__torch_dispatch__
 
 
 # A tensor over the same memory, with the same gradient, that notices no edit of the other.

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["FAST", "HX", "OTHER", "OWN_WAY", "Build", "X", "backward", "builder", "flat", "outcome"]
+__all__ = ["FAST", "HX", "OTHER", "OWN_WAY", "Build", "Sub", "X", "backward", "builder", "flat", "outcome"]
 
 Build = Callable[..., Any]
 X, HX = torch.randn(5, 3, 4), torch.randn(1, 3, 6)
@@ -76,7 +76,15 @@ def backward(rnn: Any, *inputs: Any) -> list[Tensor]:
 
 
 class Sub(Tensor):
-    pass
+    """Changes nothing."""
+
+
+class Loud(Tensor):
+    """Handles operations by itself, as a Tensor does."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 def misaligned(x: Tensor) -> Tensor:
@@ -159,6 +167,9 @@ FAST: dict[str, Callable[[Build], Any]] = {
     "no sequences": call(X[:, :0]),
     "a function mode": call(X, under=Through),
     "a dispatch mode": call(X, under=Beneath),
+    "a subclass": call(X.as_subclass(Sub)),
+    "a subclass, with a state": call(X.as_subclass(Sub), HX),
+    "an unbatched subclass": call(X[:, 0].as_subclass(Sub)),
     "pending negation": call(negated(X)),
     "pending negation of hx": call(X, negated(HX)),
     "misaligned": call(misaligned(X)),
@@ -168,7 +179,8 @@ OTHER: dict[str, Callable[[Build], Any]] = {
     "unbatched, with a batch of states": call(X[:, 0], HX),
     "unbatched, a subclass for hx": call(X[:, 0], HX[:, 0].as_subclass(Sub)),
     "unbatched, of a wrong size": call(X[:, 0, :3]),
-    "a subclass": call(X.as_subclass(Sub)),
+    "a packed subclass": call(packed(X.as_subclass(Sub), [5, 4, 1])),
+    "a subclass that handles operations": call(X.as_subclass(Loud)),
     "a subclass for hx": call(X, HX.as_subclass(Sub)),
     "vmap": transform,
     "forward mode": jvp,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fast_path_cases import FAST, HX, OTHER, OWN_WAY, Build, X, backward, builder, flat, outcome
+from fast_path_cases import FAST, HX, OTHER, OWN_WAY, Build, Sub, X, backward, builder, flat, outcome
 from helpers import packed
 from internals import fast_path, module, native
 from situations import Beneath, Through
@@ -41,7 +41,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def nodes(results: list[Tensor]) -> set[str]:
     """The names of the autograd nodes next to these results."""
     found, open_ = set(), [x.grad_fn for x in results]
-    for _ in range(3):
+    for _ in range(4):
         open_ = [node for node in open_ if node is not None]
         found |= {type(node).__name__ for node in open_}
         open_ = [after for node in open_ if node is not None for after, _ in node.next_functions]
@@ -173,3 +173,21 @@ def test_both_ways_give_the_same_gradients(name: str, monkeypatch: pytest.Monkey
     for a, b, c in zip(fast, other, backward(builder(nn.RNN)(), *given[name]), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-5)
+
+
+def test_results_belong_to_a_subclass_that_changes_nothing(ways: list[bool]) -> None:
+    """As with `nn.RNN`; the gradient of a leaf of it too, and an edit in place before backward."""
+    found = []
+    for kind in (nn.RNN, ManualRNN):
+        rnn, leaf = builder(kind)(), X.clone().as_subclass(Sub).requires_grad_()
+        output, h_n = rnn(leaf)
+        loss = (output * HX).sum() + h_n.sum()
+        output.mul_(0)
+        loss.backward()
+        assert type(output) is type(h_n) is Sub
+        with torch._C.DisableTorchFunctionSubclass():
+            assert type(rnn(leaf)[0]) is Tensor
+        found.append([output.detach(), h_n.detach(), leaf.grad, *(p.grad for p in rnn.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(ways)
