@@ -45,12 +45,22 @@ ODD: dict[str, Callable[[ManualRNN], Any]] = {
     "assigned weights": lambda rnn: setattr(rnn, "_flat_weights", [w.detach() for w in rnn.parameters()]),
     "a deleted attribute": lambda rnn: delattr(rnn, "batch_first"),
 }
+
+
+class Loud(Tensor):
+    """Handles operations by itself, as a Tensor does."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
 WRONG: dict[str, tuple[Any, ...]] = {
     "rank": (torch.zeros(2, 4, 3, 5),),
     "features": (torch.zeros(4, 3, 4),),
     "dtype": (torch.zeros(4, 3, 5, dtype=torch.float64),),
     "hx": (torch.zeros(4, 3, 5), torch.zeros(1, 2, 6)),
-    "a subclass": (torch.zeros(4, 3, 5).as_subclass(type("Own", (Tensor,), {})),),
+    "a subclass that handles operations": (torch.zeros(4, 3, 5).as_subclass(Loud),),
     "a subclass as hx": (torch.zeros(4, 3, 5), torch.zeros(1, 3, 6).as_subclass(type("Own", (Tensor,), {}))),
     "batch_sizes that grow": (torch.zeros(3, 5), None, torch.tensor([1, 2])),
     "batch_sizes of another sum": (torch.zeros(3, 5), None, torch.tensor([2, 2])),
