@@ -30,6 +30,7 @@ __all__ = [
     "below_autograd_keep_forward_ad",
     "carry_tangents",
     "changes_nothing",
+    "compiles_graph",
     "cudnn_rnn",
     "cudnn_rnn_packet",
     "cudnn_saved_tensors",
@@ -183,6 +184,16 @@ if _raw is not None and not hasattr(_raw, "raw_repr"):
 def dispatch_key_set(x: Tensor) -> Any:
     """What a tensor asks the dispatcher for, to be compared."""
     return _dispatch_keys(x).raw_repr()
+
+
+_tracing_context = find("torch._guards", "TracingContext")
+
+
+def compiles_graph() -> bool:
+    """Whether `torch.compile` makes a graph, below any transform that the graph is of."""
+    if _tracing_context is None or _tracing_context.try_get() is None:
+        return False
+    return not (functorch_active() or torch.compiler.is_exporting())
 
 
 # A module's call, hooks included; whether hooks of all modules are registered.

@@ -35,7 +35,9 @@ def cudnn_on_a_cpu() -> Iterator[Calls]:
             "_cudnn_rnn_backward", torch.library.fallthrough_kernel, "AutogradCPU", allow_override=True
         )
         for name, rules in RULES.items():
-            own.impl(name, partial(_by_default, rules.compute), "CPU", allow_override=True)
+            for overload in ("", ".compiled"):
+                run = partial(_by_default, rules.compute)
+                own.impl(name + overload, run, "CPU", allow_override=True)
     try:
         with (
             patch.object(aten, "unsupported_reason", _why_not),

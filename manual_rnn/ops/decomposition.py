@@ -49,7 +49,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     found: dict[Any, Callable[..., Any]] = {}
     for name, decomposed in DECOMPOSED.items():
         packet, count = packet_of(name), len(SCHEMAS[name].arguments.split(", "))
-        found |= {packet.default: decomposed, packet.kernel: partial(_without_kernel, decomposed, count)}
+        found |= {packet.default: decomposed, packet.compiled: decomposed}
+        found[packet.kernel] = partial(_without_kernel, decomposed, count)
     return found
 
 

@@ -8,7 +8,9 @@ r"""The operators `torch.ops.manual_rnn.*`, and the rule that the dispatcher fin
     CPU         C, which `kernels/native.py` loads
     otherwise   the kernel that `kernels.choose` finds, in Python
 
-Each has an overload `kernel`, whose argument behind those of the other names the kernel that was asked for.
+Each has an overload `kernel`, whose argument behind those of the other names the kernel that was asked for;
+and an overload `compiled` without the rules of the first two lines, which compiled code calls, since its
+derivatives are part of its graph: a call takes 8 us for 17 (Zen 4).
 The first two may have a last argument, `alpha`, of a leak; PyTorch leaves it out where it is None.
 """
 
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..kernels.native import SCHEMAS
-from ..torch_internals import run_vmap_rule, under_legacy_vmap
+from ..torch_internals import compiles_graph, run_vmap_rule, under_legacy_vmap
 from . import autograd_rules, dispatch, fake_rules, network, vmap_rules
 from .dispatch import NAMESPACE
 from .recurrences import Elman, LinearRecurrence
@@ -61,35 +63,40 @@ def define() -> None:
     done: set[Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("registered", set())
     for name, rules in RULES.items():
         arguments, result, optional = SCHEMAS[name]
-        for overload, more in (("", ""), (".kernel", ", str kernel")):
+        for overload, more in (("", ""), (".kernel", ", str kernel"), (".compiled", "")):
             qualified = f"{NAMESPACE}::{name}{overload}"
-            operator = partial(_call, name, overload[1:] or DEFAULT)
-            count = len(arguments.split(", "))
-            compute = rules.compute if overload else partial(_default, rules.compute, count)
+            schema = f"({arguments}{more}{optional}) -> {result}"
+            compute = rules.compute if more else partial(_default, rules.compute, len(arguments.split(", ")))
             steps: dict[str, Callable[[], Any]] = {
-                "schema": partial(_define_schema, qualified, f"({arguments}{more}{optional}) -> {result}"),
-                "autograd": partial(
-                    torch.library.impl, qualified, "Autograd", partial(rules.autograd, operator)
-                ),
-                "compute": partial(torch.library.impl, qualified, "CompositeExplicitAutograd", compute),
+                "schema": partial(_define_schema, qualified, schema),
                 "fake": partial(torch.library.register_fake, qualified, rules.fake),
-                "legacy vmap": partial(
-                    torch.library.impl, qualified, "Batched", partial(under_legacy_vmap, operator)
-                ),
-                "vmap": partial(
-                    torch.library.impl,
-                    qualified,
-                    "FuncTorchBatched",
-                    partial(run_vmap_rule, operator, partial(rules.vmap, operator)),
+                "CompositeExplicitAutograd": partial(
+                    torch.library.impl, qualified, "CompositeExplicitAutograd", compute
                 ),
             }
+            operator = partial(_call, name, overload[1:] or DEFAULT)
+            for key, rule in _above_the_backend(rules, operator).items():
+                if overload != ".compiled":
+                    steps[key] = partial(torch.library.impl, qualified, key, rule)
             for step, register in steps.items():
                 if (qualified, step) not in done:
                     register()
                     done.add((qualified, step))
 
 
+def _above_the_backend(rules: Rules, operator: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The rules for keys that come before those of a device; `Batched` is that of the older vmap."""
+    return {
+        "Autograd": partial(rules.autograd, operator),
+        "FuncTorchBatched": partial(run_vmap_rule, operator, partial(rules.vmap, operator)),
+        "Batched": partial(under_legacy_vmap, operator),
+    }
+
+
 def _call(name: str, overload: str, *args: Any) -> Any:
+    """The operator as the rules call it: in a graph that is compiled, the overload without a derivative."""
+    if overload == DEFAULT and compiles_graph():
+        overload = "compiled"
     return getattr(dispatch.packet_of(name), overload)(*args)
 
 

@@ -233,7 +233,7 @@ def test_every_operator_has_one() -> None:
     assert names == {
         f"manual_rnn.{name}.{overload}"
         for name in ("elman", "linear_recurrence", "network")
-        for overload in ("default", "kernel")
+        for overload in ("default", "kernel", "compiled")
     }
 
 

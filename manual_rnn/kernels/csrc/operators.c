@@ -10,6 +10,7 @@
  */
 #include <omp.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "cpu_variants.h"
@@ -355,14 +356,21 @@ static bool register_aten(void)
         && register_kernel("aten", "AutogradCPU", "_cudnn_rnn_backward", cudnn_rnn_backward_autograd);
 }
 
+/* The second is for compiled code: it has no rule of autograd, whose derivatives are part of the graph. */
+static const char *const OVERLOADS[] = {"", ".compiled"};
+
 static bool register_all(void)
 {
     if (!torch_abi_load())
         return false;
     for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS; i++)
-        if (!define_operator(OPERATORS[i].schema)
-            || !register_kernel("manual_rnn", "CPU", OPERATORS[i].name, OPERATORS[i].kernel))
-            return false;
+        for (size_t j = 0; j < sizeof OVERLOADS / sizeof *OVERLOADS; j++) {
+            char name[64], schema[512];
+            snprintf(name, sizeof name, "%s%s", OPERATORS[i].name, OVERLOADS[j]);
+            snprintf(schema, sizeof schema, "%s%s", name, OPERATORS[i].schema + strlen(OPERATORS[i].name));
+            if (!define_operator(schema) || !register_kernel("manual_rnn", "CPU", name, OPERATORS[i].kernel))
+                return false;
+        }
     return true;
 }
 
