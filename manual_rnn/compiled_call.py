@@ -2,10 +2,12 @@ r"""A plain call in compiled code: one operator, and few guards.
 
 Whatever Dynamo reads of a module, of a class or of another file becomes a guard, which every call of the
 compiled code checks, at some 50 ns; `module.py` has more than 400. So this reads what can differ between two
-calls, once, and has its names as literals. Anything but a padded batch of a network as the constructor makes
-it goes on in `module.py`. The time of a call of (T, B, I, H) = (3, 2, 4, 3), without gradients, on one thread
-of a Zen 4: 78 us by way of `module.py`, 57 so, 43 with the overload `compiled` of the operator
-(`ops/registration.py`); `nn.RNN`, which breaks the graph, 54.
+calls, once, and has its names as literals. Anything but a padded or unbatched input of a network as the
+constructor makes it goes on in `module.py`.
+
+The time of a call of (T, B, I, H) = (3, 2, 4, 3), without gradients, on one thread of a Zen 4: 78 us by way
+of `module.py`, 57 so, 43 with the overload `compiled` of the operator (`ops/registration.py`). That of
+`nn.RNN`, which breaks the graph, is 54.
 """
 
 from types import MethodType
@@ -27,7 +29,7 @@ __all__ = ["run_in_graph"]
 
 def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
     """What `rnn(x, hx)` returns, or None where the call isn't plain."""
-    if type(x) is not Tensor or x.dim() != 3 or not x.is_floating_point():
+    if type(x) is not Tensor or x.dim() not in (2, 3) or not x.is_floating_point():
         return None
     if any_autocast() or torch.compiler.is_exporting():
         return None
@@ -45,14 +47,19 @@ def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
     biases = [(H,), (H,)] if rnn.bias else []
     if [w.shape for w in weights] != [shape for I in widths for shape in ((H, I), (H, H), *biases)]:  # noqa: E741
         return None
-    rows = x.transpose(0, 1) if rnn.batch_first else x
-    if rows.size(2) != rnn.input_size or (hx is not None and hx.shape != (L * D, rows.size(1), H)):
+    unbatched, batch_first = x.dim() == 2, rnn.batch_first and x.dim() == 3
+    rows = x.unsqueeze(1) if unbatched else x.transpose(0, 1) if batch_first else x
+    shape = (L * D, H) if unbatched else (L * D, rows.size(1), H)
+    if rows.size(2) != rnn.input_size or (hx is not None and hx.shape != shape):
         return None
     for w in weights if hx is None else [hx, *weights]:
         if w.dtype != x.dtype or w.device != x.device or (type(w) is not Parameter and type(w) is not Tensor):
             return None
+    hx = hx.unsqueeze(1) if unbatched and hx is not None else hx
     output, h_n, _ = NETWORK(rows, hx, weights, None, phi, D == 2, rnn.bias, False)
-    return (output.transpose(0, 1) if rnn.batch_first else output), h_n
+    if unbatched:
+        return output.squeeze(1), h_n.squeeze(1)
+    return (output.transpose(0, 1) if batch_first else output), h_n
 
 
 def _is_unmodified(rnn: Any) -> bool:

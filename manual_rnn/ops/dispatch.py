@@ -19,6 +19,7 @@ from ..kernels import DEFAULT, NATIVE, REFERENCE
 from ..kernels.interface import PLAIN_TYPES, non_plain_reason
 from ..torch_internals import (
     MISSING,
+    below_autograd,
     below_autograd_keep_forward_ad,
     dispatch_key_set,
     functorch_active,
@@ -167,7 +168,7 @@ def named(name: str) -> Any:
 def run_in_node(operator: Operator, *args: Any) -> Any:
     """Call an operator from the forward of its autograd node: past the level of autograd that the node stands
     for, while those of transforms around it go on."""
-    with below_autograd_keep_forward_ad():
+    with below_autograd_keep_forward_ad() if functorch_active() else below_autograd():
         return operator(*args)
 
 

@@ -35,13 +35,14 @@ def guards_of(rnn: nn.Module, *args: Tensor) -> int:
 
 @pytest.mark.pins_torch
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="its Dynamo guards builtins and more: 415")
-def test_a_plain_call_has_few_guards() -> None:
-    assert guards_of(ManualRNN(4, 3), torch.randn(3, 2, 4)) < FEW
+@pytest.mark.parametrize("shape", [(3, 2, 4), (3, 4)], ids=["padded", "unbatched"])
+def test_a_plain_call_has_few_guards(shape: tuple[int, ...]) -> None:
+    assert guards_of(ManualRNN(4, 3), torch.randn(shape)) < FEW
 
 
 @pytest.mark.pins_torch
 def test_what_is_not_plain_has_more() -> None:
-    assert guards_of(ManualRNN(4, 3), torch.randn(3, 4)) > FEW
+    assert guards_of(LeakyRNN(4, 3, alpha=0.5), torch.randn(3, 2, 4)) > FEW
 
 
 def own_check(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
@@ -134,13 +135,24 @@ def assert_alike(compiled: Any, eager: Any) -> None:
         torch.testing.assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("form", ["padded", "padded with hx", "unbatched"])
+@pytest.mark.parametrize(
+    "form", ["padded", "padded with hx", "unbatched", "unbatched with hx", "with a child"]
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_a_change_is_noticed(change: str, when: str, form: str) -> None:
-    """An unbatched call goes on in `module.py`."""
+    """With a module of the user's inside, a call goes on in `module.py`."""
     rnn, x, hx = ManualRNN(3, 4), torch.randn(4, 4, 3), torch.randn(1, 4, 4)
-    args = {"padded": (x,), "padded with hx": (x, hx), "unbatched": (x[0],)}[form]
+    forms: dict[str, tuple[Any, ...]] = {
+        "padded": (x,),
+        "padded with hx": (x, hx),
+        "unbatched": (x[0],),
+        "unbatched with hx": (x[0], hx[:, 0]),
+        "with a child": (x, hx),
+    }
+    args = forms[form]
+    if form == "with a child":
+        rnn.child = nn.Identity()
     compiled = torch.compile(rnn, backend="aot_eager")
     if when == "after":
         compiled(*args)

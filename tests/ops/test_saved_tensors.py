@@ -1,13 +1,16 @@
 r"""Whoever reads the saved tensors of a graph, as torchviz does, meets tensors and nothing else."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from helpers import kernels_for
 from internals import KernelName
+from situations import AROUND
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -73,3 +76,22 @@ def test_the_nodes_of_ours_are_among_them() -> None:
     found = read(output, *grads)
     assert any("Network" in name and "Vjp" not in name for name in found)
     assert any("NetworkVjp" in name for name in found)
+
+
+@pytest.mark.parametrize("mode", ["function mode", "dispatch mode", "device cpu"])
+@pytest.mark.parametrize("kernel", ["default", "native", "torch", "aten", "reference"])
+def test_a_mode_changes_nothing_of_what_is_saved(kernel: KernelName, mode: str) -> None:
+    """A checkpoint that is recomputed outside of the mode counts what was saved in it."""
+    rnn, x = ManualRNN(3, 4, num_layers=2, bidirectional=True), torch.randn(3, 2, 3)
+    found = []
+    for around in (nullcontext, AROUND[mode]):
+        saved: list[torch.Size] = []
+
+        def note(t: Tensor, saved: list[torch.Size] = saved) -> Tensor:
+            saved.append(t.shape)
+            return t
+
+        with use_kernel(kernel), saved_tensors_hooks(note, lambda t: t), around():
+            rnn(x)
+        found.append(saved)
+    assert found[0] == found[1] != []
