@@ -194,7 +194,7 @@ def _run_on_cpu(
     steps, B = _steps_and_batch(x, batch_first, sizes)
     kernel = _kernel_on_cpu(x, options, recorded, steps, B)
     if kernel == kernels.ATEN:
-        return None if sizes else _run_short(x, hx, weights, options)
+        return _run_short(x, hx, weights, options, sizes)
     if kernel is None:
         return None
     if recorded:
@@ -264,19 +264,23 @@ def _steps_and_batch(x: Tensor, batch_first: bool, sizes: Sequence[int]) -> tupl
 
 
 def _run_short(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any]
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: list[Any], sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation, which is as fast for the gradients of a single step. It is of a few steps
     where some weights are frozen or where the gradient of a leaf is wanted, which is often differentiated
     itself (a penalty, a Hessian): `delegation.py` has the measurement."""
     phi, bias, batch_first, bidirectional, layers, I, H, _ = options  # noqa: E741
-    shape = layers * (1 + bidirectional), x.size(0 if batch_first else 1), H
+    _, B = _steps_and_batch(x, batch_first, sizes)
+    shape = layers * (1 + bidirectional), B, H
     hx = x.new_zeros(shape) if hx is None else hx
     if [w.shape for w in weights] != aten.shapes(layers, 1 + bidirectional, I, H, bias) or hx.shape != shape:
         return None  # the checks have the words
     if {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype} and not any_autocast():
         return None
-    return aten.RUN[phi](x, hx, weights, bias, layers, 0.0, False, bidirectional, batch_first)
+    how = weights, bias, layers, 0.0, False, bidirectional
+    if sizes:
+        return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
+    return aten.RUN[phi](x, hx, *how, batch_first)
 
 
 def _is_leaf(x: Tensor) -> bool:
