@@ -63,8 +63,9 @@ def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _is_unmodified(rnn: Any) -> bool:
-    """Whether nothing that `module.py` would call or heed is overridden, on the class or the object. What is
-    absent is asked for by `hasattr` or a read: no guard comes of `in rnn.__dict__`."""
+    """What `fast_path.py` asks by sets, which Dynamo can't trace: whether nothing that `module.py` would call
+    or heed is overridden, on the class or the object. What is absent is asked for by `hasattr` or a read: no
+    guard comes of `in rnn.__dict__`."""
     if rnn._modules or hasattr(rnn, "_manual_rnn_runner") or hasattr(rnn, "_manual_rnn_assigned"):
         return False
     kind = type(rnn)

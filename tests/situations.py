@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_rnn import ManualRNN
 
-__all__ = ["AROUND", "CALLS", "EDITS", "Beneath", "Through"]
+__all__ = ["AROUND", "CALLS", "EDITS", "Beneath", "Loud", "Through"]
 
 EDITS: dict[str, Any] = {
     "none": lambda o: None,
@@ -105,6 +105,14 @@ CALLS: dict[str, Any] = {  # what becomes of a network before it is called
     "computed weight": computed_weight,
     "recomputed": recomputed,
 }
+
+
+class Loud(Tensor):
+    """Handles operations by itself, as a Tensor does."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 class Through(TorchFunctionMode):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..kernels import DEFAULT
 from ..kernels.interface import NetworkOptions
 from ..torch_internals import below_autograd, carry_tangents, tracks_gradient, without_gradient_levels
 from . import composed, dispatch
@@ -19,11 +20,9 @@ from .network import Network, NetworkVjp, aliases, as_separate_output
 
 __all__ = ["network", "network_vjp", "recurrence"]
 
-DEFAULT = "default"
-
 
 def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
-    if not _is_differentiated(x, y, w):
+    if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
         with below_autograd():
             return operator(x, y, w, *options)
     run = partial(dispatch.run_in_node, operator)
@@ -35,12 +34,13 @@ def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *optio
 def network(operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any) -> Any:
     batch_sizes, phi, bidirectional, has_biases, save_states, *rest = options
     kernel, alpha = _kernel_and_leak(rest)
-    if not _is_differentiated(x, hx, *weights, leak=alpha):
+    composes = carry_tangents(x, hx, *weights) or _has_derivative(alpha)
+    if not composes and not dispatch.requires_grad(x, hx, *weights):
         with below_autograd():
             return operator(x, hx, weights, *options)
     sizes = without_gradient_levels(batch_sizes)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if carry_tangents(x, hx, *weights) or _has_derivative(alpha):
+    if composes:
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
     rest, named = _without_levels(rest), named._replace(alpha=without_gradient_levels(alpha))
@@ -69,12 +69,13 @@ def network_vjp(
     batch_sizes, phi, bidirectional, *other = options
     kernel, alpha = _kernel_and_leak(other)
     tensors = x, hx, *matrices, *states, c, c_last
-    if not _is_differentiated(*tensors, leak=alpha):
+    composes = carry_tangents(*tensors) or _has_derivative(alpha)
+    if not composes and not dispatch.requires_grad(*tensors):
         with below_autograd():
             return operator(need, x, hx, matrices, states, c, c_last, *options)
     sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if carry_tangents(*tensors) or _has_derivative(alpha):
+    if composes:
         found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
         return [g for g in found if g is not None]
     other, named = _without_levels(other), named._replace(alpha=without_gradient_levels(alpha))
@@ -89,11 +90,6 @@ def network_vjp(
 def _kernel_and_leak(rest: Sequence[Any]) -> tuple[Any, Any]:
     """What an operator was given behind its other arguments."""
     return next((each for each in rest if isinstance(each, str)), DEFAULT), leak_of(rest)
-
-
-def _is_differentiated(*tensors: Tensor | None, leak: Tensor | None = None) -> bool:
-    """Whether a derivative by any of them may be wanted; compiled code, which has its own, comes here too."""
-    return dispatch.requires_grad(*tensors) or carry_tangents(*tensors) or _has_derivative(leak)
 
 
 def _has_derivative(alpha: Tensor | None) -> bool:

@@ -32,7 +32,7 @@ DEFAULT = "default"
 
 
 class Rules(NamedTuple):
-    """What an operator does for each dispatch key; the last argument of all but `compute` is the operator."""
+    """What an operator does for each dispatch key; `autograd` and `vmap` are given the operator first."""
 
     compute: Callable[..., Any]
     autograd: Callable[..., Any]
@@ -67,17 +67,14 @@ def define() -> None:
             qualified = f"{NAMESPACE}::{name}{overload}"
             schema = f"({arguments}{more}{optional}) -> {result}"
             compute = rules.compute if more else partial(_default, rules.compute, len(arguments.split(", ")))
+            operator = partial(_call, name, overload[1:] or DEFAULT)
+            above = {} if overload == ".compiled" else _above_the_backend(rules, operator)
             steps: dict[str, Callable[[], Any]] = {
                 "schema": partial(_define_schema, qualified, schema),
                 "fake": partial(torch.library.register_fake, qualified, rules.fake),
-                "CompositeExplicitAutograd": partial(
-                    torch.library.impl, qualified, "CompositeExplicitAutograd", compute
-                ),
             }
-            operator = partial(_call, name, overload[1:] or DEFAULT)
-            for key, rule in _above_the_backend(rules, operator).items():
-                if overload != ".compiled":
-                    steps[key] = partial(torch.library.impl, qualified, key, rule)
+            for key, rule in {"CompositeExplicitAutograd": compute, **above}.items():
+                steps[key] = partial(torch.library.impl, qualified, key, rule)
             for step, register in steps.items():
                 if (qualified, step) not in done:
                     register()
@@ -106,7 +103,7 @@ def _default(compute: Callable[..., Any], count: int, *args: Any) -> Any:
 
 
 def _define_schema(qualified: str, schema: str) -> None:
-    """Where the library of C was loaded, it has defined the first overload."""
+    """Where the library of C was loaded, it has defined all overloads but `kernel`."""
     if not _is_defined(qualified):
         torch.library.define(qualified, schema)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from examples import BY_HAND
-from helpers import PHI, assert_same, assert_same_results, gradients, twins
+from helpers import LOOPS, PHI, assert_same, assert_same_results, gradients, twins
 from internals import OPS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
@@ -19,7 +19,6 @@ from manual_rnn import ManualRNN, decompositions, export_standalone
 
 BOUND = {torch.float32: 2e-6, torch.float64: 1e-12}
 REVERSE = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-LOOPS = pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
 OPEN = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
 SIZES = torch.tensor([3, 2, 1]), torch.tensor([2, 2, 1, 1])
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import assert_same, gradients, twins
 from internals import aten, fast_path
+from situations import Loud
 from standin import Calls
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -45,14 +46,6 @@ ODD: dict[str, Callable[[ManualRNN], Any]] = {
     "assigned weights": lambda rnn: setattr(rnn, "_flat_weights", [w.detach() for w in rnn.parameters()]),
     "a deleted attribute": lambda rnn: delattr(rnn, "batch_first"),
 }
-
-
-class Loud(Tensor):
-    """Handles operations by itself, as a Tensor does."""
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 WRONG: dict[str, tuple[Any, ...]] = {

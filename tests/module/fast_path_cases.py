@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from helpers import packed
-from situations import Beneath, Through
+from situations import Beneath, Loud, Through
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -77,14 +77,6 @@ def backward(rnn: Any, *inputs: Any) -> list[Tensor]:
 
 class Sub(Tensor):
     """Changes nothing."""
-
-
-class Loud(Tensor):
-    """Handles operations by itself, as a Tensor does."""
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 def misaligned(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import packed, twins
 from internals import aten, fast_path, module, native
+from situations import Loud
 from torch import Tensor, nn
 from torch.autograd import functional
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
@@ -149,11 +150,6 @@ def test_a_few_steps_under_autocast_are_a_plain_call(
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("steps", [2, 12])
 def test_foreign_tensors_at_any_length(steps: int, engine: list[str]) -> None:
-    class Loud(Tensor):
-        @classmethod
-        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return super().__torch_function__(function, types, args, kwargs or {})
-
     for x in (torch.randn(steps, 3, 4).as_subclass(Loud), torch.randn(steps, 3, 4, dtype=torch.complex64)):
         a, b = (rnn.to(x.dtype)(x)[0] for rnn in twins(4, 6))
         assert type(a) is type(b)

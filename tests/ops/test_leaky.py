@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_as_accurate, assert_same, assert_same_results, gradients, kernels_for, packed
+from helpers import (
+    LOOPS,
+    assert_as_accurate,
+    assert_same,
+    assert_same_results,
+    gradients,
+    kernels_for,
+    packed,
+)
 from internals import OPS, KernelName, fast_path, native
 from loop import PHI, Loop
 from torch import Tensor, nn
@@ -27,7 +35,6 @@ from manual_rnn.inspect import step_jacobians, trace
 
 LENGTHS = [5, 3, 3, 1]
 ROW = torch.tensor([0.05, 0.3, 0.5, 0.9, 1.0, 0.0, 0.2])  # one for each of 7 units
-LOOPS = pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
 ALPHAS = pytest.mark.parametrize("alpha", [0.2, 1, ROW], ids=["number", "none leaks", "row"])
 KERNELS = [name for name in kernels_for(torch.float32) if name not in ("aten", "triton")]
 BOTH_WAYS: dict[str, Any] = {"num_layers": 2, "bidirectional": True}

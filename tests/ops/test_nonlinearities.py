@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_as_accurate, assert_same, error, gradients, kernels_for, packed
+from helpers import LOOPS, assert_as_accurate, assert_same, error, gradients, kernels_for, packed
 from internals import OPS, KernelName, fast_path, native
 from loop import PHI, Loop
 from torch import Tensor, nn
@@ -239,7 +239,7 @@ def test_traces_hold_pytorchs_operations(name: str) -> None:
 
 
 @EACH
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="its scan has wrong gradients")
+@LOOPS
 def test_a_program_of_pytorchs_operations(name: str) -> None:
     loop, ours = networks(name)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
