@@ -6,7 +6,8 @@ native, aten, triton_launch        kernels: in C, PyTorch's own, Triton's
 elman, linear_recurrence      the two recurrences, as functions with derivatives to any order
 Walk               the order of steps over rows
 rnn, cudnn         which kernel runs a network; how cuDNN does
-fast_path, module  the fast path of a call and the other
+fast_path, module  the fast path of a call and the other; plain_network: what the former runs
+saved_tensors      what a node saves
 OPS, RULES         the operators of torch, and what each does for a dispatch key
 address, is_shared            where memory is, and whether it's shared until someone writes
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
@@ -20,7 +21,7 @@ from manual_rnn import fast_path, kernels, module
 from manual_rnn.kernels import KernelName, aten, native, triton_launch
 from manual_rnn.kernels.interface import NetworkOptions
 from manual_rnn.kernels.time_order import Walk
-from manual_rnn.ops import cudnn
+from manual_rnn.ops import cudnn, plain_network, saved_tensors
 from manual_rnn.ops.recurrences import elman, linear_recurrence
 from manual_rnn.ops.registration import RULES
 
@@ -43,7 +44,9 @@ __all__ = [
     "linear_recurrence",
     "module",
     "native",
+    "plain_network",
     "rnn",
+    "saved_tensors",
     "triton_launch",
 ]
 

@@ -8,6 +8,7 @@ registration.py      the four operators; autograd_rules.py, vmap_rules.py, fake_
 dispatch.py          the one question: may the dispatcher be bypassed?
 saved_tensors.py     what a node saves
 custom_step.py       a step of one's own
+plain_network.py     a plain call's, as one operator of PyTorch's
 cudnn.py             cuDNN's network on CUDA;  higher_order.py: derivatives that it hasn't
 decomposition.py     the operators in operations of torch's own
 flop_formulas.py     what each operator multiplies
@@ -19,13 +20,9 @@ from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
 from .dispatch import is_eager, tell_counters
-from .flop_formulas import register as register_flop_formulas
-from .higher_order import batching_rule
-from .network import as_separate_output
-from .profiler import record_call
+from .plain_network import PlainOptions, plain_kernel, requires_grad, run_plain_network
 from .registration import NETWORK
 from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
-from .saved_tensors import node_inputs
 
 __all__ = [
     "CUSTOM_STEP",
@@ -33,20 +30,19 @@ __all__ = [
     "CustomStep",
     "Nonlinearity",
     "Options",
-    "as_separate_output",
+    "PlainOptions",
     "aten_node",
-    "batching_rule",
     "choose_network_kernel",
     "decompositions",
     "input_projection",
     "is_eager",
     "layer",
-    "node_inputs",
-    "record_call",
-    "register_flop_formulas",
+    "plain_kernel",
     "registration",
+    "requires_grad",
     "run_cudnn",
     "run_layers",
+    "run_plain_network",
     "run_rnn",
     "tell_counters",
 ]

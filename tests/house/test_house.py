@@ -61,7 +61,8 @@ STOREYS = {
     "ops": [
         "__init__",
         "rnn",
-        "custom_step cudnn",
+        "custom_step plain_network",
+        "cudnn",
         "higher_order layer",
         "registration decomposition aten_node",
         "autograd_rules vmap_rules",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS
-from internals import OPS, KernelName, elman, fast_path, kernels, linear_recurrence, native
+from internals import OPS, KernelName, elman, kernels, linear_recurrence, native, plain_network
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
 
@@ -68,7 +68,7 @@ def test_what_it_names_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         kernel = kernels.KERNELS[name]
         for entrance in {"elman", "layer", "network", "nn_rnn"} & set(vars(kernel)):
             monkeypatch.setattr(kernel, entrance, watched(name, getattr(kernel, entrance)))
-    monkeypatch.setattr(fast_path, "cudnn_rnn", watched("native", fast_path.cudnn_rnn))
+    monkeypatch.setattr(plain_network, "cudnn_rnn", watched("native", plain_network.cudnn_rnn))
     rnn(input)
     assert ran == ["native"]
     assert line(explain_kernel(rnn, input), "native").endswith("runs: the fastest that can")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KERNELS, PHI, error, twins
-from internals import KernelName, elman
+from internals import KernelName, elman, saved_tensors
 from loop import NETWORKS, build, sample
 from torch import Tensor, nn
 from torch.func import grad, vjp
@@ -80,10 +80,19 @@ def test_editing_an_argument_before_backward_raises(edited: str, kernel: KernelN
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("wanted", [(), ("input",), ("hx",), ("input", "hx")], ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("copied", [True, False])
 def test_an_edit_of_any_argument_before_backward_does_what_it_does_with_nn_rnn(
-    options: dict[str, Any], wanted: tuple[str, ...], steps: int, kernel: KernelName
+    copied: bool,
+    options: dict[str, Any],
+    wanted: tuple[str, ...],
+    steps: int,
+    kernel: KernelName,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A step of an optimizer, say, which edits all weights: it raises, or changes no gradient."""
+    """A step of an optimizer, say, which edits all weights: it raises, or changes no gradient. Also where the
+    weights are too many numbers to be copied."""
+    if not copied:
+        monkeypatch.setattr(saved_tensors, "FEW", 0)
     builtin, manual = twins(4, 6, **options)
     states = builtin.num_layers * (1 + builtin.bidirectional)
     given = {"input": torch.randn(steps, 3, 4), "hx": torch.randn(states, 3, 6)}

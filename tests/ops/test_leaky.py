@@ -22,7 +22,7 @@ from helpers import (
     kernels_for,
     packed,
 )
-from internals import OPS, KernelName, fast_path, native
+from internals import OPS, KernelName, native, plain_network
 from loop import PHI, Loop
 from torch import Tensor, nn
 from torch.export import Dim
@@ -159,13 +159,13 @@ def test_a_plain_call_is_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.has_aten_node:
         pytest.skip("no compiler, or another torch")
     calls: list[Any] = []
-    run: Any = fast_path.cudnn_rnn
+    run: Any = plain_network.cudnn_rnn
 
     def watched(*args: Any) -> Any:
         calls.append(args)
         return run(*args)
 
-    monkeypatch.setattr(fast_path, "cudnn_rnn", watched)
+    monkeypatch.setattr(plain_network, "cudnn_rnn", watched)
     rnn = LeakyRNN(3, 7, alpha=0.2)
     rnn(torch.randn(5, 2, 3))
     rnn(packed(torch.randn(5, 4, 3), LENGTHS))

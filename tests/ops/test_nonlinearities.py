@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import LOOPS, assert_as_accurate, assert_same, error, gradients, kernels_for, packed
-from internals import OPS, KernelName, fast_path, native
+from internals import OPS, KernelName, native, plain_network
 from loop import PHI, Loop
 from torch import Tensor, nn
 from torch.export import Dim
@@ -265,8 +265,8 @@ def test_the_fast_path_takes_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(args[6])
         return run(*args)
 
-    run: Any = fast_path.cudnn_rnn
-    monkeypatch.setattr(fast_path, "cudnn_rnn", watched)
+    run: Any = plain_network.cudnn_rnn
+    monkeypatch.setattr(plain_network, "cudnn_rnn", watched)
     phis: list[Any] = [*ROWS, *(same for _, same in SAME)]
     for phi in phis:
         ManualRNN(3, 4, nonlinearity=phi)(torch.randn(5, 2, 3))

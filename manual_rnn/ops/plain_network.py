@@ -1,0 +1,186 @@
+r"""A plain network as one operator, whose autograd node is PyTorch's, in C++.
+
+    native    aten::_cudnn_rnn on a CPU, whose kernel there is the engine    `kernels/csrc/aten_operators.c`
+    aten      torch.rnn_tanh and rnn_relu on a CPU, of a few steps
+    cuDNN     aten::_cudnn_rnn on CUDA                                       `cudnn.py`
+
+Plain tensors, in a plain call: nothing is active that wants to see an operator, and a derivative is wanted by
+all weights or by nothing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..kernels import aten, native
+from ..kernels.interface import PLAIN_TYPES, NetworkOptions
+from ..kernels.nonlinearities import PHI
+from ..torch_internals import any_autocast, cudnn_rnn, profiling
+from .cudnn import run_cudnn
+from .flop_formulas import register as register_flop_formulas
+from .higher_order import batching_rule
+from .network import as_separate_output
+from .profiler import record_call
+from .saved_tensors import FEW, node_inputs
+
+__all__ = ["PlainOptions", "plain_kernel", "requires_grad", "run_plain_network"]
+
+_NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
+_loaded = vars(torch.utils)
+
+
+class PlainOptions(NamedTuple):
+    """What a plain call is beside its tensors."""
+
+    phi: str
+    has_biases: bool
+    batch_first: bool  # of padded input
+    bidirectional: bool
+    layers: int
+    input_size: int
+    hidden_size: int
+    alpha: Tensor | None  # of a leak
+    sizes: Sequence[int]  # batch_sizes of packed input, else empty
+
+    @property
+    def directions(self) -> int:
+        return 1 + self.bidirectional
+
+    def steps(self, x: Tensor) -> int:
+        return len(self.sizes) or x.shape[self.batch_first]
+
+    def batch(self, x: Tensor) -> int:
+        return self.sizes[0] if self.sizes else x.shape[not self.batch_first]
+
+
+def run_plain_network(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
+) -> tuple[Tensor, Tensor] | None:
+    """`output` and `h_n`; None where it isn't as plain as that, or something doesn't fit."""
+    if aten.by_cudnn(x):
+        return _run_cudnn(x, hx, weights, options)
+    recorded = requires_grad(x, hx, weights)
+    kernel = plain_kernel(x, recorded, options)
+    if kernel == kernels.NATIVE:
+        return _run_native(x, hx, weights, options, bool(recorded))
+    return None if kernel is None else _run_aten(x, hx, weights, options)
+
+
+def requires_grad(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
+    """Whether a gradient is wanted; None unless it is of all weights or of nothing: else ATen's node, which
+    has one flag for all of them, would save and compute more than is needed."""
+    if not torch.is_grad_enabled():
+        return False
+    wanted = [w.requires_grad for w in weights]
+    if False not in wanted:
+        return True
+    return None if True in wanted or x.requires_grad or (hx is not None and hx.requires_grad) else False
+
+
+def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
+    """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, for the gradients of a
+    few steps and where it is faster."""
+    asked, alpha = kernels.requested_kernel(), options.alpha
+    may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
+    if any_autocast() and torch.is_autocast_enabled("cpu"):
+        return kernels.ATEN if may_be_aten and 0 < options.steps(x) <= aten.SHORT else None
+    if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
+        return None
+    if may_be_aten:
+        if recorded is not False and 0 < options.steps(x) <= _few(x, recorded, options):
+            return kernels.ATEN
+        if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):
+            return kernels.ATEN
+    return None if recorded is None or not _is_constant(alpha) else kernels.NATIVE
+
+
+def _few(x: Tensor, recorded: bool | None, options: PlainOptions) -> int:
+    """Up to how many steps PyTorch's own operation runs where gradients are wanted.
+
+    A few where some weights are frozen, or where the gradient of a leaf is wanted, which is often
+    differentiated itself (a penalty, a Hessian): `delegation.py` has the measurement. A single step of
+    matrices that are dear to copy.
+    """
+    if recorded is None or _is_leaf(x):
+        return aten.SHORT
+    largest = options.hidden_size * max(options.hidden_size, options.input_size)
+    return aten.SINGLE if largest > FEW else 0
+
+
+def _is_leaf(x: Tensor) -> bool:
+    """Whether a user asks for the gradient of the input: it is a leaf, or a view of one."""
+    return x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))
+
+
+def _is_constant(alpha: Tensor | None) -> bool:
+    """Whether a leak, if there is one, is as the engine takes it, a row of numbers without a gradient."""
+    return alpha is None or (type(alpha) in PLAIN_TYPES and alpha.is_cpu and not alpha.requires_grad)
+
+
+def _run_native(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
+) -> tuple[Tensor, Tensor] | None:
+    phi, has_biases, batch_first, bidirectional, layers, _, H, alpha, sizes = options
+    size = 4 if has_biases else 2
+    if recorded:
+        batching_rule()
+        if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
+            register_flop_formulas()
+        layer = size * options.directions
+        x, hx, weights = node_inputs(x, hx, weights, options.steps(x), layer, batch_first)
+        alpha = alpha if alpha is None else alpha.detach()
+    if hx is None:
+        hx = _NO_STATE[x.dtype]
+    how = PHI[phi].code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
+    try:
+        _, h_n, output, _, _ = cudnn_rnn(x, weights, size, None, hx, alpha, *how)
+    except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
+        return None
+    if profiling():
+        record_call(x.transpose(0, 1) if batch_first else x, hx, weights, layers, sizes, h_n)
+    if not recorded:
+        return output, h_n
+    return as_separate_output(output), as_separate_output(h_n)
+
+
+def _run_aten(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
+) -> tuple[Tensor, Tensor] | None:
+    """By PyTorch's own operation."""
+    phi, has_biases, batch_first, bidirectional, layers, I, H, _, sizes = options  # noqa: E741
+    shape = layers * options.directions, options.batch(x), H
+    hx = x.new_zeros(shape) if hx is None else hx
+    if [w.shape for w in weights] != aten.shapes(layers, options.directions, I, H, has_biases):
+        return None  # the checks have the words
+    if hx.shape != shape or (
+        {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype} and not any_autocast()
+    ):
+        return None
+    how = weights, has_biases, layers, 0.0, False, bidirectional
+    if sizes:
+        return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
+    return aten.RUN[phi](x, hx, *how, batch_first)
+
+
+def _run_cudnn(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
+) -> tuple[Tensor, Tensor] | None:
+    asked = kernels.requested_kernel()
+    phi, has_biases, batch_first, bidirectional, layers, I, H, alpha, sizes = options  # noqa: E741
+    D = options.directions
+    if asked not in (kernels.DEFAULT, kernels.ATEN) or not aten.has_recurrence(phi, alpha):
+        return None
+    shapes = aten.shapes(layers, D, I, H, has_biases)
+    if aten.unsupported_reason(x) is not None or not aten.fit(x, weights, shapes):
+        return None
+    shape = layers * D, options.batch(x), H
+    if hx is None:
+        hx = x.new_zeros(shape)
+    if hx.shape != shape:
+        return None
+    batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
+    how = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, asked)
+    return run_cudnn(x, hx, weights, how, batch_first)
