@@ -1,8 +1,8 @@
 r"""The fast path: from the module of a plain call to one operator, `ops/plain_network.py`.
 
-Any other call goes on in `module.py`: under a transform, a mode or a trace, under autocast of more than a
-few steps, of a recurrence of one's own, of partly frozen weights, of anything that doesn't fit, for which
-the checks have the words.
+Any other call goes on in `module.py`: in a trace, under a transform or autocast or of partly frozen weights
+if it has more than a few steps, of a recurrence of one's own, of anything that doesn't fit, for which the
+checks have the words.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from .ops import PlainOptions, plain_kernel, requires_grad, run_plain_network, t
 from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import ASSIGNED, RUNNER, RNNBase
 from .torch_internals import (
-    MISSING,
     as_plain_tensors,
     changes_nothing,
+    functorch_active,
     no_interposition,
     no_tracing,
     subclasses_are_kept,
+    transforms_active,
 )
 
 __all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
@@ -42,7 +43,6 @@ _read = itemgetter(  # of a module's attributes
     "mode", "bias", "batch_first", "bidirectional", "num_layers", "input_size", "hidden_size", "training",
     "dropout", "proj_size",
 )  # fmt: skip
-Call = tuple[list[Tensor], PlainOptions, tuple[float, ...]]
 
 
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
@@ -59,6 +59,8 @@ def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -
 
 
 def _run_packed(rnn: Any, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor] | None:
+    if functorch_active():  # whose numbers of rows may be wrapped
+        return None
     data, batch_sizes, order, inverse = input
     sizes = packed_sizes(batch_sizes, data)
     if sizes is None:
@@ -75,7 +77,7 @@ def _run_packed(rnn: Any, input: PackedSequence, hx: Tensor | None) -> tuple[Pac
 def _run_subclass(rnn: Any, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """With a subclass that changes nothing, which results then belong to."""
     kind = type(x)
-    if MISSING or not changes_nothing(kind) or not subclasses_are_kept():
+    if transforms_active() or not changes_nothing(kind) or not subclasses_are_kept():
         return None
     with as_plain_tensors():
         found = _run(rnn, x.as_subclass(Tensor), hx)
@@ -86,20 +88,22 @@ def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> t
     call = _plain_call(rnn, x, hx, sizes)
     if call is None:
         return None
-    weights, options, dropout = call
-    run = _run_with_dropout if dropout else run_plain_network
+    weights, options = call
     if sizes or x.dim() == 3:
-        return run(x, hx, weights, options, *dropout)
+        return run_plain_network(x, hx, weights, options)
     axis = 0 if options.batch_first else 1
-    found = run(x.unsqueeze(axis), hx if hx is None else hx.unsqueeze(1), weights, options, *dropout)
+    hx = hx if hx is None else hx.unsqueeze(1)
+    found = run_plain_network(x.unsqueeze(axis), hx, weights, options)
     return found if found is None else (found[0].squeeze(axis), found[1].squeeze(1))
 
 
-def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int]) -> Call | None:
-    """What a call takes from the module: weights, options and the dropout at work, if any.
+def _plain_call(
+    rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int]
+) -> tuple[list[Tensor], PlainOptions] | None:
+    """The weights and options of a call; None where anything is out of the ordinary.
 
-    None where anything is out of the ordinary. Attributes and tensors have to be as the constructor makes
-    them, but for the shapes of weights, which are the kernel's to check.
+    Attributes and tensors have to be as the constructor makes them, but for the shapes of weights, which are
+    the kernel's to check.
     """
     if not _is_unmodified(type(rnn), rnn):
         return None
@@ -117,15 +121,13 @@ def _plain_call(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int]) ->
         x, hx, weights, input_size, sizes
     ):
         return None
-    alpha = leak_of(rnn)
-    options = PlainOptions(
-        phi, bias, first and not sizes, both, layers, input_size, hidden_size, alpha, sizes
-    )
     if type(p) is not float:
         return None
-    if not p or not training or layers == 1:
-        return weights, options, ()
-    return None if aten.by_cudnn(x) else (weights, options, (p,))
+    dropout, alpha = p if training and layers > 1 else 0.0, leak_of(rnn)
+    first = first and not sizes
+    return weights, PlainOptions(
+        phi, bias, first, both, layers, input_size, hidden_size, dropout, alpha, sizes
+    )
 
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], input_size: int, sizes: Sequence[int]) -> bool:
@@ -159,25 +161,6 @@ def _is_unmodified(kind: type, rnn: Any) -> bool:
     return isinstance(nonlinearity_of(rnn), str)
 
 
-def _run_with_dropout(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, dropout: float
-) -> tuple[Tensor, Tensor] | None:
-    """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
-    if requires_grad(x, hx, weights) is None:
-        return None
-    D, layers, size = options.directions, options.layers, len(weights) // options.layers
-    output, last = x.transpose(0, 1) if options.batch_first else x, []
-    for at in range(layers):
-        layer = weights[at * size : (at + 1) * size]
-        of_layer = options._replace(batch_first=False, layers=1, input_size=output.size(-1))
-        found = run_plain_network(output, hx if hx is None else hx.narrow(0, at * D, D), layer, of_layer)
-        if found is None:
-            return None
-        output = torch.dropout(found[0], dropout, True) if at + 1 < layers else found[0]
-        last.append(found[1])
-    return output.transpose(0, 1) if options.batch_first else output, torch.cat(last)
-
-
 def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
     """How many rows each step has, if that is what they say."""
     if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
@@ -201,6 +184,6 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
     call = _plain_call(rnn, x, hx, sizes)
     if call is None or not x.is_cpu:
         return None
-    weights, options, _ = call
+    weights, options = call
     batch = x if sizes or x.dim() == 3 else x.unsqueeze(0 if options.batch_first else 1)
     return plain_kernel(batch, requires_grad(x, hx, weights), options)

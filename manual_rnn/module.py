@@ -105,7 +105,7 @@ class ManualRNN(RNNBase):
         found = run_plain(self, input, hx)
         if found is not None:
             return found
-        if is_left_to_nn_rnn(self, input, hx):
+        if is_left_to_nn_rnn(self, input):
             nn_rnn: Any = NN_RNN.forward
             return nn_rnn(self, input, hx)
         layout = layout_of(self, input, hx)

@@ -43,12 +43,12 @@ __all__ = [
     "has_global_hooks",
     "in_draft_export",
     "in_forward_mode",
+    "is_mapped",
     "is_wrapper",
     "modes",
     "no_interposition",
     "no_tracing",
     "offers_cudnn_node",
-    "only_differentiates",
     "profiling",
     "record_function_fast",
     "register_cudnn_backward_vmap",
@@ -59,6 +59,7 @@ __all__ = [
     "subclasses_are_kept",
     "torchscript",
     "tracks_gradient",
+    "transforms_active",
     "under_legacy_vmap",
     "unnoticed_alias",
     "unwrap_if_dead",
@@ -99,9 +100,7 @@ find("torch.autograd.forward_ad", "_current_level")
 _unpack_dual: Any = find("torch._VF", "_unpack_dual")
 _is_gradtracking: Callable[[Tensor], bool] = find("torch._C._functorch", "is_gradtrackingtensor", never)
 _unwrapped: Callable[[Tensor], Tensor] = find("torch._C._functorch", "get_unwrapped")
-_levels: Callable[[], Any] = find("torch._C._functorch", "get_interpreter_stack")
-_kinds = find("torch._C._functorch", "TransformType")
-DIFFERENTIATING = () if _kinds is None else (_kinds.Grad, _kinds.Jvp)
+_is_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_batchedtensor", never)
 
 
 def without_gradient_levels(x: Tensor | None) -> Tensor | None:
@@ -151,16 +150,23 @@ def no_interposition() -> bool:
 
 
 def no_tracing() -> bool:
-    """The same, but that modes may be active as long as none of them is a tracer."""
-    return not (MISSING or functorch_active() or torchscript() or forward_mode_is_active() or _mode_traces())
+    """Whether nothing traces. Transforms may be active, and modes as long as none of them is a tracer."""
+    return not (MISSING or torchscript() or _mode_traces())
 
 
-def only_differentiates() -> bool:
-    """Whether whatever is active differentiates, or is a mode that traces nothing."""
-    if MISSING or torchscript() or _mode_traces():
-        return False
-    levels = _levels() if functorch_active() else None
-    return not levels or all(level.key() in DIFFERENTIATING for level in levels)
+def transforms_active() -> bool:
+    """Whether a transform of torch.func or a level of forward mode is active."""
+    return functorch_active() or forward_mode_is_active()
+
+
+def is_mapped(*tensors: Tensor | None) -> bool:
+    """Whether `vmap` maps over any of them, inside of whatever differentiates."""
+    for x in tensors:
+        while x is not None and is_wrapper(x):
+            if _is_batched(x):
+                return True
+            x = _unwrapped(x)
+    return False
 
 
 def _mode_traces() -> bool:

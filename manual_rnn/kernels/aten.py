@@ -43,9 +43,8 @@ __all__ = [
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
-# Time steps at most that PyTorch's own operation runs on a CPU: of a plain call of large matrices that wants
-# gradients, and of any other call. The way to a kernel of ours would cost more than it saves (measured in
-# `delegation.py`).
+# Time steps at most that PyTorch's own operation runs on a CPU: of a plain padded call that wants gradients,
+# and of any other call (measured in `ops/plain_network.py`).
 SINGLE, SHORT = 1, 8
 # Multiply-adds of a step, B H^2, from which oneDNN's products with AMX are faster in bfloat16 than those of
 # the engine, and the least B. The time of `nn.RNN` by that of the engine, forward and in training, on a Xeon:

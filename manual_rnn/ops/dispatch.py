@@ -31,6 +31,7 @@ from ..torch_internals import (
     scan,
     single_level,
     torchscript,
+    transforms_active,
 )
 from . import flop_formulas
 
@@ -91,7 +92,7 @@ def can_bypass_dispatcher(*tensors: Tensor | None) -> bool:
 def is_eager(*tensors: Tensor | None) -> bool:
     """The same, though a mode may be active that traces nothing: what a user does with results and weights
     has the effect that it has without the mode."""
-    if torch.compiler.is_compiling() or not no_tracing():
+    if torch.compiler.is_compiling() or transforms_active() or not no_tracing():
         return False
     return _have_plain_keys(tensors)
 

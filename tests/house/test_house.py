@@ -40,7 +40,7 @@ HOUSE = {
     ),
     "module": "compiled_call delegation fast_path parameters layout validation onnx convert ops kernels "
     "override torch_internals",
-    "delegation": "fast_path parameters validation kernels override torch_internals",
+    "delegation": "parameters kernels override torch_internals",
     "own_names": "",
     "fast_path": "parameters ops kernels override torch_internals",
     "compiled_call": "override parameters ops kernels torch_internals",

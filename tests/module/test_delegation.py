@@ -109,23 +109,21 @@ def test_more_steps_are_not(name: str, engine: list[str]) -> None:
     assert engine
 
 
-@pytest.mark.parametrize("with_hx", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("hx", [None, torch.randn(1, 3, 6)], ids=["zeros", "hx"])
 @pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed"])
-@pytest.mark.parametrize("hidden_size", [6, 130])  # of the larger, weight_hh is dear to copy
-def test_a_single_step_in_training(hidden_size: int, form: str, with_hx: bool, engine: list[str]) -> None:
+def test_a_single_step_in_training(form: str, hx: Tensor | None, engine: list[str]) -> None:
     x: Any = torch.randn(1, 3, 4)
-    hx = torch.randn(1, 3, hidden_size) if with_hx else None
-    rnns = twins(4, hidden_size, batch_first=form == "batch_first")
+    rnns = twins(4, 6, batch_first=form == "batch_first")
     if form == "batch_first":
         x = x.transpose(0, 1)
     if form == "unbatched":
         x, hx = x[:, 0], None if hx is None else hx[:, 0]
     if form == "packed":
         x = packed(x, [1, 1, 1])
-    few = hidden_size == 6
+    tolerance = 1e-5 if form == "packed" else 0.0  # of the engine; and of PyTorch's operation
     for a, b in zip(*(gradients(rnn, x, hx) for rnn in rnns), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5 * few, atol=1e-6 * few)
-    assert bool(engine) == few
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert bool(engine) == (form == "packed")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -187,11 +185,9 @@ def test_a_weight_that_is_computed_is_read_once() -> None:
     assert reads == 1
 
 
-@pytest.mark.parametrize(
-    ("steps", "hidden_size", "runs"), [(1, 6, "native"), (1, 130, "aten"), (4, 6, "native"), (9, 6, "native")]
-)
-def test_explain_kernel_says_so(steps: int, hidden_size: int, runs: str) -> None:
-    rnn, x = ManualRNN(4, hidden_size), torch.randn(steps, 3, 4)
+@pytest.mark.parametrize(("steps", "runs"), [(1, "aten"), (4, "native"), (9, "native")])
+def test_explain_kernel_says_so(steps: int, runs: str) -> None:
+    rnn, x = ManualRNN(4, 6), torch.randn(steps, 3, 4)
     assert f"{runs:9} runs" in explain_kernel(rnn, x)
     rnn.weight_hh_l0.requires_grad_(False)
     assert f"{'aten' if steps <= 8 else 'native':9} runs" in explain_kernel(rnn, x)
