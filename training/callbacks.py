@@ -53,7 +53,7 @@ class CompareGradients(Callback):
         at_least(1, every_n_steps=every_n_steps)
         if not tolerance >= 0:
             raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
-        self.every_n_steps, self.record = every_n_steps, Record(tolerance)
+        self.every_n_steps, self.record = every_n_steps, Record(float(tolerance))
         self.drift: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -115,8 +115,6 @@ def scores(trainer: Trainer) -> dict[str, float]:
 class StopWhenSolved(EarlyStopping):
     """Ends the training at the first validation in which both twins have solved the task."""
 
-    NAME = "StopWhenSolved"
-
     def __init__(self, task: Task) -> None:
         super().__init__(
             f"val_{task.metric}/worse",
@@ -126,10 +124,6 @@ class StopWhenSolved(EarlyStopping):
             check_on_train_epoch_end=False,
             check_finite=False,
         )
-
-    @property
-    def state_key(self) -> str:
-        return self.NAME
 
 
 class StopWhenDiverged(EarlyStopping):

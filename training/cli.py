@@ -33,7 +33,7 @@ from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_che
 from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
 from .report import Record, show
 from .resume import GivenAnew, check_state, check_weights, what_is_restored, why_finished
-from .settings import check_run, load_settings, plain, settings_of, with_config_files
+from .settings import allow_classes, check_run, load_settings, plain, settings_of, with_config_files
 from .twins import LEARNING_RATE, Twins, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
@@ -101,6 +101,7 @@ class Laboratory(LightningCLI):
         options, task = as_words(given), as_words(option for option in given if option[0] == "--data")
         begin = task or [f"--data={TASK}"]
         deciding = (option for option in given if option[0] in ("--data", "--config", "--ckpt_path"))
+        allow_classes(given)
         first = parser.parse_args([*begin, *as_words(deciding)])
         if first.ckpt_path is None:
             self.config = parser.parse_args([*begin, *options])
@@ -108,9 +109,10 @@ class Laboratory(LightningCLI):
         name = first.data.class_path.rpartition(".")[2]
         path = find_checkpoint(first.ckpt_path, name if task or name != TASK else "*")
         self.checkpoint = read_checkpoint(path)
-        self.restored = settings_of(self.checkpoint, [value for _, values in given for value in values])
+        self.restored = settings_of(self.checkpoint)
         if self.command == "fit":
             check_state(self.checkpoint)
+        allow_classes(given, no_others=True)
         self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
         self.config.ckpt_path = str(path)
         default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))

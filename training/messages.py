@@ -50,6 +50,8 @@ NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' d
 EXPECTED = r"(?:Expected an?|Not of type) (?!path but|dot import)(\S.*?)(?:\. Got value|:|\n|$)"
 GIVEN = r"(?:Got|Given) value: (.*)|Not of type \w+: (\S+) does not|(?:base 10|to float): '(.*)'"
 
+DENIED = r"Importing '([\w.]+)' is not allowed"
+
 
 class InFewWords(ArgumentParser):
     """A parser with the project's words for a usage error."""
@@ -71,6 +73,9 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
     key = ""
     for part in (part.partition('"')[0] for part in [*outer[1:], inner] if outer):
         key = key if key.endswith(f".{part}") else f"{key}.{part}".lstrip(".")  # of parsers within parsers
+    if denied := re.search(DENIED, message):
+        expected = f"expected {denied[1]}, which the settings of the checkpoint name, to be named by you too"
+        return f"{expected}: --{key} {denied[1]}, say"
     path = re.search(r"given class_path '([\w.]+)':\s+(.*)", message)
     if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
         return f"expected an option, got {word[1]}\n--help lists all."

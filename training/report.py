@@ -5,10 +5,13 @@ from functools import reduce
 from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from torch import Tensor
 
 from .compare import Comparison
 
@@ -111,18 +114,13 @@ class Record:
         add(self.scores, scores, len(self.validated))
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: lists as tensors, which take a tenth of the room."""
-        lists = {name: tensors(getattr(self, name)) for name in LISTS}
-        extremes = {name: asdict(e) for name, e in self.extremes.items()}
-        losses = (self.loss_difference, self.loss_drift)
-        return {**lists, "extremes": extremes, "loss_differences": losses, "diverged": dict(self.diverged)}
+        """For a checkpoint: lists as tensors, which are read a hundred times as fast."""
+        return apply_to_collection(asdict(self), list, lambda numbers: torch.from_numpy(np.array(numbers)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in LISTS:
-            setattr(self, name, lists(state[name]))
-        self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
-        self.loss_difference, self.loss_drift = state["loss_differences"]
-        self.diverged = dict(state["diverged"])
+        found = apply_to_collection(state, Tensor, Tensor.tolist) | {"tolerance": self.tolerance}
+        extremes = {name: Extremes(**e) for name, e in found["extremes"].items()}
+        vars(self).update(found, extremes=extremes)
 
     @property
     def largest_parting(self) -> float:
@@ -181,9 +179,6 @@ class Record:
         return table
 
 
-LISTS = ("steps", "losses", "compared", "differences", "partings", "validated", "scores")
-
-
 def add(lists: dict[str, list[float]], values: dict[str, float], length: int) -> None:
     """Appends each value to the list of its name; all lists get ``length``, by NaN where one has no value."""
     for name in {**lists, **values}:
@@ -194,18 +189,6 @@ def add(lists: dict[str, list[float]], values: dict[str, float], length: int) ->
 def worse(a: float, b: float) -> float:
     """The larger, where NaN is larger than anything."""
     return b if b != b or b > a else a
-
-
-def tensors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: tensors(v) for name, v in value.items()}
-    return torch.tensor(value, dtype=torch.int64 if value and isinstance(value[0], int) else torch.float64)
-
-
-def lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: lists(v) for name, v in value.items()}
-    return value.tolist()
 
 
 def counted(count: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import nn
 
@@ -13,7 +13,7 @@ from .callbacks import CompareGradients, StopWhenSolved
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
-from .settings import of_this_version, settings_of
+from .settings import allow_classes, of_this_version, settings_of
 from .twins import Twins
 
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
@@ -86,8 +86,8 @@ def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
         return f"has made its {epochs} epochs, {step} steps; --trainer.max_epochs says how many more"
     if 0 <= trainer["max_steps"] <= step:
         return f"has made its {step} steps; --trainer.max_steps says how many more"
-    stopping = checkpoint["callbacks"].get(StopWhenSolved.NAME)
-    if settings["stop_when_solved"] and stopping and stopping["stopping_reason"] == SOLVED:
+    stopped = [c for name, c in checkpoint["callbacks"].items() if name.startswith(StopWhenSolved.__name__)]
+    if settings["stop_when_solved"] and any(state["stopping_reason"] == SOLVED for state in stopped):
         return f"has solved its task at step {step}; --stop_when_solved false trains on"
     return None
 
@@ -152,11 +152,10 @@ def load_model(ckpt_path: Path) -> Twins:
 
 def load_task(ckpt_path: Path, data: str | None) -> Task:
     """The task of a checkpoint, with its settings; one of the user's own where ``data`` names it."""
-    settings = settings_of(read_checkpoint(ckpt_path), [data] if data else [])
-    spec = settings["data"]
-    seed = spec["init_args"].get("seed")
-    spec["init_args"]["seed"] = settings["seed_everything"] if seed is None else seed
+    settings = settings_of(read_checkpoint(ckpt_path))
+    allow_classes([("--data", [data] if data else [])], no_others=True)
+    seed_everything(settings.get("seed_everything", 0), verbose=False)  # a task without a seed has the run's
     parser = InFewWords()
     parser.add_subclass_arguments(Task, "data")
-    task: Task = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    task: Task = parser.instantiate_classes(parser.parse_object({"data": settings["data"]})).data
     return task
