@@ -242,8 +242,5 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
 
 
 def main(command: str, options: Sequence[str]) -> None:
-    """One command line. A file that can't be written is an error of one line."""
-    try:
-        build(command, options).start()
-    except OSError as problem:
-        sys.exit(f"training: {problem}")
+    """One command line."""
+    build(command, options).start()

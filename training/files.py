@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -89,10 +89,9 @@ def read(path: Path, expected: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of TorchScript, which is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as problem:
-        raise ValueError(f"expected {expected}, got {path}, which can't be read: {problem}") from None
-    except Exception:  # whatever a broken file leads the unpickler to
-        why = "it isn't whole, or holds more than tensors and names"
+    except Exception as problem:  # whatever a broken file leads the unpickler to
+        broken = "it isn't whole, or holds more than tensors and names"
+        why = problem if isinstance(problem, OSError) else broken
         raise ValueError(f"expected {expected}, got {path}, which can't be read: {why}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
@@ -172,18 +171,15 @@ def new_folder(parent: Path, name: str | None = None) -> Path:
     if name is not None:
         if not name or Path(name).name != name or name == "..":
             raise ValueError(f"expected the name of a folder, got {name}")
-        if not made(parent / name):
-            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
+        try:
+            (parent / name).mkdir(parents=True)
+        except FileExistsError:
+            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already") from None
         return parent / name
     numbers = [path.name.removeprefix("version_") for path in parent.glob("version_*")]
-    first = max((int(n) for n in numbers if n.isdigit()), default=-1) + 1
-    return next(folder for n in count(first) if made(folder := parent / f"version_{n}"))
-
-
-def made(folder: Path) -> bool:
-    """Whether this call made the folder."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
+    number = max((int(n) for n in numbers if n.isdigit()), default=-1)
+    while True:
+        number += 1
+        with suppress(FileExistsError):  # of a run that began at the same time
+            (folder := parent / f"version_{number}").mkdir(parents=True)
+            return folder

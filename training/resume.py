@@ -28,8 +28,8 @@ def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, de
     of_the_run, named_before = flat(restored), flat(now).keys() & flat(restored).keys()
     anew = {name: value for name, value in flat(now).items() if name in named_before}
     lines = [
-        f"  other than the defaults: {in_words(differences(of_the_run, flat(default)))}",
-        f"  given anew: {in_words(differences(anew, of_the_run))}",
+        f"  other than the defaults: {in_words(differences(of_the_run, flat(default))) or 'none'}",
+        f"  given anew: {in_words(differences(anew, of_the_run)) or 'none'}",
     ]
     if CompareGradients.__name__ not in checkpoint.get("callbacks", {}):
         lines.append("  but no record of its steps: an older version wrote that in another way")
@@ -75,7 +75,7 @@ def differences(settings: Flat, others: Flat) -> Flat:
 
 def in_words(settings: Flat) -> str:
     """``model.hidden_size 64, optimizer.lr 0.01``."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
@@ -112,7 +112,10 @@ class GivenAnew(Callback):
             checkpoint["lr_schedulers"] = []
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
-                lr = self.learning_rate(group["lr"])
+                lr = group["lr"]
+                if "lr" in self.optimizer:
+                    before = self.before.get("optimizer.lr")
+                    lr = lr / before * self.optimizer["lr"] if before else self.optimizer["lr"]
                 initial = self.optimizer.get("lr", group.get("initial_lr", lr))
                 group.update(self.optimizer, lr=lr, initial_lr=initial)
         for state in checkpoint.get("lr_schedulers", []):
@@ -122,13 +125,6 @@ class GivenAnew(Callback):
         task: Any = getattr(trainer, "datamodule", None)
         if type(task).__qualname__ not in checkpoint and "loops" in checkpoint:  # an older version wrote it
             task.drawn = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-
-    def learning_rate(self, reached: float) -> float:
-        """``reached``, in proportion to the new one."""
-        before, anew = self.before.get("optimizer.lr"), self.optimizer.get("lr")
-        if anew is None or not before or reached == before:
-            return float(reached if anew is None else anew)
-        return reached * float(anew) / before
 
 
 def of_option(option: str, settings: Flat) -> Flat:

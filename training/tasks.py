@@ -172,7 +172,7 @@ class SequentialDigits(Task):
         super().__init__(64 // self.input_size, batch_size, train_batches, val_batches, num_workers, seed)
 
     def batch(self, split: str, number: int) -> Batch:
-        rows = self.rows.get(split, self.rows["test"])
+        rows = self.rows[split]
         first, end = number * self.batch_size, (number + 1) * self.batch_size
         if split != "train":
             return self.pictures(rows[first:end])
@@ -216,7 +216,7 @@ class CharacterLM(Task):
         self.chance, self.solved = perplexities(self.text["train"], self.text["val"], V)
 
     def batch(self, split: str, number: int) -> Batch:
-        text = self.text.get(split, self.text["test"])
+        text = self.text[split]
         generator = seeded_by(self.seed, len(text), number)
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
