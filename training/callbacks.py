@@ -82,8 +82,10 @@ class CompareGradients(Callback):
     ) -> None:
         """Measures how far the gradients that the networks train with have parted."""
         module: Any = pl_module
-        own = [dict(network.named_parameters()) for network in (module.manual, module.builtin)]
-        manual, builtin = ({n: p.grad for n, p in each.items() if p.grad is not None} for each in own)
+        manual, builtin = (
+            {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+            for network in (module.manual, module.builtin)
+        )
         self.drift = relative_differences(manual, builtin)
 
     def on_train_batch_end(

@@ -32,9 +32,9 @@ from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
 from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
 from .report import Record, show
-from .resume import GivenAnew, check_state, check_weights, what_is_restored, why_finished
+from .resume import OTHER_RUN, GivenAnew, check_state, what_is_restored, why_finished
 from .settings import allow_classes, check_run, load_settings, plain, settings_of, with_config_files
-from .twins import LEARNING_RATE, Twins, from_every_process
+from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
 Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
@@ -141,7 +141,7 @@ class Laboratory(LightningCLI):
         self.record: Record = self.config_init.compare.record
         self.datamodule.loader("train", self.model.tbptt_steps)
         if self.checkpoint:
-            check_weights(self.model, self.checkpoint)
+            check_shapes(self.model, self.checkpoint["state_dict"], OTHER_RUN)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init.trainer
@@ -233,8 +233,6 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
     quieten()
     try:
         return Laboratory(command, options)
-    except UnicodeDecodeError as problem:
-        usage_error(f"expected a config in UTF-8: {problem}")
     except Exception as problem:
         if not isinstance(problem, REFUSALS) and not places(problem):
             raise

@@ -78,13 +78,28 @@ def remove_stray_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def existing(path: Path, expected: str) -> Path:
+    """The path, of a file. Raises FileNotFoundError where it is none."""
+    if not path.is_file():
+        why = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"expected {expected}, got {path}: {why}")
+    return path
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file. Raises ValueError where it isn't in UTF-8, FileNotFoundError where it is none."""
+    try:
+        return existing(path, expected).read_text("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"expected {expected} in UTF-8, got {path}: {problem.reason}") from None
+
+
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file of tensors, numbers and names (``weights_only=True``).
 
     Raises ValueError for any other content, FileNotFoundError where there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(path)}")
+    existing(path, expected)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of TorchScript, which is refused
@@ -129,14 +144,7 @@ def find_checkpoint(given: str, task: str = "*") -> Path:
     if "://" in given and url.scheme != "file":
         raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
     path = Path(unquote(url.path) if "://" in given else given)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
-    return path
-
-
-def no_file(path: Path) -> str:
-    """Why a path is no file."""
-    return "a folder" if path.is_dir() else "no such file"
+    return existing(path, "a checkpoint, or last or best")
 
 
 def newest(name: str, task: str) -> Path:

@@ -74,7 +74,7 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
     for part in (part.partition('"')[0] for part in [*outer[1:], inner] if outer):
         key = key if key.endswith(f".{part}") else f"{key}.{part}".lstrip(".")  # of parsers within parsers
     if denied := re.search(DENIED, message):
-        expected = f"expected {denied[1]}, which the settings of the checkpoint name, to be named by you too"
+        expected = f"expected {denied[1]}, which the checkpoint's settings name, on the command line too"
         return f"{expected}: --{key} {denied[1]}, say"
     path = re.search(r"given class_path '([\w.]+)':\s+(.*)", message)
     if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
@@ -88,7 +88,7 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
         return no_such_class(key, value)
     types = re.findall(EXPECTED, inner[: given.end()] if given else "")
     if types and value:
-        return f"expected --{key} to be {' or '.join(dict.fromkeys(map(plain, types)))}, got {value}"
+        return f"expected --{key} to be {' or '.join(dict.fromkeys(map(in_plain_words, types)))}, got {value}"
     reason = path[2] if path else [line.strip(" -") for line in message.splitlines() if line.strip()][-1]
     return f"--{key} {path[1] if path else ''}".rstrip() + f": {reason}" if key else reason
 
@@ -111,14 +111,13 @@ def no_such_class(key: str, given: str) -> str:
     expected = f"expected --{key} to be a name or a class by its path, like my_module.MyClass, got {given}"
     if given.endswith(".py") or "/" in given:
         return f"{expected}, a file; --{key} {Path(given).stem}.MyClass names a class in it"
-    if "." in given:
+    if "." in given and all(part.isidentifier() for part in given.split(".")):  # as a parser has asked for it
         try:
             found = resolve_name(given)
         except Exception as problem:  # whatever the module at that path raises
             return f"--{key} {given}: {told(problem)}"
         if not (isinstance(found, type) and issubclass(found, BASES[key])):
             return f"expected --{key} to be a class derived from {BASES[key].__name__}, got {given}"
-        return f"--{key} {given}: it has parameters that can't be read"
     there = list(dict.fromkeys(TASKS if key == "data" else subclasses(BASES[key])))
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
@@ -145,7 +144,7 @@ def places(problem: BaseException) -> list[str]:
     return [f"{file}, line {line}" for file, line in users]
 
 
-def plain(kind: str) -> str:
+def in_plain_words(kind: str) -> str:
     """A type in words: ``Literal['a', 'b']`` as its values, a class by its name."""
     if kind in LIMITED:
         return LIMITED[kind]

@@ -52,9 +52,8 @@ class Record:
         steps: every step.
         losses: the loss at each of them, by twin.
         compared: the steps at which gradients were compared.
-        differences: the largest absolute difference at each of those, by parameter; NaN where none was left
-            to compare.
-        partings: the same in units of round-off.
+        partings: how far the gradients parted at each of those, in units of round-off, by parameter; NaN
+            where none was left to compare.
         validated: the steps after which there was a validation.
         scores: the task's metric in each of those, by twin.
         extremes: by parameter.
@@ -67,7 +66,6 @@ class Record:
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
     compared: list[int] = field(default_factory=list)
-    differences: dict[str, list[float]] = field(default_factory=dict)
     partings: dict[str, list[float]] = field(default_factory=dict)
     validated: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
@@ -83,7 +81,6 @@ class Record:
 
     def note_comparison(self, step: int, found: Comparison) -> None:
         self.compared.append(step)
-        add(self.differences, found.absolute, len(self.compared))
         add(self.partings, found.partings, len(self.compared))
         if found.diverged:
             self.diverged.setdefault("builtin", step)

@@ -7,26 +7,25 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
-from torch import nn
 
 from .callbacks import CompareGradients, StopWhenSolved
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
 from .settings import allow_classes, of_this_version, settings_of
-from .twins import Twins
+from .twins import Twins, check_shapes
 
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
+OTHER_RUN = "in the checkpoint; a run goes on with its own task and sizes"
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
-MISSING = object()
 Flat = dict[str, Any]
 Settings = Mapping[str, Any]
 
 
 def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, default: Settings) -> str:
     """In two lines: the settings of the checkpoint's run that aren't the default, and those given anew."""
-    of_the_run, named_before = flat(restored), flat(now).keys() & flat(restored).keys()
-    anew = {name: value for name, value in flat(now).items() if name in named_before}
+    of_the_run = flat(restored)
+    anew = {name: value for name, value in flat(now).items() if name in of_the_run}
     lines = [
         f"  other than the defaults: {in_words(differences(of_the_run, flat(default))) or 'none'}",
         f"  given anew: {in_words(differences(anew, of_the_run)) or 'none'}",
@@ -41,18 +40,6 @@ def check_state(checkpoint: Mapping[str, Any]) -> None:
     missing = [part for part in STATE if part not in checkpoint]
     if missing:
         raise ValueError(f"expected a checkpoint to go on from, got one without {', '.join(missing)}")
-
-
-def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raises ValueError where weights of a checkpoint don't fit the model, for the first of them."""
-    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    got = {name: tuple(p.shape) for name, p in checkpoint["state_dict"].items()}
-    for name in {**expected, **got}:
-        if expected.get(name) != got.get(name):
-            raise ValueError(
-                f"expected {name} of shape {expected.get(name)}, got {got.get(name)} in the checkpoint; "
-                "a run goes on with its own task and sizes"
-            )
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -70,7 +57,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
 
 def differences(settings: Flat, others: Flat) -> Flat:
     """Those of ``settings`` that ``others`` has not, or has otherwise."""
-    return {name: value for name, value in settings.items() if others.get(name, MISSING) != value}
+    return {name: value for name, value in settings.items() if name not in others or others[name] != value}
 
 
 def in_words(settings: Flat) -> str:
@@ -141,7 +128,7 @@ def load_model(ckpt_path: Path) -> Twins:
         model = Twins(**{n: value for n, value in given.items() if n in signature(Twins).parameters})
     except TypeError as problem:
         raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
-    check_weights(model, content)
+    check_shapes(model, content["state_dict"], OTHER_RUN)
     model.load_state_dict(content["state_dict"])
     return model.eval()
 

@@ -1,14 +1,15 @@
 r"""Settings as data: of a config, of a run that can be, and of a checkpoint, which may hold nothing else.
 
-Those of a checkpoint may name classes of torch, of Lightning and of this package; any other class has to be
+Those of a checkpoint may name classes of torch.optim, Lightning and this package; any other class has to be
 named on the command line.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -16,7 +17,8 @@ from jsonargparse import Namespace, get_loader, set_parsing_settings
 
 from .__main__ import Option
 from .datamodule import at_least
-from .files import CHECKPOINT, no_file
+from .files import CHECKPOINT, existing, read_text
+from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST_NODES = 100_000
@@ -48,10 +50,8 @@ def config_file(given: str) -> str:
         return given
     own = CONFIGS / f"{given}.yaml"
     path = own if own.is_file() and not Path(given).is_file() else Path(given)
-    if not path.is_file():
-        names = f"A file, or one of {', '.join(sorted(config.stem for config in CONFIGS.glob('*.yaml')))}."
-        raise FileNotFoundError(f"expected a config, got {given}: {no_file(path)}\n{names}")
-    text = path.read_text(encoding="utf-8")
+    names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
+    text = read_text(existing(path, f"a config, one of {names} or a file"), "a config")
     try:
         settings = load_settings(text)
     except yaml.YAMLError as problem:
@@ -149,7 +149,7 @@ def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:
-    """Settings may name classes of torch, Lightning and this package, and what the command line names.
+    """Settings may name classes of torch.optim, Lightning and this package, and what the command line names.
 
     jsonargparse asks this list before each import, wherever it takes a text for code: a path, the name of a
     file, YAML within a string. It asks also for the place where the class is defined, which may be another.
@@ -158,15 +158,21 @@ def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:
         options: of the command line, with the names of config files.
         no_others: whether all else is refused from now on, as it is for the settings of a checkpoint.
     """
+    set_parsing_settings(
+        import_path_denylist=["*"] if no_others else [],
+        import_path_allowlist=[*TRUSTED, *named_by(options)],
+        config_read_mode_fsspec_enabled=False,
+    )
+
+
+def named_by(options: Iterable[Option]) -> set[str]:
+    """All dotted paths in options and their config files, and of the classes the places that define them."""
     given = [(name, value) for name, values in options for value in values]
     files = [Path(v).read_text("utf-8") for name, v in given if name == "--config" and not inline(v)]
     named = set(re.findall(DOTTED, " ".join([*files, *(value for _, value in given)])))
-    for module, _, name in [path.rpartition(".") for path in named]:
-        found = getattr(sys.modules.get(module), name, None)
-        if isinstance(found, type):
-            named.add(f"{found.__module__}.{found.__qualname__}")
-    set_parsing_settings(
-        import_path_denylist=["*"] if no_others else [],
-        import_path_allowlist=[*TRUSTED, *named],
-        config_read_mode_fsspec_enabled=False,
-    )
+    for name, value in given:
+        if name.removeprefix("--") in BASES and value in named:
+            with suppress(Exception):  # which the parser tells of
+                found = resolve_name(value)
+                named |= set(re.findall(DOTTED, f"{found.__module__}.{found.__qualname__}"))
+    return named

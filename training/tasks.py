@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
 from .datamodule import Task, at_least, one_hot, seeded_by
+from .files import read_text
 from .objective import Batch
 
 
@@ -201,7 +202,7 @@ class CharacterLM(Task):
 
     def __init__(self, path: Path | None = None, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        text = read_text(path or Path(__file__).with_name("sonnets.txt"))
+        text = read_text(path or Path(__file__).with_name("sonnets.txt"), "a text")
         self.characters = sorted(set(text))
         if len(self.characters) < 2:
             raise ValueError(f"expected a text of two different characters or more, got {self.characters}")
@@ -221,15 +222,6 @@ class CharacterLM(Task):
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
         return Batch(one_hot(windows[:, :-1], self.input_size), windows[:, 1:])
-
-
-def read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
 
 
 def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:

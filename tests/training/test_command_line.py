@@ -22,6 +22,8 @@ from torch import nn
 from training_runs import QUIET, SMALL, WARNINGS, CommandLine, checkpoint, last, weights
 
 import training
+import training.__main__
+import training.commands
 from training.__main__ import COMMANDS, main
 from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
@@ -123,7 +125,7 @@ ERRORS = [
     ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself, got LBFGS"),
     ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
     ("fit --lr_scheduler StepLR", "StepLR: the following arguments are required: step_size"),
-    ("fit --config nowhere", "expected a config, got nowhere: no such file\nA file, or one of adding, "),
+    ("fit --config nowhere", "expected a config, one of adding, characters, copy_memory"),
     ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
     ("fit --config list.yaml", "expected a config in YAML or JSON"),
     ("fit --config modle.yaml", "there is no option --modle"),
@@ -151,6 +153,8 @@ ERRORS = [
     ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
     ("fit --trainer.barebones true", "expected a run that logs"),
     ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
+    ("fit --trainer.callbacks LearningRateFinder", "expected no LearningRateFinder"),
+    ("export --ckpt_path plain.ckpt", "expected the options of twins in plain.ckpt"),
     ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
     ("sweep --model.hidden_size 4 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
     ("sweep --seeds 0 1 --name a/b", "expected the name of a folder, got a/b"),
@@ -221,6 +225,26 @@ def test_the_overview_is_instant_and_the_version_is_told(capsys: pytest.CaptureF
     assert re.fullmatch(r"python -m training (\d\S+|\(not installed\))", done.stdout.splitlines()[-2])
     assert all(command in done.stdout for command in COMMANDS)
     assert ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml"))) in done.stdout
+
+
+@pytest.mark.parametrize("name", ["rich.console", "matplotlib"])
+def test_what_an_extra_lacks_is_a_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def missing(module: str, package: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(training.__main__, "import_module", missing)
+    with pytest.raises(SystemExit, match=rf"{name} isn't installed; pip install 'manual_rnn\[lab\]' has it"):
+        main(["tasks"])
+
+
+def test_ctrl_c_before_a_run_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(module: str, package: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.__main__, "import_module", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        main([])
+    assert exit.value.code == 130
 
 
 def test_it_calls_itself_as_it_was_called(
@@ -445,6 +469,15 @@ def test_an_export_loads_into_nn_rnn(cli: CommandLine, finished: Path, twin: str
     state = torch.load(finished, weights_only=True)["state_dict"]
     for name, weight in rnn.state_dict().items():
         assert torch.equal(weight, state[f"{twin}.rnn.{name}"])
+
+
+def test_an_onnx_export_without_onnx_is_refused(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training.commands, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli("export", "--ckpt_path=x", "--onnx=y", small=[])
+    assert "ONNX needs onnx and onnxscript: pip install 'manual_rnn[onnx]'" in capsys.readouterr().err
 
 
 def test_an_onnx_export_answers_as_the_network(cli: CommandLine, finished: Path) -> None:

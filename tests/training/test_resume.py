@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +88,12 @@ def test_a_new_rate_scales_the_rate_that_was_reached() -> None:
     (group,) = content["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"]) == pytest.approx((0.2, 0.4))
     assert content["lr_schedulers"] == [{"base_lrs": [0.4]}]
+
+
+def test_beside_another_optimizer_the_scheduler_begins_anew_too() -> None:
+    content: dict[str, Any] = {"optimizer_states": [{}], "lr_schedulers": [{"last_epoch": 9}]}
+    GivenAnew({"optimizer": "SGD"}, {"optimizer": "Adam"}).on_load_checkpoint(None, None, content)  # type: ignore[arg-type]
+    assert content == {"optimizer_states": [], "lr_schedulers": []}
 
 
 def finished_after(**changed: Any) -> str | None:
@@ -213,6 +218,18 @@ def test_settings_that_no_option_has_any_more_are_named(
     with pytest.raises(SystemExit):
         cli(f"--ckpt_path={of_settings(settings(model={'width': 3}))}", small=[])
     assert "there is no option --model.width" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_weights_alone_is_no_run_to_go_on_with(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = of_settings(settings())
+    content = torch.load(path, weights_only=True)
+    del content["optimizer_states"], content["loops"]
+    torch.save(content, path)
+    with pytest.raises(SystemExit):
+        cli(f"--ckpt_path={path}", small=[])
+    assert "to go on from, got one without optimizer_states, loops" in capsys.readouterr().err
 
 
 class CrashError(Exception):
@@ -357,6 +374,7 @@ CODE = [
     {"trainer": {"profiler": {"class_path": "torch.hub.load"}}},
     {"trainer": {"callbacks": ["evil.yaml"]}},
     {"trainer": {"callbacks": "evil.Callback"}},
+    {"trainer": {"callbacks": "evil.f:f"}},  # as importlib has it
     {"trainer": {"callbacks": '["evil\\x2eCallback"]'}},  # YAML's own way to write a dot
     {"trainer": {"callbacks": '{"class_path": "evil\\u002eCallback"}'}},
     {"trainer": {"callbacks+": ["evil.Callback"]}},
@@ -397,7 +415,8 @@ def test_settings_of_a_checkpoint_run_no_code(
 
 
 def test_settings_read_no_other_file_of_settings() -> None:
-    assert "config" not in settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
+    found = settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
+    assert not {"config", "ckpt_path", "name"} & found.keys()  # where a run began isn't restored either
 
 
 MINE = """
@@ -425,8 +444,10 @@ def test_what_the_command_line_names_may_stand_in_settings(
     )
     with pytest.raises(SystemExit):
         cli(f"--ckpt_path={path}", "--config=mine.yaml", small=[])
-    assert "expected alias.Mine, which the settings of the checkpoint name" in capsys.readouterr().err
-    import_module("alias")  # a process of its own has it by now: only the checkpoint's are refused
+    assert (
+        "expected alias.Mine, which the checkpoint's settings name, on the command line too: --data"
+        in capsys.readouterr().err
+    )
     named = [f"--ckpt_path={path}", "--data=alias.Mine", "--config=mine.yaml"]
     with pytest.raises(SystemExit):
         cli(*named, small=[])
