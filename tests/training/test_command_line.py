@@ -58,6 +58,11 @@ class Wide(Echo):
     input_size = 2
 
 
+class Early(Echo):
+    def __init__(self, **kwargs):
+        raise KeyError("a")
+
+
 class Late(Echo):
     def sample(self, generator, count):
         return 1 / 0
@@ -90,6 +95,7 @@ ERRORS = [
     ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
     ("fit --data echo.Wide", "expected input of floats (B, T, 2), got float32 (64, 40, 1)"),
     ("fit --data echo.Late", "ZeroDivisionError: division by zero ("),
+    ("fit --data echo.Early", "KeyError: 'a' ("),
     ("fit --data broken.Task", "--data broken.Task: invalid syntax ("),
     ("fit --data broken.Task", "broken.py, line 3)"),
     ("fit --data unnamed.Task", "NameError: name 'foo' is not defined ("),
@@ -119,6 +125,10 @@ ERRORS = [
     ("fit --trainer.callbacks Timr", "got Timr; did you mean Timer?\nThere are "),
     ("fit --trainer.accelerator tpus", "tpus"),
     ("fit --trainer.devices 0", "Trainer(devices='0')"),
+    (
+        "fit --trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_epochs x",
+        "expected --trainer.callbacks.every_n_epochs to be int or null, got x",
+    ),
     ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
     ("fit --optimizer.lr abc", "expected --optimizer.lr to be float, got abc"),
     ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
@@ -493,6 +503,17 @@ def test_inspect_writes_pictures_of_the_task_it_was_trained_on(cli: CommandLine,
     pictures = [Path(path) for path in cli("inspect", f"--ckpt_path={finished}", small=[]).split()]
     assert len(pictures) == 3
     assert all(path.stat().st_size > 5000 for path in pictures)
+
+
+def test_inspect_shows_the_batch_that_a_test_begins_with(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        training.commands, "write_pictures", lambda rnn, input, folder: seen.append(input) or []
+    )
+    cli("inspect", f"--ckpt_path={finished}", small=[])
+    assert torch.equal(seen[0], Parity(batch_size=8).batch("test", 0).input)
 
 
 def test_the_tasks_are_listed(cli: CommandLine) -> None:

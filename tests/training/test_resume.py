@@ -56,6 +56,7 @@ def test_a_resumed_run_keeps_optimizer_scheduler_clipping_and_threads(cli: Comma
     out = cli(QUIET, "--trainer.max_epochs=3", "--ckpt_path=last", small=[])
     assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
     assert "threads 2, optimizer torch.optim.SGD, optimizer.lr 0.1" in out
+    assert torch.get_num_threads() == 2
     assert "compare.tolerance 99.0" in out
     assert "given anew: trainer.max_epochs 3 " in out
 

@@ -168,6 +168,8 @@ def test_digits_come_once_in_a_round_and_never_from_another_split(by: Any, shape
     first_round = torch.cat([task.batch("train", i).input for i in range(13)])[:1285]
     expected = task.images[task.rows["train"]]
     assert torch.equal(first_round.sum(0), expected.sum(0))
+    rounds = [SequentialDigits(by, batch_size=1285).batch("train", number).input for number in range(2)]
+    assert not torch.equal(*rounds)  # another order
     assert [len(task.batch("val", i).input) for i in range(3)] == [100, 100, 56]
     assert task.batches["val"] == 3
 

@@ -91,22 +91,28 @@ def test_gradients_are_clipped_at_norm_1_unless_said_otherwise(monkeypatch: pyte
         assert nn.utils.get_total_norm(moved).item() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize("diverged", ["builtin", "manual"])
-def test_one_twin_that_diverges_ends_the_run(monkeypatch: pytest.MonkeyPatch, diverged: str) -> None:
+@pytest.mark.parametrize(
+    ("infinite", "steps"), [("val_loss/builtin", 4), ("val_loss/manual", 4), ("val_mse/manual", 8)]
+)
+def test_the_loss_of_one_twin_that_diverges_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, infinite: str, steps: int
+) -> None:
+    """A metric alone doesn't: a perplexity is out of range where its loss is large."""
     task = small()
     model = Twins.for_task(task, hidden_size=6)
     log = model.log
 
     def set_level(name: str, value: Any, **options: Any) -> None:
-        log(name, torch.tensor(math.inf) if name == f"val_loss/{diverged}" else value, **options)
+        log(name, torch.tensor(math.inf) if name == infinite else value, **options)
 
     monkeypatch.setattr(model, "log", set_level)
-    assert train(task, model, max_epochs=2, enable_progress_bar=False).steps[-1] == 4
+    assert train(task, model, max_epochs=2, enable_progress_bar=False).steps[-1] == steps
 
 
 def test_a_solved_task_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Adding, "solved", 1e3)
     assert trained()[0].steps[-1] == 4
+    assert trained(stop_when_solved=False)[0].steps[-1] == 8
     monkeypatch.setattr(Adding, "solved", 0)
     assert trained()[0].steps[-1] == 8
 
@@ -291,8 +297,10 @@ def test_dropout_draws_anew_for_each_batch_and_alike_for_both_twins(monkeypatch:
     losses = [model.training_step(batch, number)["losses"] for number in (0, 0, 1)]
     assert losses[0]["manual"] == losses[1]["manual"] != losses[2]["manual"]
     assert all(step["manual"] == step["builtin"] for step in losses)
-    monkeypatch.setattr(Twins, "current_epoch", 1)
-    assert model.training_step(batch, 0)["losses"]["manual"] != losses[0]["manual"]
+    for name in ("current_epoch", "global_rank"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Twins, name, 1)
+            assert model.training_step(batch, 0)["losses"]["manual"] != losses[0]["manual"]
 
 
 def test_no_truncation_where_a_piece_would_have_no_target() -> None:
