@@ -509,9 +509,12 @@ def test_inspect_shows_the_batch_that_a_test_begins_with(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        training.commands, "write_pictures", lambda rnn, input, folder: seen.append(input) or []
-    )
+
+    def note(rnn: nn.Module, input: torch.Tensor, folder: Path) -> list[Path]:
+        seen.append(input)
+        return []
+
+    monkeypatch.setattr(training.commands, "write_pictures", note)
     cli("inspect", f"--ckpt_path={finished}", small=[])
     assert torch.equal(seen[0], Parity(batch_size=8).batch("test", 0).input)
 
