@@ -30,7 +30,7 @@ from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredic
 from .curves import draw_run
 from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
-from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
+from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
 from .resume import OTHER_RUN, GivenAnew, check_state, what_is_restored, why_finished
 from .settings import allow_classes, check_run, load_settings, plain, settings_of, with_config_files
@@ -233,9 +233,7 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
     quieten()
     try:
         return Laboratory(command, options)
-    except Exception as problem:
-        if not isinstance(problem, REFUSALS) and not places(problem):
-            raise
+    except REFUSALS as problem:  # jsonargparse makes a ValueError of any that a class of the user's raises
         usage_error(told(problem))
 
 

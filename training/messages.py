@@ -125,7 +125,13 @@ def no_such_class(key: str, given: str) -> str:
 def told(problem: BaseException) -> str:
     """An exception in a line: its words, and the place in the user's own file where it was raised."""
     cause = problem.__cause__
-    if cause is not None and (isinstance(cause, ValueError | ImportError) or places(cause)):
+    tried = re.findall(r"^  - (?!Expected an? <)(.*)", str(problem), re.MULTILINE)
+    given = re.search(r"class_path='([\w.]+)'", str(problem))
+    if cause is not None and places(cause):
+        problem = cause
+    elif tried and given:  # of the types that an option can have, the one that was meant
+        return f"{given[1]}: {tried[0]}"
+    elif isinstance(cause, ValueError | ImportError):
         problem = cause
     if isinstance(problem, SyntaxError):
         return f"{problem.msg} ({problem.filename}, line {problem.lineno})"

@@ -36,6 +36,7 @@ pytestmark = WARNINGS
 
 ECHO = """
 import torch
+from pytorch_lightning import Callback
 from training.datamodule import Task
 from training.objective import Batch
 
@@ -61,6 +62,11 @@ class Wide(Echo):
 class Early(Echo):
     def __init__(self, **kwargs):
         raise KeyError("a")
+
+
+class Seen(Callback):
+    def __init__(self):
+        raise RuntimeError("out of order")
 
 
 class Late(Echo):
@@ -95,6 +101,7 @@ ERRORS = [
     ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
     ("fit --data echo.Wide", "expected input of floats (B, T, 2), got float32 (64, 40, 1)"),
     ("fit --data echo.Late", "ZeroDivisionError: division by zero ("),
+    ("fit --trainer.callbacks echo.Seen", "echo.Seen: out of order"),
     ("fit --data echo.Early", "KeyError: 'a' ("),
     ("fit --data broken.Task", "--data broken.Task: invalid syntax ("),
     ("fit --data broken.Task", "broken.py, line 3)"),
