@@ -130,7 +130,7 @@ class Outcome:
             **self.settings,
             "steps": str(steps[-1]) if steps else "0",
             **{name: f"{scores[twin][-1]:.4g}" if twin in scores else "" for twin, name in NAMES.items()},
-            "parting": f"{self.record.largest_parting:.2g}",
+            "times round-off": f"{self.record.largest_parting:.2g}",
             "verdict": VERDICTS.get(self.code, "FAILED"),
             "run": self.folder.name,
         }

@@ -39,7 +39,9 @@ BASES: dict[str, type] = {
     "trainer.profiler": Profiler,
 }
 """The options that name a class, and what that is derived from."""
-LIMITED = {
+NUMBERS = {
+    "int": "a whole number",
+    "float": "a number",
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number from 0 on",
     "NonNegativeFloat": "a number from 0 on",
@@ -130,7 +132,7 @@ def told(problem: BaseException) -> str:
     if cause is not None and places(cause):
         problem = cause
     elif tried and given:  # of the types that an option can have, the one that was meant
-        return f"{given[1]}: {tried[0]}"
+        return f"{given[1].rpartition('.')[2]}: {tried[0]}"
     elif isinstance(cause, ValueError | ImportError):
         problem = cause
     if isinstance(problem, SyntaxError):
@@ -152,12 +154,10 @@ def places(problem: BaseException) -> list[str]:
 
 def in_plain_words(kind: str) -> str:
     """A type in words: ``Literal['a', 'b']`` as its values, a class by its name."""
-    if kind in LIMITED:
-        return LIMITED[kind]
-    values = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
-    if values:
+    if values := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return f"one of {values[1]}"
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    return NUMBERS.get(name, name)
 
 
 def meant(given: str, there: Iterable[str], prefix: str = "") -> str:

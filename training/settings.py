@@ -32,7 +32,14 @@ ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NOT_RESTORED = ("ckpt_path", "name", "config")
 OLDER = {"compare_every", "tolerance"}
 PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
-TRUSTED = ("torch.optim", "pytorch_lightning", "lightning", "lightning_fabric", f"{PACKAGE}.tasks")
+TRUSTED = (
+    "torch.optim",
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    f"{PACKAGE}.tasks",
+    f"{PACKAGE}.callbacks",
+)
 DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
 NO_DATA = object()
 
@@ -51,7 +58,7 @@ def config_file(given: str) -> str:
     own = CONFIGS / f"{given}.yaml"
     path = own if own.is_file() and not Path(given).is_file() else Path(given)
     names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
-    text = read_text(existing(path, f"a config, one of {names} or a file"), "a config")
+    text = read_text(existing(path, f"a config ({names}, or a file)"), "a config")
     try:
         settings = load_settings(text)
     except yaml.YAMLError as problem:
