@@ -106,6 +106,9 @@ def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     again.load_state_dict(torch.load(tmp_path / "record.pt", weights_only=True))
     assert again == record
     assert again.failure == record.failure
+    stricter = Record(tolerance=2.0)
+    stricter.load_state_dict(record.state_dict())
+    assert stricter.tolerance == 2
     assert all(isinstance(step, int) for step in [*again.steps, *again.compared, *again.validated])
 
 

@@ -1,12 +1,14 @@
 """A run goes on with its settings to the numbers of one never interrupted; settings of a file are data."""
 
 import csv
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from training_runs import (
     weights,
 )
 
+from training.callbacks import Interrupted
 from training.resume import STATE, GivenAnew, flat, load_model, why_finished
 from training.settings import plain, settings_of
 from training.tasks import Adding
@@ -287,6 +290,18 @@ def test_a_run_that_was_killed_resumes(
     uninterrupted, resumed = killed.parent / "version_1", killed.parent / "version_2"
     assert last(resumed)["global_step"] > step
     assert_equal_weights(weights(uninterrupted), weights(resumed))
+
+
+def test_an_interrupted_run_of_ones_own_task_says_its_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint(tmp_path).touch()
+    for task in (Adding(), type("Mine", (Adding,), {"__module__": "mine"})()):
+        trainer: Any = SimpleNamespace(is_global_zero=True, global_step=3, log_dir=tmp_path, datamodule=task)
+        Interrupted().on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
+    ours, mine = re.findall(r"it goes on with: .*last\.ckpt(.*)", capsys.readouterr().out)
+    assert (ours, mine) == ("", " --data mine.Mine")
 
 
 def column(folder: Path, name: str) -> list[float]:
