@@ -70,6 +70,8 @@ def main(args: list[str] | None = None) -> None:
         if (missing.name or "").split(".")[0] not in EXTRA.split():
             raise
         sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
+    except OSError as problem:  # a file that can't be written
+        sys.exit(f"training: {problem}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -53,7 +53,7 @@ class CompareGradients(Callback):
         at_least(1, every_n_steps=every_n_steps)
         if not tolerance >= 0:
             raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
-        self.every_n_steps, self.record = every_n_steps, Record(tolerance)
+        self.every_n_steps, self.record = every_n_steps, Record(float(tolerance))
         self.drift: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,8 +82,10 @@ class CompareGradients(Callback):
     ) -> None:
         """Measures how far the gradients that the networks train with have parted."""
         module: Any = pl_module
-        own = [dict(network.named_parameters()) for network in (module.manual, module.builtin)]
-        manual, builtin = ({n: p.grad for n, p in each.items() if p.grad is not None} for each in own)
+        manual, builtin = (
+            {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+            for network in (module.manual, module.builtin)
+        )
         self.drift = relative_differences(manual, builtin)
 
     def on_train_batch_end(
@@ -115,8 +117,6 @@ def scores(trainer: Trainer) -> dict[str, float]:
 class StopWhenSolved(EarlyStopping):
     """Ends the training at the first validation in which both twins have solved the task."""
 
-    NAME = "StopWhenSolved"
-
     def __init__(self, task: Task) -> None:
         super().__init__(
             f"val_{task.metric}/worse",
@@ -126,10 +126,6 @@ class StopWhenSolved(EarlyStopping):
             check_on_train_epoch_end=False,
             check_finite=False,
         )
-
-    @property
-    def state_key(self) -> str:
-        return self.NAME
 
 
 class StopWhenDiverged(EarlyStopping):

@@ -30,11 +30,11 @@ from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredic
 from .curves import draw_run
 from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
-from .messages import ENDED, INTERRUPTED, InFewWords, places, told, usage_error
+from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
-from .resume import GivenAnew, check_state, check_weights, what_is_restored, why_finished
-from .settings import check_run, load_settings, plain, settings_of, with_config_files
-from .twins import LEARNING_RATE, Twins, from_every_process
+from .resume import OTHER_RUN, GivenAnew, check_state, what_is_restored, why_finished
+from .settings import allow_classes, check_run, load_settings, plain, settings_of, with_config_files
+from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
 Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
@@ -101,6 +101,7 @@ class Laboratory(LightningCLI):
         options, task = as_words(given), as_words(option for option in given if option[0] == "--data")
         begin = task or [f"--data={TASK}"]
         deciding = (option for option in given if option[0] in ("--data", "--config", "--ckpt_path"))
+        allow_classes(given)
         first = parser.parse_args([*begin, *as_words(deciding)])
         if first.ckpt_path is None:
             self.config = parser.parse_args([*begin, *options])
@@ -108,9 +109,10 @@ class Laboratory(LightningCLI):
         name = first.data.class_path.rpartition(".")[2]
         path = find_checkpoint(first.ckpt_path, name if task or name != TASK else "*")
         self.checkpoint = read_checkpoint(path)
-        self.restored = settings_of(self.checkpoint, [value for _, values in given for value in values])
+        self.restored = settings_of(self.checkpoint)
         if self.command == "fit":
             check_state(self.checkpoint)
+        allow_classes(given, no_others=True)
         self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
         self.config.ckpt_path = str(path)
         default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))
@@ -139,7 +141,7 @@ class Laboratory(LightningCLI):
         self.record: Record = self.config_init.compare.record
         self.datamodule.loader("train", self.model.tbptt_steps)
         if self.checkpoint:
-            check_weights(self.model, self.checkpoint)
+            check_shapes(self.model, self.checkpoint["state_dict"], OTHER_RUN)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init.trainer
@@ -231,17 +233,10 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
     quieten()
     try:
         return Laboratory(command, options)
-    except UnicodeDecodeError as problem:
-        usage_error(f"expected a config in UTF-8: {problem}")
-    except Exception as problem:
-        if not isinstance(problem, REFUSALS) and not places(problem):
-            raise
+    except REFUSALS as problem:  # jsonargparse makes a ValueError of any that a class of the user's raises
         usage_error(told(problem))
 
 
 def main(command: str, options: Sequence[str]) -> None:
-    """One command line. A file that can't be written is an error of one line."""
-    try:
-        build(command, options).start()
-    except OSError as problem:
-        sys.exit(f"training: {problem}")
+    """One command line."""
+    build(command, options).start()

@@ -25,9 +25,9 @@ from .api import quieten
 from .cli import Laboratory, build
 from .curves import draw_sweep
 from .files import RUNS, find_checkpoint, new_folder, save_whole, write_whole
-from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
+from .messages import ENDED, INTERRUPTED, REFUSED, InFewWords, told, usage_error
 from .report import NAMES, Record
-from .resume import load_model, load_task
+from .resume import in_words, load_model, load_task
 from .tasks import TASKS
 from .twins import Network
 
@@ -41,9 +41,9 @@ picture of all: --seeds 0 1 2 --model.hidden_size 32 64 are six runs. --seeds is
 --config among them, is as fit has it: `{prog} fit --help`.
 """
 SEED = "--seed_everything"
-VERDICTS = {0: "sound", 1: "FAILED", 2: "refused", INTERRUPTED: "stopped", ENDED: "stopped"}
+VERDICTS = {0: "sound", REFUSED: "refused", INTERRUPTED: "stopped", ENDED: "stopped"}
 QUIET = "--trainer.enable_progress_bar=false"
-Setting = tuple[str, str]
+Setting = dict[str, str]
 
 
 def list_tasks() -> None:
@@ -113,7 +113,7 @@ def draw_inside(ckpt_path: str, folder: Path | None = None, data: str | None = N
 class Outcome:
     """One run of a sweep: its own settings, the exit code of its ``fit``, its folder, metric and record."""
 
-    settings: list[Setting]
+    settings: Setting
     code: int
     folder: Path
     metric: str
@@ -122,16 +122,16 @@ class Outcome:
     @property
     def group(self) -> str:
         """Its settings but for the seed: over the runs that share them the picture averages."""
-        return in_words([setting for setting in self.settings if setting[0] != SEED])
+        return in_words({name: value for name, value in self.settings.items() if name != "seed"}) or "alone"
 
     def row(self) -> dict[str, str]:
         steps, scores = self.record.steps, self.record.scores
         return {
-            **{short(option): value for option, value in self.settings},
+            **self.settings,
             "steps": str(steps[-1]) if steps else "0",
             **{name: f"{scores[twin][-1]:.4g}" if twin in scores else "" for twin, name in NAMES.items()},
-            "parting": f"{self.record.largest_parting:.2g}",
-            "verdict": VERDICTS.get(self.code, f"exit code {self.code}"),
+            "times round-off": f"{self.record.largest_parting:.2g}",
+            "verdict": VERDICTS.get(self.code, "FAILED"),
             "run": self.folder.name,
         }
 
@@ -145,13 +145,14 @@ def sweep(options: list[str]) -> None:
         print(USAGE.format(prog=prog()), end="")
         return
     common, own, name = combinations(options)
-    every = [[QUIET, *common, *as_words((option, [value]) for option, value in each)] for each in own]
+    every = [[QUIET, *common, *as_words((option, [each[option]]) for option in each)] for each in own]
     for words in every:  # nothing is trained where one of them is refused
         build("fit", words)
     folder = new_folder(RUNS / "sweeps", name)
     runs: list[Outcome] = []
-    for number, (settings, words) in enumerate(zip(own, every, strict=True)):
-        print(f"run {number + 1} of {len(own)}: {in_words(settings)}", flush=True)
+    for number, (each, words) in enumerate(zip(own, every, strict=True)):
+        settings = {short(option): value for option, value in each.items()}
+        print(f"run {number + 1} of {len(own)}: {in_words(settings) or 'alone'}", flush=True)
         run_name = f"{name or folder.name.replace('version', 'sweep')}_run_{number}"
         runs.append(run_one([*words, f"--name={run_name}"], settings))
         if runs[-1].code in (INTERRUPTED, ENDED):
@@ -160,19 +161,18 @@ def sweep(options: list[str]) -> None:
     sys.exit(next((run.code for run in runs if run.code), 0))
 
 
-def combinations(options: list[str]) -> tuple[list[str], list[list[Setting]], str | None]:
+def combinations(options: list[str]) -> tuple[list[str], list[Setting], str | None]:
     """The options that all runs share; for each run its own, one of several values each; the sweep's name."""
     if not options[0].startswith("-"):
         usage_error(f"expected options, such as --seeds 0 1 2, got {options[0]}")
     given = [(SEED if name == "--seeds" else name, values) for name, values in grouped(options)]
     several = {name: values for name, values in given if len(values) > 1}
     common = as_words((name, values) for name, values in given if name not in (*several, "--name"))
-    pairs = [[(name, value) for value in values] for name, values in several.items()]
-    named = next((values[0] for name, values in given if name == "--name" and values), None)
-    return common, [list(settings) for settings in product(*pairs)], named
+    own = [dict(zip(several, values, strict=True)) for values in product(*several.values())]
+    return common, own, next((values[0] for name, values in given if name == "--name" and values), None)
 
 
-def run_one(options: list[str], settings: list[Setting]) -> Outcome:
+def run_one(options: list[str], settings: Setting) -> Outcome:
     """Trains once, with what ``fit`` prints left out."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         lab = build("fit", options)
@@ -195,10 +195,6 @@ def exit_code_of(lab: Laboratory) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
-
-
-def in_words(settings: list[Setting]) -> str:
-    return ", ".join(f"{short(name)} {value}" for name, value in settings) or "alone"
 
 
 def short(option: str) -> str:
@@ -233,7 +229,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(name: str, options: list[str]) -> None:
-    """One command line. What a command refuses is a usage error, and a file that can't be written a line."""
+    """One command line. What a command refuses is a usage error."""
     quieten()
     try:
         if name == "sweep":
@@ -243,5 +239,3 @@ def main(name: str, options: list[str]) -> None:
             auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=called)
     except (ValueError, FileNotFoundError, ImportError) as refusal:
         usage_error(told(refusal))
-    except OSError as problem:
-        sys.exit(f"training: {problem}")

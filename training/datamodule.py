@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .objective import Batch, MetricName, Objective
 
-SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2}
+SPLITS = {"train": 0, "val": 1, "test": 2}
 NEEDED = ("metric", "input_size", "output_size", "chance", "solved")
 
 
@@ -61,7 +61,8 @@ class Task(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        seed = seed_of_the_run() if seed is None else seed
+        if seed is None:  # that which Lightning's seed_everything was called with
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         at_least(1, length=length, batch_size=batch_size)
         at_least(1, train_batches=train_batches, val_batches=val_batches)
         at_least(0, num_workers=num_workers, seed=seed)
@@ -116,7 +117,7 @@ class Task(LightningDataModule):
         return self.loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("predict")
+        return self.loader("test")
 
     def loader(self, split: str, steps: int | None = None) -> DataLoader[Batch]:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -197,11 +198,6 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The state is the task's, since Lightning loads a loader's own in mid-epoch alone."""
-
-
-def seed_of_the_run() -> int:
-    """What Lightning's ``seed_everything`` was last called with; 0 where it never was."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def seeded_by(*numbers: int) -> Generator:

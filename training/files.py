@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -78,21 +78,35 @@ def remove_stray_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def existing(path: Path, expected: str) -> Path:
+    """The path, of a file. Raises FileNotFoundError where it is none."""
+    if not path.is_file():
+        why = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"expected {expected}, got {path}: {why}")
+    return path
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file. Raises ValueError where it isn't in UTF-8, FileNotFoundError where it is none."""
+    try:
+        return existing(path, expected).read_text("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"expected {expected} in UTF-8, got {path}: {problem.reason}") from None
+
+
 def read(path: Path, expected: str) -> dict[str, Any]:
     """The dictionary in a file of tensors, numbers and names (``weights_only=True``).
 
     Raises ValueError for any other content, FileNotFoundError where there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {expected}, got {path}: {no_file(path)}")
+    existing(path, expected)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of TorchScript, which is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as problem:
-        raise ValueError(f"expected {expected}, got {path}, which can't be read: {problem}") from None
-    except Exception:  # whatever a broken file leads the unpickler to
-        why = "it isn't whole, or holds more than tensors and names"
+    except Exception as problem:  # whatever a broken file leads the unpickler to
+        broken = "it isn't whole, or holds more than tensors and names"
+        why = problem if isinstance(problem, OSError) else broken
         raise ValueError(f"expected {expected}, got {path}, which can't be read: {why}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected {expected}, got a {type(content).__name__} in {path}")
@@ -130,14 +144,7 @@ def find_checkpoint(given: str, task: str = "*") -> Path:
     if "://" in given and url.scheme != "file":
         raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
     path = Path(unquote(url.path) if "://" in given else given)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, or last or best, got {path}: {no_file(path)}")
-    return path
-
-
-def no_file(path: Path) -> str:
-    """Why a path is no file."""
-    return "a folder" if path.is_dir() else "no such file"
+    return existing(path, "a checkpoint, or last or best")
 
 
 def newest(name: str, task: str) -> Path:
@@ -172,18 +179,15 @@ def new_folder(parent: Path, name: str | None = None) -> Path:
     if name is not None:
         if not name or Path(name).name != name or name == "..":
             raise ValueError(f"expected the name of a folder, got {name}")
-        if not made(parent / name):
-            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already")
+        try:
+            (parent / name).mkdir(parents=True)
+        except FileExistsError:
+            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already") from None
         return parent / name
     numbers = [path.name.removeprefix("version_") for path in parent.glob("version_*")]
-    first = max((int(n) for n in numbers if n.isdigit()), default=-1) + 1
-    return next(folder for n in count(first) if made(folder := parent / f"version_{n}"))
-
-
-def made(folder: Path) -> bool:
-    """Whether this call made the folder."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
+    number = max((int(n) for n in numbers if n.isdigit()), default=-1)
+    while True:
+        number += 1
+        with suppress(FileExistsError):  # of a run that began at the same time
+            (folder := parent / f"version_{number}").mkdir(parents=True)
+            return folder

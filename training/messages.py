@@ -39,7 +39,9 @@ BASES: dict[str, type] = {
     "trainer.profiler": Profiler,
 }
 """The options that name a class, and what that is derived from."""
-LIMITED = {
+NUMBERS = {
+    "int": "a whole number",
+    "float": "a number",
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number from 0 on",
     "NonNegativeFloat": "a number from 0 on",
@@ -49,6 +51,8 @@ LIMITED = {
 NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' does not accept option '(\w+)'"
 EXPECTED = r"(?:Expected an?|Not of type) (?!path but|dot import)(\S.*?)(?:\. Got value|:|\n|$)"
 GIVEN = r"(?:Got|Given) value: (.*)|Not of type \w+: (\S+) does not|(?:base 10|to float): '(.*)'"
+
+DENIED = r"Importing '([\w.]+)' is not allowed"
 
 
 class InFewWords(ArgumentParser):
@@ -71,6 +75,9 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
     key = ""
     for part in (part.partition('"')[0] for part in [*outer[1:], inner] if outer):
         key = key if key.endswith(f".{part}") else f"{key}.{part}".lstrip(".")  # of parsers within parsers
+    if denied := re.search(DENIED, message):
+        expected = f"expected {denied[1]}, which the checkpoint's settings name, on the command line too"
+        return f"{expected}: --{key} {denied[1]}, say"
     path = re.search(r"given class_path '([\w.]+)':\s+(.*)", message)
     if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
         return f"expected an option, got {word[1]}\n--help lists all."
@@ -83,7 +90,7 @@ def in_few_words(message: str, parser: ArgumentParser) -> str:
         return no_such_class(key, value)
     types = re.findall(EXPECTED, inner[: given.end()] if given else "")
     if types and value:
-        return f"expected --{key} to be {' or '.join(dict.fromkeys(map(plain, types)))}, got {value}"
+        return f"expected --{key} to be {' or '.join(dict.fromkeys(map(in_plain_words, types)))}, got {value}"
     reason = path[2] if path else [line.strip(" -") for line in message.splitlines() if line.strip()][-1]
     return f"--{key} {path[1] if path else ''}".rstrip() + f": {reason}" if key else reason
 
@@ -106,14 +113,13 @@ def no_such_class(key: str, given: str) -> str:
     expected = f"expected --{key} to be a name or a class by its path, like my_module.MyClass, got {given}"
     if given.endswith(".py") or "/" in given:
         return f"{expected}, a file; --{key} {Path(given).stem}.MyClass names a class in it"
-    if "." in given:
+    if "." in given and all(part.isidentifier() for part in given.split(".")):  # as a parser has asked for it
         try:
             found = resolve_name(given)
         except Exception as problem:  # whatever the module at that path raises
             return f"--{key} {given}: {told(problem)}"
         if not (isinstance(found, type) and issubclass(found, BASES[key])):
             return f"expected --{key} to be a class derived from {BASES[key].__name__}, got {given}"
-        return f"--{key} {given}: it has parameters that can't be read"
     there = list(dict.fromkeys(TASKS if key == "data" else subclasses(BASES[key])))
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
@@ -121,7 +127,13 @@ def no_such_class(key: str, given: str) -> str:
 def told(problem: BaseException) -> str:
     """An exception in a line: its words, and the place in the user's own file where it was raised."""
     cause = problem.__cause__
-    if cause is not None and (isinstance(cause, ValueError | ImportError) or places(cause)):
+    tried = re.findall(r"^  - (?!Expected an? <)(.*)", str(problem), re.MULTILINE)
+    given = re.search(r"class_path='([\w.]+)'", str(problem))
+    if cause is not None and places(cause):
+        problem = cause
+    elif tried and given:  # of the types that an option can have, the one that was meant
+        return f"{given[1].rpartition('.')[2]}: {tried[0]}"
+    elif isinstance(cause, ValueError | ImportError):
         problem = cause
     if isinstance(problem, SyntaxError):
         return f"{problem.msg} ({problem.filename}, line {problem.lineno})"
@@ -140,14 +152,12 @@ def places(problem: BaseException) -> list[str]:
     return [f"{file}, line {line}" for file, line in users]
 
 
-def plain(kind: str) -> str:
+def in_plain_words(kind: str) -> str:
     """A type in words: ``Literal['a', 'b']`` as its values, a class by its name."""
-    if kind in LIMITED:
-        return LIMITED[kind]
-    values = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
-    if values:
+    if values := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return f"one of {values[1]}"
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    return NUMBERS.get(name, name)
 
 
 def meant(given: str, there: Iterable[str], prefix: str = "") -> str:

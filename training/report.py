@@ -5,10 +5,13 @@ from functools import reduce
 from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from torch import Tensor
 
 from .compare import Comparison
 
@@ -49,9 +52,8 @@ class Record:
         steps: every step.
         losses: the loss at each of them, by twin.
         compared: the steps at which gradients were compared.
-        differences: the largest absolute difference at each of those, by parameter; NaN where none was left
-            to compare.
-        partings: the same in units of round-off.
+        partings: how far the gradients parted at each of those, in units of round-off, by parameter; NaN
+            where none was left to compare.
         validated: the steps after which there was a validation.
         scores: the task's metric in each of those, by twin.
         extremes: by parameter.
@@ -64,7 +66,6 @@ class Record:
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
     compared: list[int] = field(default_factory=list)
-    differences: dict[str, list[float]] = field(default_factory=dict)
     partings: dict[str, list[float]] = field(default_factory=dict)
     validated: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
@@ -80,7 +81,6 @@ class Record:
 
     def note_comparison(self, step: int, found: Comparison) -> None:
         self.compared.append(step)
-        add(self.differences, found.absolute, len(self.compared))
         add(self.partings, found.partings, len(self.compared))
         if found.diverged:
             self.diverged.setdefault("builtin", step)
@@ -111,18 +111,13 @@ class Record:
         add(self.scores, scores, len(self.validated))
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: lists as tensors, which take a tenth of the room."""
-        lists = {name: tensors(getattr(self, name)) for name in LISTS}
-        extremes = {name: asdict(e) for name, e in self.extremes.items()}
-        losses = (self.loss_difference, self.loss_drift)
-        return {**lists, "extremes": extremes, "loss_differences": losses, "diverged": dict(self.diverged)}
+        """For a checkpoint: lists as tensors, which are read a hundred times as fast."""
+        return apply_to_collection(asdict(self), list, lambda numbers: torch.from_numpy(np.array(numbers)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in LISTS:
-            setattr(self, name, lists(state[name]))
-        self.extremes = {name: Extremes(**e) for name, e in state["extremes"].items()}
-        self.loss_difference, self.loss_drift = state["loss_differences"]
-        self.diverged = dict(state["diverged"])
+        found = apply_to_collection(state, Tensor, Tensor.tolist) | {"tolerance": self.tolerance}
+        extremes = {name: Extremes(**e) for name, e in found["extremes"].items()}
+        vars(self).update(found, extremes=extremes)
 
     @property
     def largest_parting(self) -> float:
@@ -181,9 +176,6 @@ class Record:
         return table
 
 
-LISTS = ("steps", "losses", "compared", "differences", "partings", "validated", "scores")
-
-
 def add(lists: dict[str, list[float]], values: dict[str, float], length: int) -> None:
     """Appends each value to the list of its name; all lists get ``length``, by NaN where one has no value."""
     for name in {**lists, **values}:
@@ -194,18 +186,6 @@ def add(lists: dict[str, list[float]], values: dict[str, float], length: int) ->
 def worse(a: float, b: float) -> float:
     """The larger, where NaN is larger than anything."""
     return b if b != b or b > a else a
-
-
-def tensors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: tensors(v) for name, v in value.items()}
-    return torch.tensor(value, dtype=torch.int64 if value and isinstance(value[0], int) else torch.float64)
-
-
-def lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: lists(v) for name, v in value.items()}
-    return value.tolist()
 
 
 def counted(count: int, noun: str) -> str:

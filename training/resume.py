@@ -5,31 +5,30 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
-from torch import nn
 
 from .callbacks import CompareGradients, StopWhenSolved
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
-from .settings import of_this_version, settings_of
-from .twins import Twins
+from .settings import allow_classes, of_this_version, settings_of
+from .twins import Twins, check_shapes
 
 STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
+OTHER_RUN = "in the checkpoint; a run goes on with its own task and sizes"
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
-MISSING = object()
 Flat = dict[str, Any]
 Settings = Mapping[str, Any]
 
 
 def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, default: Settings) -> str:
     """In two lines: the settings of the checkpoint's run that aren't the default, and those given anew."""
-    of_the_run, named_before = flat(restored), flat(now).keys() & flat(restored).keys()
-    anew = {name: value for name, value in flat(now).items() if name in named_before}
+    of_the_run = flat(restored)
+    anew = {name: value for name, value in flat(now).items() if name in of_the_run}
     lines = [
-        f"  other than the defaults: {in_words(differences(of_the_run, flat(default)))}",
-        f"  given anew: {in_words(differences(anew, of_the_run))}",
+        f"  other than the defaults: {in_words(differences(of_the_run, flat(default))) or 'none'}",
+        f"  given anew: {in_words(differences(anew, of_the_run)) or 'none'}",
     ]
     if CompareGradients.__name__ not in checkpoint.get("callbacks", {}):
         lines.append("  but no record of its steps: an older version wrote that in another way")
@@ -41,18 +40,6 @@ def check_state(checkpoint: Mapping[str, Any]) -> None:
     missing = [part for part in STATE if part not in checkpoint]
     if missing:
         raise ValueError(f"expected a checkpoint to go on from, got one without {', '.join(missing)}")
-
-
-def check_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raises ValueError where weights of a checkpoint don't fit the model, for the first of them."""
-    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    got = {name: tuple(p.shape) for name, p in checkpoint["state_dict"].items()}
-    for name in {**expected, **got}:
-        if expected.get(name) != got.get(name):
-            raise ValueError(
-                f"expected {name} of shape {expected.get(name)}, got {got.get(name)} in the checkpoint; "
-                "a run goes on with its own task and sizes"
-            )
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -70,12 +57,12 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
 
 def differences(settings: Flat, others: Flat) -> Flat:
     """Those of ``settings`` that ``others`` has not, or has otherwise."""
-    return {name: value for name, value in settings.items() if others.get(name, MISSING) != value}
+    return {name: value for name, value in settings.items() if name not in others or others[name] != value}
 
 
 def in_words(settings: Flat) -> str:
     """``model.hidden_size 64, optimizer.lr 0.01``."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "none"
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
@@ -86,8 +73,8 @@ def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
         return f"has made its {epochs} epochs, {step} steps; --trainer.max_epochs says how many more"
     if 0 <= trainer["max_steps"] <= step:
         return f"has made its {step} steps; --trainer.max_steps says how many more"
-    stopping = checkpoint["callbacks"].get(StopWhenSolved.NAME)
-    if settings["stop_when_solved"] and stopping and stopping["stopping_reason"] == SOLVED:
+    stopped = [c for name, c in checkpoint["callbacks"].items() if name.startswith(StopWhenSolved.__name__)]
+    if settings["stop_when_solved"] and any(state["stopping_reason"] == SOLVED for state in stopped):
         return f"has solved its task at step {step}; --stop_when_solved false trains on"
     return None
 
@@ -112,7 +99,10 @@ class GivenAnew(Callback):
             checkpoint["lr_schedulers"] = []
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
-                lr = self.learning_rate(group["lr"])
+                lr = group["lr"]
+                if "lr" in self.optimizer:
+                    before = self.before.get("optimizer.lr")
+                    lr = lr / before * self.optimizer["lr"] if before else self.optimizer["lr"]
                 initial = self.optimizer.get("lr", group.get("initial_lr", lr))
                 group.update(self.optimizer, lr=lr, initial_lr=initial)
         for state in checkpoint.get("lr_schedulers", []):
@@ -122,13 +112,6 @@ class GivenAnew(Callback):
         task: Any = getattr(trainer, "datamodule", None)
         if type(task).__qualname__ not in checkpoint and "loops" in checkpoint:  # an older version wrote it
             task.drawn = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-
-    def learning_rate(self, reached: float) -> float:
-        """``reached``, in proportion to the new one."""
-        before, anew = self.before.get("optimizer.lr"), self.optimizer.get("lr")
-        if anew is None or not before or reached == before:
-            return float(reached if anew is None else anew)
-        return reached * float(anew) / before
 
 
 def of_option(option: str, settings: Flat) -> Flat:
@@ -145,18 +128,17 @@ def load_model(ckpt_path: Path) -> Twins:
         model = Twins(**{n: value for n, value in given.items() if n in signature(Twins).parameters})
     except TypeError as problem:
         raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
-    check_weights(model, content)
+    check_shapes(model, content["state_dict"], OTHER_RUN)
     model.load_state_dict(content["state_dict"])
     return model.eval()
 
 
 def load_task(ckpt_path: Path, data: str | None) -> Task:
     """The task of a checkpoint, with its settings; one of the user's own where ``data`` names it."""
-    settings = settings_of(read_checkpoint(ckpt_path), [data] if data else [])
-    spec = settings["data"]
-    seed = spec["init_args"].get("seed")
-    spec["init_args"]["seed"] = settings["seed_everything"] if seed is None else seed
+    settings = settings_of(read_checkpoint(ckpt_path))
+    allow_classes([("--data", [data] if data else [])], no_others=True)
+    seed_everything(settings.get("seed_everything", 0), verbose=False)  # a task without a seed has the run's
     parser = InFewWords()
     parser.add_subclass_arguments(Task, "data")
-    task: Task = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    task: Task = parser.instantiate_classes(parser.parse_object({"data": settings["data"]})).data
     return task

@@ -1,28 +1,24 @@
 r"""Settings as data: of a config, of a run that can be, and of a checkpoint, which may hold nothing else.
 
-Those of a checkpoint may name classes of torch, of Lightning and of this package, with arguments that are
-data too; any other class has to be named on the command line.
+Those of a checkpoint may name classes of torch.optim, Lightning and this package; any other class has to be
+named on the command line.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from contextlib import suppress
 from enum import Enum
-from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader
-from pytorch_lightning import Trainer
+from jsonargparse import Namespace, get_loader, set_parsing_settings
 
 from .__main__ import Option
-from .callbacks import CompareGradients
 from .datamodule import at_least
-from .files import CHECKPOINT, no_file
-from .twins import Twins
+from .files import CHECKPOINT, existing, read_text
+from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST_NODES = 100_000
@@ -36,12 +32,15 @@ ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NOT_RESTORED = ("ckpt_path", "name", "config")
 OLDER = {"compare_every", "tolerance"}
 PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
-TRUSTED = ("torch.", "pytorch_lightning.", "lightning.", "lightning_fabric.", f"{PACKAGE}.")
-PARTS: dict[str, type] = {"trainer": Trainer, "model": Twins, "compare": CompareGradients}
-"""The settings that are arguments of one class, whichever the run."""
-PLAIN, DOTTED = r"[\w\-#()%,/. ]*", r"\w\.[^\W\d]"
-DATA = (str, int, float, Path, timedelta, type(None))
-CONTAINERS = (Union, UnionType, list, dict, tuple)
+TRUSTED = (
+    "torch.optim",
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    f"{PACKAGE}.tasks",
+    f"{PACKAGE}.callbacks",
+)
+DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
 NO_DATA = object()
 
 
@@ -54,14 +53,12 @@ def config_file(given: str) -> str:
 
     Raises ValueError for a config that isn't a mapping in YAML or JSON, FileNotFoundError for none.
     """
-    if given.lstrip().startswith("{"):
-        return given  # settings as they are
+    if inline(given):
+        return given
     own = CONFIGS / f"{given}.yaml"
     path = own if own.is_file() and not Path(given).is_file() else Path(given)
-    if not path.is_file():
-        names = f"A file, or one of {', '.join(sorted(config.stem for config in CONFIGS.glob('*.yaml')))}."
-        raise FileNotFoundError(f"expected a config, got {given}: {no_file(path)}\n{names}")
-    text = path.read_text(encoding="utf-8")
+    names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
+    text = read_text(existing(path, f"a config ({names}, or a file)"), "a config")
     try:
         settings = load_settings(text)
     except yaml.YAMLError as problem:
@@ -71,6 +68,11 @@ def config_file(given: str) -> str:
         got = f"'{text.strip()[:60]}'" if text.strip() else "an empty one"
         raise ValueError(f"expected a config with settings, such as 'data: Parity', got {got}")
     return str(path)
+
+
+def inline(given: str) -> bool:
+    """Whether a ``--config`` has the settings themselves, in braces, and no file."""
+    return given.lstrip().startswith("{")
 
 
 def load_settings(text: str) -> Any:
@@ -128,13 +130,10 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else NO_DATA
 
 
-def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
+def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the run that wrote a checkpoint, but for those that said where the run began.
 
-    A class or a text that is one of the words ``named`` on the command line may stand in them.
-
-    Raises ValueError for a checkpoint without settings, such as one of a plain ``Trainer``, and for settings
-    that name other classes than those of torch, Lightning and this package.
+    Raises ValueError for a checkpoint without settings, such as one of a plain ``Trainer``.
     """
     try:
         settings = {n: value for n, value in checkpoint["settings"].items() if n not in NOT_RESTORED}
@@ -143,11 +142,9 @@ def settings_of(checkpoint: Mapping[str, Any], named: Iterable[str] = ()) -> dic
         data["class_path"] = re.sub(OWN_TASKS, f"{PACKAGE}.tasks.", data["class_path"])
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
-    settings |= {"model": of_this_version(model), "data": data}
     if model.keys() >= OLDER:
         settings["compare"] = {"every_n_steps": model["compare_every"], "tolerance": model["tolerance"]}
-    check_settings(settings, set(named))
-    return settings
+    return settings | {"model": of_this_version(model), "data": data}
 
 
 def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,83 +155,31 @@ def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"nonlinearity": model.get("nonlinearity") or "relu"}
 
 
-def check_settings(settings: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for settings that would run code: jsonargparse takes it by a dotted path, by the name
-    of a file, or within a text of YAML, where a parameter isn't of text or paths by its type.
+def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:
+    """Settings may name classes of torch.optim, Lightning and this package, and what the command line names.
+
+    jsonargparse asks this list before each import, wherever it takes a text for code: a path, the name of a
+    file, YAML within a string. It asks also for the place where the class is defined, which may be another.
+
+    Args:
+        options: of the command line, with the names of config files.
+        no_others: whether all else is refused from now on, as it is for the settings of a checkpoint.
     """
-    for name, value in settings.items():
-        if name not in PARTS:
-            check_value(name, value, named)
-        elif isinstance(value, Mapping):
-            check_arguments(name, PARTS[name], value, named)
-        else:
-            raise ValueError(f"expected settings of {name} in the checkpoint, got {value!r}")
+    set_parsing_settings(
+        import_path_denylist=["*"] if no_others else [],
+        import_path_allowlist=[*TRUSTED, *named_by(options)],
+        config_read_mode_fsspec_enabled=False,
+    )
 
 
-def check_arguments(name: str, kind: type | None, arguments: Mapping[str, Any], named: set[str]) -> None:
-    """Of a class that the checkpoint names, or of one that the command line does, which has no ``kind``."""
-    for argument, value in arguments.items():
-        if name in PARTS and kind and argument not in signature(kind).parameters:
-            raise ValueError(f"expected options of this version in the checkpoint, got {name}.{argument}")
-        check_value(f"{name}.{argument}", value, named, kind is None or takes_data(kind, argument))
-
-
-def check_value(name: str, value: Any, named: set[str], is_data: bool = False) -> None:
-    if isinstance(value, Mapping) and "class_path" in value:
-        check_class(name, value, named)
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            check_value(f"{name}.{key}", part, named, is_data)
-    elif isinstance(value, list):
-        for part in value:
-            check_value(name, part, named, is_data)
-    elif isinstance(value, str) and not is_data and value not in named and may_be_code(value):
-        raise ValueError(f"expected data as {name} in the checkpoint, got {value}")
-
-
-def may_be_code(text: str) -> bool:
-    """Whether a text may name code, or a file that does: by a dot, by YAML's own signs, or by its name."""
-    return bool(not re.fullmatch(PLAIN, text) or re.search(DOTTED, text) or (text and Path(text).is_file()))
-
-
-def check_class(name: str, spec: Mapping[str, Any], named: set[str]) -> None:
-    """Raises ValueError for a class that may not stand in a file, or for an argument of it that is code."""
-    path = str(spec["class_path"])
-    kind = None if path in named else trusted_class(name, path)
-    for key, part in spec.items():
-        if key in ("init_args", "dict_kwargs") and isinstance(part, Mapping):
-            check_arguments(name, kind, part, named)
-        elif key != "class_path":
-            check_value(f"{name}.{key}", part, named)
-
-
-def trusted_class(name: str, path: str) -> type:
-    if not path.startswith(TRUSTED):
-        raise ValueError(f"expected {path}, which the checkpoint asks for, to be named: --{name} {path}, say")
-    try:
-        kind = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise ValueError(f"expected a class in the checkpoint's settings, got {path}: {problem}") from None
-    if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(TRUSTED):
-        raise ValueError(f"expected a class of torch or Lightning in the checkpoint's settings, got {path}")
-    return kind
-
-
-def takes_data(kind: type, argument: str) -> bool:
-    """Whether a parameter of a class, or of the base that has it, is declared to be text or numbers alone."""
-    for base in kind.__mro__:
-        try:
-            hints = get_type_hints(base.__init__)  # type: ignore[misc]
-        except (AttributeError, NameError, TypeError):  # names that are imported for type checkers alone
-            continue
-        if argument in hints:
-            return declares_data(hints[argument])
-    return False
-
-
-def declares_data(hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return True
-    if get_args(hint):
-        return get_origin(hint) in CONTAINERS and all(map(declares_data, get_args(hint)))
-    return isinstance(hint, type) and issubclass(hint, DATA)
+def named_by(options: Iterable[Option]) -> set[str]:
+    """All dotted paths in options and their config files, and of the classes the places that define them."""
+    given = [(name, value) for name, values in options for value in values]
+    files = [Path(v).read_text("utf-8") for name, v in given if name == "--config" and not inline(v)]
+    named = set(re.findall(DOTTED, " ".join([*files, *(value for _, value in given)])))
+    for name, value in given:
+        if name.removeprefix("--") in BASES and value in named:
+            with suppress(Exception):  # which the parser tells of
+                found = resolve_name(value)
+                named |= set(re.findall(DOTTED, f"{found.__module__}.{found.__qualname__}"))
+    return named

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
 from .datamodule import Task, at_least, one_hot, seeded_by
+from .files import read_text
 from .objective import Batch
 
 
@@ -172,7 +173,7 @@ class SequentialDigits(Task):
         super().__init__(64 // self.input_size, batch_size, train_batches, val_batches, num_workers, seed)
 
     def batch(self, split: str, number: int) -> Batch:
-        rows = self.rows.get(split, self.rows["test"])
+        rows = self.rows[split]
         first, end = number * self.batch_size, (number + 1) * self.batch_size
         if split != "train":
             return self.pictures(rows[first:end])
@@ -201,7 +202,7 @@ class CharacterLM(Task):
 
     def __init__(self, path: Path | None = None, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        text = read_text(path or Path(__file__).with_name("sonnets.txt"))
+        text = read_text(path or Path(__file__).with_name("sonnets.txt"), "a text")
         self.characters = sorted(set(text))
         if len(self.characters) < 2:
             raise ValueError(f"expected a text of two different characters or more, got {self.characters}")
@@ -216,20 +217,11 @@ class CharacterLM(Task):
         self.chance, self.solved = perplexities(self.text["train"], self.text["val"], V)
 
     def batch(self, split: str, number: int) -> Batch:
-        text = self.text.get(split, self.text["test"])
+        text = self.text[split]
         generator = seeded_by(self.seed, len(text), number)
         starts = torch.randint(len(text) - self.length, (self.batch_size, 1), generator=generator)
         windows = text[starts + torch.arange(self.length + 1)]
         return Batch(one_hot(windows[:, :-1], self.input_size), windows[:, 1:])
-
-
-def read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a text file, got {path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"expected a text in UTF-8, got {path}: {problem.reason}") from None
 
 
 def perplexities(train: Tensor, val: Tensor, V: int) -> tuple[float, float]:

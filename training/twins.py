@@ -9,6 +9,7 @@ The twins' weights drift apart: each step rounds differently, and training ampli
 comparison that counts is made at the same weights (``callbacks.CompareGradients``).
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -218,12 +219,17 @@ def set_weights(rnn: nn.RNN, recurrent: Recurrent, init_from: Path | None) -> No
     if init_from is None:
         return
     weights = rnn_weights(Path(init_from))
-    expected = {name: tuple(p.shape) for name, p in rnn.state_dict().items()}
-    got = {name: tuple(p.shape) for name, p in weights.items()}
-    if got != expected:
-        got_from = f"got {got} from {init_from}; see --model.hidden_size and the others"
-        raise ValueError(f"expected RNN weights {expected}, {got_from}")
+    check_shapes(rnn, weights, f"from {init_from}; see --model.hidden_size and the others")
     rnn.load_state_dict(weights)
+
+
+def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raises ValueError where weights don't fit the module, for the first of them."""
+    expected = {name: tuple(p.shape) for name, p in module.state_dict().items()}
+    got = {name: tuple(p.shape) for name, p in weights.items()}
+    for name in {**expected, **got}:
+        if expected.get(name) != got.get(name):
+            raise ValueError(f"expected {name} of shape {expected.get(name)}, got {got.get(name)} {origin}")
 
 
 def from_every_process(value: Any, processes: int) -> list[Any]:

@@ -22,6 +22,8 @@ from torch import nn
 from training_runs import QUIET, SMALL, WARNINGS, CommandLine, checkpoint, last, weights
 
 import training
+import training.__main__
+import training.commands
 from training.__main__ import COMMANDS, main
 from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
@@ -34,6 +36,7 @@ pytestmark = WARNINGS
 
 ECHO = """
 import torch
+from pytorch_lightning import Callback
 from training.datamodule import Task
 from training.objective import Batch
 
@@ -54,6 +57,16 @@ class Half(Task):
 
 class Wide(Echo):
     input_size = 2
+
+
+class Early(Echo):
+    def __init__(self, **kwargs):
+        raise KeyError("a")
+
+
+class Seen(Callback):
+    def __init__(self):
+        raise RuntimeError("out of order")
 
 
 class Late(Echo):
@@ -88,6 +101,8 @@ ERRORS = [
     ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
     ("fit --data echo.Wide", "expected input of floats (B, T, 2), got float32 (64, 40, 1)"),
     ("fit --data echo.Late", "ZeroDivisionError: division by zero ("),
+    ("fit --trainer.callbacks echo.Seen", "Seen: out of order"),
+    ("fit --data echo.Early", "KeyError: 'a' ("),
     ("fit --data broken.Task", "--data broken.Task: invalid syntax ("),
     ("fit --data broken.Task", "broken.py, line 3)"),
     ("fit --data unnamed.Task", "NameError: name 'foo' is not defined ("),
@@ -117,13 +132,17 @@ ERRORS = [
     ("fit --trainer.callbacks Timr", "got Timr; did you mean Timer?\nThere are "),
     ("fit --trainer.accelerator tpus", "tpus"),
     ("fit --trainer.devices 0", "Trainer(devices='0')"),
+    (
+        "fit --trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_epochs x",
+        "expected --trainer.callbacks.every_n_epochs to be a whole number or null, got x",
+    ),
     ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
-    ("fit --optimizer.lr abc", "expected --optimizer.lr to be float, got abc"),
+    ("fit --optimizer.lr abc", "expected --optimizer.lr to be a number, got abc"),
     ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
     ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself, got LBFGS"),
     ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
     ("fit --lr_scheduler StepLR", "StepLR: the following arguments are required: step_size"),
-    ("fit --config nowhere", "expected a config, got nowhere: no such file\nA file, or one of adding, "),
+    ("fit --config nowhere", "expected a config (adding, characters, copy_memory"),
     ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
     ("fit --config list.yaml", "expected a config in YAML or JSON"),
     ("fit --config modle.yaml", "there is no option --modle"),
@@ -151,6 +170,8 @@ ERRORS = [
     ("fit --optimizer SparseAdam", "expected an optimizer that takes dense gradients"),
     ("fit --trainer.barebones true", "expected a run that logs"),
     ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
+    ("fit --trainer.callbacks LearningRateFinder", "expected no LearningRateFinder"),
+    ("export --ckpt_path plain.ckpt", "expected the options of twins in plain.ckpt"),
     ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
     ("sweep --model.hidden_size 4 0", "expected --model.hidden_size to be a whole number above 0, got 0"),
     ("sweep --seeds 0 1 --name a/b", "expected the name of a folder, got a/b"),
@@ -221,6 +242,26 @@ def test_the_overview_is_instant_and_the_version_is_told(capsys: pytest.CaptureF
     assert re.fullmatch(r"python -m training (\d\S+|\(not installed\))", done.stdout.splitlines()[-2])
     assert all(command in done.stdout for command in COMMANDS)
     assert ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml"))) in done.stdout
+
+
+@pytest.mark.parametrize("name", ["rich.console", "matplotlib"])
+def test_what_an_extra_lacks_is_a_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def missing(module: str, package: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(training.__main__, "import_module", missing)
+    with pytest.raises(SystemExit, match=rf"{name} isn't installed; pip install 'manual_rnn\[lab\]' has it"):
+        main(["tasks"])
+
+
+def test_ctrl_c_before_a_run_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(module: str, package: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.__main__, "import_module", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        main([])
+    assert exit.value.code == 130
 
 
 def test_it_calls_itself_as_it_was_called(
@@ -447,6 +488,15 @@ def test_an_export_loads_into_nn_rnn(cli: CommandLine, finished: Path, twin: str
         assert torch.equal(weight, state[f"{twin}.rnn.{name}"])
 
 
+def test_an_onnx_export_without_onnx_is_refused(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training.commands, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli("export", "--ckpt_path=x", "--onnx=y", small=[])
+    assert "ONNX needs onnx and onnxscript: pip install 'manual_rnn[onnx]'" in capsys.readouterr().err
+
+
 def test_an_onnx_export_answers_as_the_network(cli: CommandLine, finished: Path) -> None:
     cli("export", f"--ckpt_path={finished}", "--onnx=network.onnx", small=[])
     session = onnxruntime.InferenceSession(Path("network.onnx"))
@@ -460,6 +510,21 @@ def test_inspect_writes_pictures_of_the_task_it_was_trained_on(cli: CommandLine,
     pictures = [Path(path) for path in cli("inspect", f"--ckpt_path={finished}", small=[]).split()]
     assert len(pictures) == 3
     assert all(path.stat().st_size > 5000 for path in pictures)
+
+
+def test_inspect_shows_the_batch_that_a_test_begins_with(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("--data=Parity", "--trainer.max_epochs=1", "--seed_everything=3")
+    seen: list[torch.Tensor] = []
+
+    def note(rnn: nn.Module, input: torch.Tensor, folder: Path) -> list[Path]:
+        seen.append(input)
+        return []
+
+    monkeypatch.setattr(training.commands, "write_pictures", note)
+    cli("inspect", "--ckpt_path=last", small=[])
+    assert torch.equal(seen[0], Parity(batch_size=8, seed=3).batch("test", 0).input)
 
 
 def test_the_tasks_are_listed(cli: CommandLine) -> None:

@@ -93,6 +93,7 @@ def test_parts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 999,) * 2)
+    os.utime(new, (time.time() - 30,) * 2)
     remove_stray_parts(tmp_path)
     assert list(tmp_path.iterdir()) == [new]  # somebody may be writing it
     os.utime(new, (time.time() - 999,) * 2)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -105,6 +106,9 @@ def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     again.load_state_dict(torch.load(tmp_path / "record.pt", weights_only=True))
     assert again == record
     assert again.failure == record.failure
+    stricter = Record(tolerance=2.0)
+    stricter.load_state_dict(record.state_dict())
+    assert stricter.tolerance == 2
     assert all(isinstance(step, int) for step in [*again.steps, *again.compared, *again.validated])
 
 
@@ -130,13 +134,13 @@ def curves_in(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Figure:
 
 
 def test_the_picture_shows_losses_scores_and_partings(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = recorded(1.0, 2.0, 0.5)
+    record = recorded(1.0, 2.0, 0.0)  # which a log axis has not
     record.note_scores(3, {"builtin": 0.5, "manual": 0.25})
     figure = curves_in(monkeypatch, lambda: draw_run(record, Adding(), Path("x.png")))
     losses, scores, partings = figure.axes
     assert [line.get_label() for line in losses.get_lines()] == ["nn.RNN", "ManualRNN"]
     assert [line.get_label() for line in scores.get_lines()][2:] == ["chance: 0.167", "solved: 0.0064"]
-    assert partings.get_lines()[0].get_ydata().tolist() == [1.0, 2.0, 0.5]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(partings.get_lines()[0].get_ydata(), [1.0, 2.0, nan])
     assert partings.get_lines()[1].get_label() == "tolerance: 16"
 
 

@@ -1,18 +1,19 @@
 """A run goes on with its settings to the numbers of one never interrupted; settings of a file are data."""
 
 import csv
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import StochasticWeightAveraging
 from torch import nn
 from training_runs import (
     QUIET,
@@ -26,8 +27,9 @@ from training_runs import (
     weights,
 )
 
-from training.resume import GivenAnew, flat, load_model, why_finished
-from training.settings import check_settings, plain, settings_of, takes_data
+from training.callbacks import Interrupted
+from training.resume import STATE, GivenAnew, flat, load_model, why_finished
+from training.settings import plain, settings_of
 from training.tasks import Adding
 from training.twins import Twins
 
@@ -57,6 +59,7 @@ def test_a_resumed_run_keeps_optimizer_scheduler_clipping_and_threads(cli: Comma
     out = cli(QUIET, "--trainer.max_epochs=3", "--ckpt_path=last", small=[])
     assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
     assert "threads 2, optimizer torch.optim.SGD, optimizer.lr 0.1" in out
+    assert torch.get_num_threads() == 2
     assert "compare.tolerance 99.0" in out
     assert "given anew: trainer.max_epochs 3 " in out
 
@@ -89,6 +92,12 @@ def test_a_new_rate_scales_the_rate_that_was_reached() -> None:
     (group,) = content["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"]) == pytest.approx((0.2, 0.4))
     assert content["lr_schedulers"] == [{"base_lrs": [0.4]}]
+
+
+def test_beside_another_optimizer_the_scheduler_begins_anew_too() -> None:
+    content: dict[str, Any] = {"optimizer_states": [{}], "lr_schedulers": [{"last_epoch": 9}]}
+    GivenAnew({"optimizer": "SGD"}, {"optimizer": "Adam"}).on_load_checkpoint(None, None, content)  # type: ignore[arg-type]
+    assert content == {"optimizer_states": [], "lr_schedulers": []}
 
 
 def finished_after(**changed: Any) -> str | None:
@@ -207,11 +216,24 @@ def test_a_run_of_an_older_version_goes_on_but_for_its_record(cli: CommandLine) 
     assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
 
 
-def test_settings_that_no_option_has_any_more_are_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"expected options of this version in the checkpoint, got model\.width"
-    ):
-        settings_of({"settings": settings(model={"width": 3})})
+def test_settings_that_no_option_has_any_more_are_named(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli(f"--ckpt_path={of_settings(settings(model={'width': 3}))}", small=[])
+    assert "there is no option --model.width" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_weights_alone_is_no_run_to_go_on_with(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = of_settings(settings())
+    content = torch.load(path, weights_only=True)
+    del content["optimizer_states"], content["loops"]
+    torch.save(content, path)
+    with pytest.raises(SystemExit):
+        cli(f"--ckpt_path={path}", small=[])
+    assert "to go on from, got one without optimizer_states, loops" in capsys.readouterr().err
 
 
 class CrashError(Exception):
@@ -270,6 +292,18 @@ def test_a_run_that_was_killed_resumes(
     assert_equal_weights(weights(uninterrupted), weights(resumed))
 
 
+def test_an_interrupted_run_of_ones_own_task_says_its_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint(tmp_path).touch()
+    for task in (Adding(), type("Mine", (Adding,), {"__module__": "mine"})()):
+        trainer: Any = SimpleNamespace(is_global_zero=True, global_step=3, log_dir=tmp_path, datamodule=task)
+        Interrupted().on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
+    ours, mine = re.findall(r"it goes on with: .*last\.ckpt(.*)", capsys.readouterr().out)
+    assert (ours, mine) == ("", " --data mine.Mine")
+
+
 def column(folder: Path, name: str) -> list[float]:
     rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     return [float(row[name]) for row in rows if row[name]]
@@ -304,6 +338,15 @@ def test_a_checkpoint_of_other_sizes_is_refused(cli: CommandLine, capsys: pytest
 
 
 # Settings out of a file
+
+
+def of_settings(found: dict[str, Any]) -> Path:
+    """A checkpoint of a run with these settings that has nothing else."""
+    parts = ("hyper_parameters", "datamodule_hyper_parameters", "state_dict", *STATE)
+    content: dict[str, Any] = {part: {} for part in parts} | {"pytorch-lightning_version": "2.6"}
+    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 99}}}}
+    torch.save({**content, "global_step": 0, "settings": found}, "empty.ckpt")
+    return Path("empty.ckpt")
 
 
 class Marker:
@@ -347,6 +390,7 @@ CODE = [
     {"trainer": {"profiler": {"class_path": "torch.hub.load"}}},
     {"trainer": {"callbacks": ["evil.yaml"]}},
     {"trainer": {"callbacks": "evil.Callback"}},
+    {"trainer": {"callbacks": "evil.f:f"}},  # as importlib has it
     {"trainer": {"callbacks": '["evil\\x2eCallback"]'}},  # YAML's own way to write a dot
     {"trainer": {"callbacks": '{"class_path": "evil\\u002eCallback"}'}},
     {"trainer": {"callbacks+": ["evil.Callback"]}},
@@ -365,7 +409,6 @@ CODE = [
             }
         }
     },
-    {"trainer": {"profiler": "evil.yaml"}},
     {"model": "evil.yaml"},
     {"data": {"class_path": "training.tasks.Adding", "init_args": {"seed": {"class_path": "evil.Seed"}}}},
 ]
@@ -378,42 +421,62 @@ def test_settings_of_a_checkpoint_run_no_code(
     marker = Marker(tmp_path)
     Path("evil.yaml").write_text("class_path: evil.Callback")
     Path("settings_of_a_class").write_text("class_path: evil.Callback")
-    parts: dict[str, Any] = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
-    torch.save({**parts, "pytorch-lightning_version": "2.6", "settings": settings(**changed)}, "bad.ckpt")
-    for command in (["fit", "--ckpt_path=bad.ckpt"], ["inspect", "--ckpt_path=bad.ckpt"]):
+    path = of_settings(settings(**changed))
+    for command in (["fit", f"--ckpt_path={path}"], ["inspect", f"--ckpt_path={path}"]):
         with pytest.raises(SystemExit) as exit:
             cli(*command, small=[])
         assert exit.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert len(capsys.readouterr().err.splitlines()) <= 2
         assert not marker.path.exists()
 
 
 def test_settings_read_no_other_file_of_settings() -> None:
-    assert "config" not in settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
+    found = settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
+    assert not {"config", "ckpt_path", "name"} & found.keys()  # where a run began isn't restored either
 
 
-def test_what_the_command_line_names_may_stand_in_settings() -> None:
-    own = settings(data={"class_path": "echo.Echo", "init_args": {"length": 3}})
-    with pytest.raises(ValueError, match=r"expected echo\.Echo, .* --data echo\.Echo, say"):
-        settings_of({"settings": own})
-    assert settings_of({"settings": own}, ["echo.Echo"])["data"]["class_path"] == "echo.Echo"
+MINE = """
+from training.tasks import Adding
+from pytorch_lightning import Callback
+
+class Mine(Adding):
+    pass
+
+class Seen(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        print("seen")
+"""
 
 
-def test_texts_that_name_no_code_are_data() -> None:
-    theme = {"metrics_format": ".3g", "description": "rgb(165,66,129)", "progress_bar": "#6206E0"}
-    bar = {"class_path": "pytorch_lightning.callbacks.RichProgressBar", "init_args": {"theme": theme}}
-    check_settings(settings(trainer={"callbacks": [bar], "precision": "16-mixed"}), set())
-
-
-def test_settings_with_classes_of_lightning_and_data_are_taken() -> None:
-    callback = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": {"monitor": "a.b"}}
-    check_settings(
-        settings(trainer={"callbacks": [callback], "strategy": "auto", "profiler": "simple"}), set()
+def test_what_the_command_line_names_may_stand_in_settings(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class of one's own is named again: by an option, in a config, or by the name it is imported under."""
+    Path("mine.py").write_text(MINE)
+    Path("alias.py").write_text("from mine import Mine")
+    Path("mine.yaml").write_text("trainer:\n  callbacks: [mine.Seen]")
+    path = of_settings(
+        settings(data={"class_path": "alias.Mine"}, trainer={"callbacks": {"class_path": "mine.Seen"}})
     )
-    assert not takes_data(StochasticWeightAveraging, "avg_fn")
-    assert not takes_data(StochasticWeightAveraging, "device")
-    assert takes_data(StochasticWeightAveraging, "swa_lrs")
-    assert not takes_data(StochasticWeightAveraging, "nowhere")
+    with pytest.raises(SystemExit):
+        cli(f"--ckpt_path={path}", "--config=mine.yaml", small=[])
+    assert (
+        "expected alias.Mine, which the checkpoint's settings name, on the command line too: --data"
+        in capsys.readouterr().err
+    )
+    named = [f"--ckpt_path={path}", "--data=alias.Mine", "--config=mine.yaml"]
+    with pytest.raises(SystemExit):
+        cli(*named, small=[])
+    assert "restored: empty.ckpt" in capsys.readouterr().out
+
+
+def test_texts_of_settings_stay_as_they_are(cli: CommandLine) -> None:
+    Path("text.txt").write_text("ab" * 999)
+    own = ["--data=CharacterLM", "--data.path=text.txt", "--trainer.callbacks=ModelCheckpoint"]
+    own += ["--trainer.callbacks.filename={epoch}.a", "--trainer.callbacks.monitor=val_loss/worse"]
+    cli(*own, "--trainer.max_epochs=1")
+    cli("--ckpt_path=last", "--trainer.max_epochs=2", QUIET, small=[])
+    assert list(Path("runs/CharacterLM/version_1/checkpoints").glob("epoch=1.a.ckpt"))
 
 
 @pytest.mark.parametrize("options", [{"_class_path": "evil.Twins"}, {"_instantiator": "evil.f"}])

@@ -76,7 +76,7 @@ def test_a_run_that_was_stopped_ends_the_sweep(
 def test_a_sweep_without_a_validation_has_no_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show([Outcome([("--seed_everything", "0")], 0, tmp_path / "none", "mse", Record())], tmp_path)
+    show([Outcome({"seed": "0"}, 0, tmp_path / "none", "mse", Record())], tmp_path)
     assert "picture: none, for no run came to a validation" in capsys.readouterr().out
     assert (tmp_path / "table.csv").is_file()
     assert not (tmp_path / "sweep.png").exists()
@@ -87,7 +87,7 @@ def test_options_with_several_values_are_combined() -> None:
         ["--seeds=0", "--data", "Adding", "--a.b", "1", "2", "--name", "n", "-c", "p"]
     )
     assert common == ["--seed_everything=0", "--data=Adding", "--config=p"]
-    assert own == [[("--a.b", "1")], [("--a.b", "2")]]
+    assert own == [{"--a.b": "1"}, {"--a.b": "2"}]
     assert name == "n"
 
 
@@ -99,7 +99,7 @@ def test_the_picture_averages_over_the_seeds_of_the_same_settings(
     monkeypatch.setattr(
         training.commands, "draw_sweep", lambda runs, metric, path: drawn.append((runs, metric))
     )
-    settings = [[("--seed_everything", seed), ("--model.hidden_size", "4")] for seed in "01"]
+    settings = [{"seed": seed, "hidden_size": "4"} for seed in "01"]
     show([Outcome(own, 0, tmp_path, "accuracy", record) for own in settings], tmp_path)
     assert drawn == [([("hidden_size 4", record)] * 2, "accuracy")]
 

@@ -1,6 +1,7 @@
 """The tasks: what they draw, their chance levels, and that no batch comes twice."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,6 +168,8 @@ def test_digits_come_once_in_a_round_and_never_from_another_split(by: Any, shape
     first_round = torch.cat([task.batch("train", i).input for i in range(13)])[:1285]
     expected = task.images[task.rows["train"]]
     assert torch.equal(first_round.sum(0), expected.sum(0))
+    rounds = [SequentialDigits(by, batch_size=1285).batch("train", number).input for number in range(2)]
+    assert not torch.equal(*rounds)  # another order
     assert [len(task.batch("val", i).input) for i in range(3)] == [100, 100, 56]
     assert task.batches["val"] == 3
 
@@ -205,8 +208,18 @@ def test_a_text_that_is_too_little_is_refused(tmp_path: Path, text: str, message
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:
-    with pytest.raises(FileNotFoundError, match="expected a text file, got nowhere: no such file"):
+    with pytest.raises(FileNotFoundError, match="expected a text, got nowhere: no such file"):
         CharacterLM(Path("nowhere"))
+
+
+def test_every_process_gets_its_share_of_a_batch() -> None:
+    task, whole = Adding(train_batches=5, batch_size=4), Adding(train_batches=5, batch_size=4)
+    task.trainer = SimpleNamespace(global_rank=1, world_size=2)  # type: ignore[assignment]
+    batch = next(iter(task.val_dataloader()))
+    assert torch.equal(batch.input, whole.batch("val", 0).input[1::2])
+    task.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="expected a batch_size that 3 processes can share, got 4"):
+        task.val_dataloader()
 
 
 def test_pieces_of_a_batch_keep_inputs_and_targets_together() -> None:
