@@ -16,7 +16,7 @@ from ..kernels.interface import NetworkOptions
 from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
-from .network import network_vjp
+from .network_vjp import network_vjp
 
 __all__ = ["define", "of_many"]
 

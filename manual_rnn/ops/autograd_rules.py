@@ -16,7 +16,8 @@ from ..kernels.interface import NetworkOptions
 from ..torch_internals import below_autograd, carry_tangents, tracks_gradient, without_gradient_levels
 from . import composed, dispatch
 from .fake_rules import leak_of
-from .network import Network, NetworkVjp, aliases, as_separate_output
+from .network import Network, aliases, as_separate_output
+from .network_vjp import NetworkVjp
 
 __all__ = ["network", "network_vjp", "recurrence"]
 

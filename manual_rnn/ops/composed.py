@@ -21,14 +21,8 @@ from ..kernels import REFERENCE, reference
 from ..kernels.interface import LayerWeights, NetworkOptions, grouped
 from ..kernels.time_order import Walk
 from .dispatch import statically
-from .recurrences import (
-    elman,
-    leaky_elman,
-    leaky_elman_vjp,
-    linear_recurrence,
-    rows_matmul,
-    weight_gradient,
-)
+from .leaky_recurrence import leaky_elman, leaky_elman_vjp
+from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
 __all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
 

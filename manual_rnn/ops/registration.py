@@ -22,7 +22,7 @@ import torch
 
 from ..kernels.native import SCHEMAS
 from ..torch_internals import compiles_graph, run_vmap_rule, under_legacy_vmap
-from . import autograd_rules, dispatch, fake_rules, network, vmap_rules
+from . import autograd_rules, dispatch, fake_rules, network, network_vjp, vmap_rules
 from .dispatch import NAMESPACE
 from .recurrences import Elman, LinearRecurrence
 
@@ -52,7 +52,7 @@ RULES: dict[str, Rules] = {
     ),
     "network": Rules(network.compute, autograd_rules.network, fake_rules.network, vmap_rules.network),
     "network_vjp": Rules(
-        network.compute_vjp, autograd_rules.network_vjp, fake_rules.network_vjp, vmap_rules.network_vjp
+        network_vjp.compute_vjp, autograd_rules.network_vjp, fake_rules.network_vjp, vmap_rules.network_vjp
     ),
 }
 
