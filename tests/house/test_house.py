@@ -52,7 +52,7 @@ HOUSE = {
     "ops": "ops kernels validation torch_internals",
     "kernels": "kernels torch_internals",
     "validation": "torch_internals kernels.interface",
-    "torch_internals": "",
+    "torch_internals": "torch_internals",
     "convert": "validation parameters override own_names kernels.nonlinearities",
     "functional": "",  # stands alone, to be read alone
 }
@@ -80,9 +80,10 @@ STOREYS = {
         "torch_loop triton_kernel",
         "interface selection time_order nonlinearities",
     ],
+    "torch_internals": ["__init__", "autograd compiling", "active cudnn", "find"],
 }
-# The inside of torch is asked in torch_internals.py, and there only, but for these.
-INSIDE = PACKAGE / "torch_internals.py"
+# The inside of torch is asked in torch_internals/, and there only, but for these.
+INSIDE = PACKAGE / "torch_internals"
 PRIVATE = {
     (
         "parameters.py",
@@ -197,7 +198,7 @@ def test_the_checks_below_can_fail(tmp_path: Path) -> None:
         "torch.autograd.function._y",
         "_dynamo_disable",
     }
-    assert private_names(INSIDE)
+    assert any(private_names(path) for path in INSIDE.glob("*.py"))
 
 
 def test_every_file_has_a_place() -> None:
@@ -229,6 +230,12 @@ def test_within_a_folder_imports_point_down(path: Path) -> None:
             assert storey[to.stem] > storey[path.stem], f"{folder}/{path.name} imports {name}"
 
 
+def test_every_folder_is_installed() -> None:
+    names = [f'"manual_rnn.{path.parent.name}"' for path in PACKAGE.glob("*/__init__.py")]
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert [name for name in names if name not in settings] == []
+
+
 def test_the_reference_imports_no_other_kernel() -> None:
     """Whoever reads it reads the equation, and needs nothing of what makes it fast."""
     found = {file_of(name).stem for name in imports(PACKAGE / "kernels" / "reference.py", "manual_rnn")}
@@ -245,13 +252,13 @@ def test_no_circle() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in [*FILES, *TRAINING] if path != INSIDE],
+    [path for path in [*FILES, *TRAINING] if path.parent != INSIDE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_the_inside_of_torch_is_asked_in_one_file(path: Path) -> None:
+def test_the_inside_of_torch_is_asked_in_one_folder(path: Path) -> None:
     place = path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
     excepted = {name for file, name in PRIVATE if file == place}
-    assert private_names(path) - excepted == set(), "belongs into torch_internals.py"
+    assert private_names(path) - excepted == set(), "belongs into torch_internals/"
     assert excepted - private_names(path) == set(), "an exception nobody needs any more"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "manual_rnn" / "torch_internals.py"
+SOURCES = sorted((ROOT / "manual_rnn" / "torch_internals").glob("*.py"))
 ELSEWHERE = [  # asked for by attribute
     ("torch.autograd.Function", "_compiled_autograd_key"),
     ("torch.nn.Module", "_replicate_for_data_parallel"),
@@ -125,7 +125,8 @@ def asked_by_name() -> list[tuple[str, str]]:
     """What `find` is called with in the source."""
     calls = [
         [str(argument.value) for argument in call.args if isinstance(argument, ast.Constant)][:2]
-        for call in ast.walk(ast.parse(SOURCE.read_text()))
+        for source in SOURCES
+        for call in ast.walk(ast.parse(source.read_text()))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "find"
     ]
     kept = (

@@ -1,0 +1,75 @@
+r"""cuDNN's network among PyTorch's operators, and what its autograd node saves."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .find import MISSING, find
+
+__all__ = [
+    "CUDNN_DERIVATIVE",
+    "CUDNN_SCHEMAS",
+    "cudnn_rnn",
+    "cudnn_rnn_packet",
+    "cudnn_saved_tensors",
+    "flatten_dense",
+    "offers_cudnn_node",
+    "register_cudnn_backward_vmap",
+]
+
+# The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative.
+flatten_dense: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors")
+_current_node = find("torch._C", "_current_autograd_node")
+cudnn_rnn: Any = find("torch", "_cudnn_rnn")
+cudnn_rnn_packet: Any = getattr(torch.ops.aten, "_cudnn_rnn", None)
+CUDNN_DERIVATIVE = "_cudnn_rnn_backward"
+_has_kernel = find("torch._C", "_dispatch_has_kernel_for_dispatch_key")
+CUDNN_SAVES = (
+    "input", "weight", "hx", "weight_stride0", "mode", "num_layers", "batch_first", "batch_sizes",
+)  # fmt: skip
+CUDNN_SCHEMAS = {
+    "_cudnn_rnn": (
+        "aten::_cudnn_rnn(Tensor input, Tensor[] weight, int weight_stride0, Tensor? weight_buf, Tensor hx, "
+        "Tensor? cx, int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, "
+        "float dropout, bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    CUDNN_DERIVATIVE: (
+        "aten::_cudnn_rnn_backward(Tensor input, Tensor[] weight, int weight_stride0, Tensor weight_buf, "
+        "Tensor hx, Tensor? cx, Tensor output, Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, "
+        "int mode, SymInt hidden_size, SymInt proj_size, int num_layers, bool batch_first, float dropout, "
+        "bool train, bool bidirectional, SymInt[] batch_sizes, Tensor? dropout_state, Tensor reserve, "
+        "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])"
+    ),
+}
+
+
+def offers_cudnn_node() -> bool:
+    """Whether cuDNN's operators are those that the engine serves on a CPU, and nobody has a kernel there."""
+    if MISSING:
+        return False
+    for name, schema in CUDNN_SCHEMAS.items():
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None or str(packet.default._schema) != schema:
+            return False
+        if any(_has_kernel(f"aten::{name}", key) for key in ("CPU", "CompositeExplicitAutograd")):
+            return False
+    return not _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "AutogradCPU")
+
+
+def cudnn_saved_tensors() -> Any:
+    """What cuDNN's node saves, at which the backward pass is, under the names of the operator's arguments."""
+    node = _current_node()
+    return SimpleNamespace(**{name: getattr(node, f"_saved_{name}") for name in CUDNN_SAVES})
+
+
+def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> Any:
+    """For `is_grads_batched`, if torch has none; the registration lasts as long as what is returned."""
+    if _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
+        return None
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(CUDNN_DERIVATIVE, rule, "Batched")
+    return library
