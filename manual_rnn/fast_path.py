@@ -117,17 +117,12 @@ def _plain_call(
     phi = PHI_OF_MODE.get(mode) or known_nonlinearity(rnn)
     if phi is None or projection or not (type(bias) is type(first) is type(both) is type(training) is bool):
         return None
-    if len(weights) != layers * (1 + both) * (4 if bias else 2) or not _fit(
-        x, hx, weights, input_size, sizes
-    ):
+    if len(weights) != layers * (1 + both) * (4 if bias else 2) or type(p) is not float:
         return None
-    if type(p) is not float:
+    if not _fit(x, hx, weights, input_size, sizes):
         return None
-    dropout, alpha = p if training and layers > 1 else 0.0, leak_of(rnn)
-    first = first and not sizes
-    return weights, PlainOptions(
-        phi, bias, first, both, layers, input_size, hidden_size, dropout, alpha, sizes
-    )
+    how = phi, bias, first and not sizes, both, layers, input_size, hidden_size
+    return weights, PlainOptions(*how, p if training and layers > 1 else 0.0, leak_of(rnn), sizes)
 
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], input_size: int, sizes: Sequence[int]) -> bool:

@@ -91,8 +91,10 @@ def run_plain_network(
 
 
 def requires_grad(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
-    """Whether a gradient is wanted. None unless it is autograd's alone, of all weights or of nothing: ATen's
-    node has one flag for all of them, and would save and compute more than is needed."""
+    """Whether a gradient is wanted of all weights. None where it is of some, or where a transform wants it.
+
+    ATen's node has one flag for all weights, and would save and compute more than is needed for some.
+    """
     if transforms_active():
         return None
     if not torch.is_grad_enabled():
