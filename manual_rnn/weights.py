@@ -39,8 +39,8 @@ def names_of_weights(rnn: Any) -> list[list[str]]:
 def shapes_of_weights(rnn: Any) -> list[tuple[tuple[int, ...], ...]]:
     """Of every layer and direction those of the four kinds: `(H, I)`, `(H, H)`, `(H,)`, `(H,)`."""
     H, D = rnn.hidden_size, 2 if rnn.bidirectional else 1
-    widths = [rnn.input_size if index < D else H * D for index in range(rnn.num_layers * D)]
-    return [((H, width), (H, H), (H,), (H,)) for width in widths]
+    rest = (H, H), (H,), (H,)
+    return [((H, rnn.input_size), *rest)] * D + [((H, H * D), *rest)] * (rnn.num_layers - 1) * D
 
 
 def own_weights(rnn: Any) -> list[Any]:
