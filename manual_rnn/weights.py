@@ -39,7 +39,7 @@ def names_of_weights(rnn: Any) -> list[list[str]]:
 def shapes_of_weights(rnn: Any) -> list[tuple[tuple[int, ...], ...]]:
     """Of every layer and direction those of the four kinds: `(H, I)`, `(H, H)`, `(H,)`, `(H,)`."""
     H, D = rnn.hidden_size, 2 if rnn.bidirectional else 1
-    rest = (H, H), (H,), (H,)
+    rest: tuple[tuple[int, ...], ...] = (H, H), (H,), (H,)
     return [((H, rnn.input_size), *rest)] * D + [((H, H * D), *rest)] * (rnn.num_layers - 1) * D
 
 
