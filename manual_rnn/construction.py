@@ -79,14 +79,20 @@ def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
         raise ValueError("num_layers must be greater than zero")
 
 
-def _orthogonal_(weight: Tensor) -> None:
+def _identity_(weight_hh: Tensor, *biases: Tensor) -> None:
+    nn.init.eye_(weight_hh)
+    for bias in biases:
+        nn.init.zeros_(bias)
+
+
+def _orthogonal_(weight_hh: Tensor, *_: Tensor) -> None:
     """In float32 at least: the QR behind it knows no half precision."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = torch.promote_types(weight_hh.dtype, torch.float32)
     with torch.no_grad():
-        weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype)))
+        weight_hh.copy_(nn.init.orthogonal_(torch.empty_like(weight_hh, dtype=dtype)))
 
 
-RECURRENT: dict[str, Callable[[Tensor], Any]] = {"identity": nn.init.eye_, "orthogonal": _orthogonal_}
+RECURRENT: dict[str, Callable[..., None]] = {"identity": _identity_, "orthogonal": _orthogonal_}
 
 
 def check_recurrent(rnn: Any, recurrent: Any) -> None:

@@ -6,11 +6,20 @@ under one of these names also stands in the `__dict__` of the object, and there 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-__all__ = ["OWN_NAMES", "FreeNames", "hide", "make_visible", "without_visible"]
+__all__ = [
+    "OWN_NAMES",
+    "add_module",
+    "hide",
+    "make_visible",
+    "register_buffer",
+    "register_parameter",
+    "set_attribute",
+    "without_visible",
+]
 
 OWN_NAMES = frozenset({"begin", "step", "from_builtin", "to_builtin"})
 REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -93,24 +102,23 @@ def _free(rnn: Any, registry: str, name: str) -> Iterator[None]:
             dict.pop(entries, name)
 
 
-class FreeNames(nn.Module):
-    """A module that registers what it is given under `OWN_NAMES` too, where `nn.Module` finds them taken."""
+def set_attribute(self: Any, name: str, value: Any) -> None:
+    """As `nn.Module.__setattr__`, which also knows a module under a name that is a method here."""
+    if name in OWN_NAMES and isinstance(value, nn.Module) and "_modules" in self.__dict__:
+        _watch(self, "_modules")
+    nn.Module.__setattr__(self, name, value)
 
-    if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
 
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name in OWN_NAMES and isinstance(value, nn.Module) and "_modules" in self.__dict__:
-                _watch(self, "_modules")
-            nn.Module.__setattr__(self, name, value)
+def register_buffer(self: Any, name: str, tensor: Any, persistent: bool = True) -> None:
+    with _free(self, "_buffers", name):
+        super(nn.RNNBase, self).register_buffer(name, tensor, persistent)
 
-        def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-            with _free(self, "_buffers", name):
-                super().register_buffer(name, tensor, persistent)
 
-        def register_parameter(self, name: str, param: Any) -> None:
-            with _free(self, "_parameters", name):
-                super().register_parameter(name, param)
+def register_parameter(self: Any, name: str, param: Any) -> None:
+    with _free(self, "_parameters", name):
+        super(nn.RNNBase, self).register_parameter(name, param)
 
-        def add_module(self, name: str, module: Any) -> None:
-            with _free(self, "_modules", name):
-                super().add_module(name, module)
+
+def add_module(self: Any, name: str, module: Any) -> None:
+    with _free(self, "_modules", name):
+        super(nn.RNNBase, self).add_module(name, module)

@@ -2,16 +2,15 @@ r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. N
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import construction, validation
+from . import construction, own_names, validation
 from .kernels import aten
 from .kernels.interface import LayerWeights, grouped
 from .kernels.nonlinearities import NN_RNN_MODES, PHI
-from .own_names import FreeNames, make_visible, without_visible
 from .torch_internals import MODULE_CALL, fx_tracer
 from .weights import (
     ASSIGNED,
@@ -49,13 +48,19 @@ NN_RNN: Any = next(
 NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
 
 
-class RNNBase(FreeNames, nn.RNNBase):
+class RNNBase(nn.RNNBase):
     r"""The constructor and parameters of `torch.nn.RNN`, and what it tells about them.
 
     An `nn.RNNBase`, for initialisers and libraries ask for one; not an `nn.RNN`, which Dynamo refuses. Of its
     base it has the class attributes alone: weights are no cache here, so setting and moving them and
     pickling are again those of an `nn.Module`.
     """
+
+    if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
+        __setattr__ = own_names.set_attribute
+    register_buffer = own_names.register_buffer
+    register_parameter = own_names.register_parameter
+    add_module = own_names.add_module
 
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
         _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
@@ -113,12 +118,9 @@ class RNNBase(FreeNames, nn.RNNBase):
         for name, weight in self.named_parameters():
             if name.removeprefix("parametrizations.").startswith(own):
                 nn.init.uniform_(weight, -bound, bound)
-        if recurrent is None:
-            return
-        for _, weight_hh, *biases in self.all_weights:
-            construction.RECURRENT[recurrent](weight_hh)
-            for bias in biases if recurrent == "identity" else []:
-                nn.init.zeros_(bias)
+        if recurrent is not None:
+            for _, weight_hh, *biases in self.all_weights:
+                construction.RECURRENT[recurrent](weight_hh, *biases)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
@@ -183,14 +185,14 @@ class RNNBase(FreeNames, nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was assigned, which a copy of an `nn.RNN` loses too."""
-        state = without_visible(self.__dict__)
+        state = own_names.without_visible(self.__dict__)
         state.pop(ASSIGNED, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
         super(nn.RNNBase, self).__setstate__(state)
-        make_visible(self)
+        own_names.make_visible(self)
         own = self.__dict__
         own.pop("__module__", None)  # of earlier versions, which told torch.fx so to see a leaf
         own.setdefault("proj_size", 0)  # there since torch 1.8

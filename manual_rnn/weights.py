@@ -22,12 +22,12 @@ __all__ = [
     "shapes_of_weights",
 ]
 
-ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the module's own at the time
+ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those tensors, and the module's own at the time
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
 
 
 def names_of_weights(rnn: Any) -> list[list[str]]:
-    """Of every layer and direction."""
+    """The names of every layer and direction."""
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if rnn.bias else 2]
     return [
         [f"{kind}_l{layer}{suffix}" for kind in kinds]
@@ -37,7 +37,7 @@ def names_of_weights(rnn: Any) -> list[list[str]]:
 
 
 def shapes_of_weights(rnn: Any) -> list[tuple[tuple[int, ...], ...]]:
-    """Of every layer and direction those of the four kinds: `(H, I)`, `(H, H)`, `(H,)`, `(H,)`."""
+    """The shapes of every layer and direction, with biases or without: `(H, I)`, `(H, H)`, `(H,)`, `(H,)`."""
     H, D = rnn.hidden_size, 2 if rnn.bidirectional else 1
     rest: tuple[tuple[int, ...], ...] = (H, H), (H,), (H,)
     return [((H, rnn.input_size), *rest)] * D + [((H, H * D), *rest)] * (rnn.num_layers - 1) * D
@@ -64,7 +64,7 @@ def assigned_weights(rnn: Any) -> list[Any] | None:
 
 
 def same_objects(some: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Whether two lists hold the same objects, of which tensors can't be asked by `==`."""
+    """Whether two lists hold the same objects; `==` would compare the numbers of tensors."""
     return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
@@ -74,7 +74,7 @@ def is_expanded(weights: Iterable[Any]) -> bool:
 
 
 class FlatWeights(list):
-    """The weights of a module as a list; to change the list reaches the module."""
+    """The weights of a module as a list. A change of the list changes the module."""
 
     def __init__(self, rnn: Any, weights: list[Any]) -> None:
         super().__init__(weights)

@@ -28,7 +28,7 @@ DEFAULT: KernelName = "default"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 if "_live" not in globals():  # a module that is loaded again has blocks already
-    _live: dict[object, str] = {}  # the blocks of all threads and the kernels they ask for, the newest last
+    _live: dict[object, str] = {}  # for each block of any thread the kernel it asks for, the newest last
     _newest: str = DEFAULT  # the kernel of that one
     _own: ContextVar[tuple[object, ...]] = ContextVar("the blocks of this thread or task", default=())
     _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
