@@ -16,8 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from .kernels.nonlinearities import NN_RNN_MODES
 from .override import is_recurrence
 from .own_names import OWN_NAMES, hide, make_visible
-from .parameters import ASSIGNED, NN_RNN, NN_RNN_CACHES, RNNBase, assigned_weights
+from .parameters import NN_RNN, NN_RNN_CACHES, RNNBase
 from .validation import is_kind, is_same
+from .weights import ASSIGNED, assigned_weights, same_objects
 
 __all__ = ["check_target", "convert", "shared_copy", "unsupported_reason"]
 
@@ -95,7 +96,7 @@ def _assigned_weights(rnn: Any) -> list[Any] | None:
     if not vars(rnn).keys() >= set(NN_RNN_CACHES) or rnn._weights_have_changed():
         return None
     own = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
-    return None if list(map(id, own)) == list(map(id, rnn._flat_weights)) else rnn._flat_weights
+    return None if same_objects(own, rnn._flat_weights) else rnn._flat_weights
 
 
 def _fill_caches(rnn: nn.RNN) -> None:

@@ -14,8 +14,9 @@ from . import kernels
 from .kernels.interface import non_plain_reason
 from .kernels.nonlinearities import NN_RNN_MODES
 from .override import leak_of, nonlinearity_of
-from .parameters import RUNNER, RNNBase, is_expanded
+from .parameters import RUNNER, RNNBase
 from .torch_internals import functorch_active, no_tracing, torchscript
+from .weights import is_expanded
 
 __all__ = ["is_left_to_nn_rnn"]
 

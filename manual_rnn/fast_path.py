@@ -19,7 +19,7 @@ from .kernels.interface import PLAIN_TYPES
 from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import PlainOptions, plain_kernel, requires_grad, run_plain_network, tell_counters
 from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
-from .parameters import ASSIGNED, RUNNER, RNNBase
+from .parameters import RUNNER, RNNBase
 from .torch_internals import (
     as_plain_tensors,
     changes_nothing,
@@ -29,6 +29,7 @@ from .torch_internals import (
     subclasses_are_kept,
     transforms_active,
 )
+from .weights import ASSIGNED
 
 __all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
 

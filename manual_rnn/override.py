@@ -6,6 +6,7 @@ r"""Which recurrence a module runs: a nonlinearity that the kernels know, or a s
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import CO_VARARGS
 from types import MethodType
 from typing import Any
 
@@ -28,9 +29,6 @@ __all__ = [
     "step_of",
 ]
 
-VARARGS = 4  # a flag of a code object
-LEAKY = "_manual_rnn_leaky"  # what a class has whose `alpha` is a leak
-
 
 def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""
@@ -50,18 +48,16 @@ def nonlinearity_of(rnn: Any) -> Any:
     Raises:
         AssertionError: for an unknown `mode`.
     """
-    begin = _override(rnn, "begin", _is_begin)
-    if begin is None and _override(rnn, "step", _is_step) is None:
+    begin = _override(rnn, "begin")
+    if begin is not None:
+        return begin if _accepts(begin, 2) else wraps(begin)(lambda h0, weight_hh: begin(h0))
+    if _override(rnn, "step") is None:
         known = known_nonlinearity(rnn)
         if known is not None and not _trains_leak(rnn):
             return known
         if known is None and rnn.mode != CUSTOM_MODE:
             validation.check_mode(rnn.mode, NN_RNN_MODES)
-    if begin is None:
-        return lambda h0, weight_hh: step_of(rnn)
-    if _accepts(begin, 2):
-        return begin
-    return wraps(begin)(lambda h0, weight_hh: begin(h0))
+    return lambda h0, weight_hh: step_of(rnn)
 
 
 def known_nonlinearity(rnn: Any) -> str | None:
@@ -71,7 +67,7 @@ def known_nonlinearity(rnn: Any) -> str | None:
 
 def leak_of(rnn: Any) -> Tensor | None:
     """The alpha of a `LeakyRNN`; None of any other."""
-    return rnn.alpha if getattr(type(rnn), LEAKY, False) else None
+    return rnn.alpha if getattr(type(rnn), "_manual_rnn_leaky", False) else None
 
 
 def _trains_leak(rnn: Any) -> bool:
@@ -82,28 +78,25 @@ def _trains_leak(rnn: Any) -> bool:
 
 def overrides_step(rnn: Any) -> bool:
     """Whether the step isn't that of a nonlinearity: it is the user's, or has a leak."""
-    return leak_of(rnn) is not None or any(
-        _override(rnn, name, check) is not None for name, check in RECURRENCES.items()
-    )
+    return leak_of(rnn) is not None or any(_override(rnn, name) is not None for name in RECURRENCES)
 
 
 def step_of(rnn: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The user's step, or that of the nonlinearity."""
-    own = _override(rnn, "step", _is_step)
+    own = _override(rnn, "step")
     if own is not None:
         return own
     kind: Any = next(cls for cls in type(rnn).__mro__ if is_builtin(vars(cls).get("step")))
     return kind.step.__get__(rnn)
 
 
-def _override(rnn: Any, name: str, is_recurrence: Callable[[Any], bool]) -> Any:
-    """What stands under this name on the object or its class, if it is a recurrence and not the builtin
-    one."""
+def _override(rnn: Any, name: str) -> Any:
+    """The recurrence of the user's that stands under this name on the object or its class, or None."""
     of_class, modules = getattr(type(rnn), name), rnn.__dict__["_modules"]
     found = getattr(rnn, name)  # a graph notices when this changes, or the attribute of the class
     if isinstance(found, MethodType) and found.__func__ is of_class and is_builtin(of_class):
         found = modules.get(name) if modules else None
-    return found if found is not None and is_recurrence(found) else None
+    return found if found is not None and RECURRENCES[name](found) else None
 
 
 def is_recurrence(rnn: nn.Module, name: str) -> bool:
@@ -136,7 +129,7 @@ def _accepts(function: Any, count: int) -> bool:
         return True
     most = code.co_argcount - _bound(function)
     least = most - len(function.__defaults__ or ())
-    return least <= count and (count <= most or bool(code.co_flags & VARARGS))
+    return least <= count and (count <= most or bool(code.co_flags & CO_VARARGS))
 
 
 def _bound(function: Any) -> int:

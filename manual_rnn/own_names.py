@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["OWN_NAMES", "free", "hide", "make_visible", "watch_modules", "without_visible"]
+from torch import nn
+
+__all__ = [
+    "OWN_NAMES",
+    "add_module",
+    "hide",
+    "make_visible",
+    "register_buffer",
+    "register_parameter",
+    "set_attribute",
+    "without_visible",
+]
 
 OWN_NAMES = frozenset({"begin", "step", "from_builtin", "to_builtin"})
 REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -61,20 +72,22 @@ def hide(rnn: Any) -> None:
             rnn.__dict__[registry] = dict(rnn.__dict__[registry])
 
 
-def watch_modules(rnn: Any, name: str) -> None:
-    """Before a module is assigned to this name."""
-    if name in OWN_NAMES and "_modules" in rnn.__dict__:
-        _watch(rnn, "_modules")
-
-
 def without_visible(state: dict[str, Any]) -> dict[str, Any]:
     """The `__dict__` of a module without what also stands in a registry."""
     twice = {name for name in OWN_NAMES & state.keys() if any(name in state[r] for r in REGISTRIES)}
     return {name: value for name, value in state.items() if name not in twice}
 
 
+def _watch(rnn: Any, registry: str) -> Registry:
+    entries = rnn.__dict__[registry]
+    if not isinstance(entries, Registry) or entries.attributes is not rnn.__dict__:  # a copy has the other's
+        entries = Registry(entries, rnn.__dict__)
+        rnn.__dict__[registry] = entries
+    return entries
+
+
 @contextmanager
-def free(rnn: Any, registry: str, name: str) -> Iterator[None]:
+def _free(rnn: Any, registry: str, name: str) -> Iterator[None]:
     """A block in which `nn.Module` finds this name free to be registered."""
     own = rnn.__dict__
     if name not in OWN_NAMES or registry not in own or name in own or name in own[registry]:
@@ -89,9 +102,23 @@ def free(rnn: Any, registry: str, name: str) -> Iterator[None]:
             dict.pop(entries, name)
 
 
-def _watch(rnn: Any, registry: str) -> Registry:
-    entries = rnn.__dict__[registry]
-    if not isinstance(entries, Registry) or entries.attributes is not rnn.__dict__:  # a copy has the other's
-        entries = Registry(entries, rnn.__dict__)
-        rnn.__dict__[registry] = entries
-    return entries
+def set_attribute(self: Any, name: str, value: Any) -> None:
+    """As `nn.Module.__setattr__`, which also knows a module under a name that is a method here."""
+    if name in OWN_NAMES and isinstance(value, nn.Module) and "_modules" in self.__dict__:
+        _watch(self, "_modules")
+    nn.Module.__setattr__(self, name, value)
+
+
+def register_buffer(self: Any, name: str, tensor: Any, persistent: bool = True) -> None:
+    with _free(self, "_buffers", name):
+        super(nn.RNNBase, self).register_buffer(name, tensor, persistent)
+
+
+def register_parameter(self: Any, name: str, param: Any) -> None:
+    with _free(self, "_parameters", name):
+        super(nn.RNNBase, self).register_parameter(name, param)
+
+
+def add_module(self: Any, name: str, module: Any) -> None:
+    with _free(self, "_modules", name):
+        super(nn.RNNBase, self).add_module(name, module)

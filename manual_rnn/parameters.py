@@ -1,39 +1,41 @@
 r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. No run, no mathematics."""
 
 import math
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import validation
+from . import construction, own_names, validation
 from .kernels import aten
-from .kernels.interface import PLAIN_TYPES, LayerWeights, grouped
+from .kernels.interface import LayerWeights, grouped
 from .kernels.nonlinearities import NN_RNN_MODES, PHI
-from .own_names import OWN_NAMES, free, make_visible, watch_modules, without_visible
 from .torch_internals import MODULE_CALL, fx_tracer
+from .weights import (
+    ASSIGNED,
+    FlatWeights,
+    assigned_weights,
+    is_expanded,
+    names_of_weights,
+    own_weights,
+    same_objects,
+    shapes_of_weights,
+)
 
 __all__ = [
-    "ASSIGNED",
     "CUSTOM_MODE",
     "NN_RNN",
     "NN_RNN_CACHES",
     "RUNNER",
     "RNNBase",
-    "assigned_weights",
-    "is_expanded",
-    "own_weights",
     "weights_of",
 ]
 
 PLAIN_CALL = nn.Module.__call__  # which a tracer of torch.fx replaces while it traces
-EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
 
 CUSTOM_MODE = "RNN_OWN"
 RUNNER = "_manual_rnn_runner"  # what runs the layers of a module that `tracing.py` watches
-ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those, and the module's own at the time
 # PyTorch's own class, also where `torch.nn.RNN` was replaced before this import (`patch.py`). No code here
 # asks torch for it by name.
 NN_RNN: Any = next(
@@ -42,51 +44,6 @@ NN_RNN: Any = next(
     if (cls.__module__, cls.__qualname__) == ("torch.nn.modules.rnn", "RNN")
 )
 NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  # of an `nn.RNN`
-
-
-def _orthogonal_(weight: Tensor) -> None:
-    """In float32 at least: the QR behind it knows no half precision."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    with torch.no_grad():
-        weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype)))
-
-
-RECURRENT: dict[str, Callable[[Tensor], Any]] = {"identity": nn.init.eye_, "orthogonal": _orthogonal_}
-
-
-def names_of_weights(layers: int, directions: int, bias: bool) -> list[list[str]]:
-    """Of every layer and direction."""
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if bias else 2]
-    return [
-        [f"{kind}_l{layer}{suffix}" for kind in kinds]
-        for layer in range(layers)
-        for suffix in ("", "_reverse")[:directions]
-    ]
-
-
-class FlatWeights(list):
-    """The weights of a module as a list; to change the list reaches the module."""
-
-    def __init__(self, rnn: "RNNBase", weights: list[Any]) -> None:
-        super().__init__(weights)
-        self._rnn = rnn
-
-    def __reduce__(self) -> Any:
-        return list, (list(self),)
-
-
-def _reaching_the_module(change: Callable[..., Any]) -> Callable[..., Any]:
-    def changed(self: FlatWeights, *args: Any, **kwargs: Any) -> Any:
-        found = change(self, *args, **kwargs)
-        self._rnn._flat_weights = self
-        return found
-
-    return changed
-
-
-CHANGES = "__setitem__ __delitem__ __iadd__ append clear extend insert pop remove reverse"
-for _name in CHANGES.split():
-    setattr(FlatWeights, _name, _reaching_the_module(getattr(list, _name)))
 
 
 class RNNBase(nn.RNNBase):
@@ -98,29 +55,15 @@ class RNNBase(nn.RNNBase):
     """
 
     if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            """As an `nn.Module`, which also knows a module under a name that is a method here."""
-            if name in OWN_NAMES and isinstance(value, nn.Module):
-                watch_modules(self, name)
-            nn.Module.__setattr__(self, name, value)
-
-        def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-            with free(self, "_buffers", name):
-                super().register_buffer(name, tensor, persistent)
-
-        def register_parameter(self, name: str, param: Any) -> None:
-            with free(self, "_parameters", name):
-                super().register_parameter(name, param)
-
-        def add_module(self, name: str, module: Any) -> None:
-            with free(self, "_modules", name):
-                super().add_module(name, module)
+        __setattr__ = own_names.set_attribute
+    register_buffer = own_names.register_buffer
+    register_parameter = own_names.register_parameter
+    add_module = own_names.add_module
 
     if hasattr(nn.Module, "_replicate_for_data_parallel"):
         _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
-    @validation.refuses_projection
+    @construction.refuses_projection
     def __init__(
         self,
         input_size: int,
@@ -134,7 +77,7 @@ class RNNBase(nn.RNNBase):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        validation.check_nonlinearity(nonlinearity, PHI)
+        construction.check_nonlinearity(nonlinearity, PHI)
         super(nn.RNNBase, self).__init__()
         self.nonlinearity = nonlinearity
         self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else CUSTOM_MODE
@@ -146,12 +89,13 @@ class RNNBase(nn.RNNBase):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = 0
-        validation.check_dropout(dropout, num_layers)
-        validation.check_flags(bias=bias, batch_first=batch_first)
-        validation.check_sizes(input_size, hidden_size, num_layers)
-        self._all_weights = names_of_weights(num_layers, 2 if bidirectional else 1, bias)
-        for index, names in enumerate(self._all_weights):
-            _add_weights(self, names, index < (2 if bidirectional else 1), device, dtype)
+        construction.check_dropout(dropout, num_layers)
+        validation.check_flags(self, "bias", "batch_first")
+        construction.check_sizes(input_size, hidden_size, num_layers)
+        self._all_weights = names_of_weights(self)
+        for names, shapes in zip(self._all_weights, shapes_of_weights(self), strict=True):
+            for name, shape in zip(names, shapes, strict=False):
+                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
@@ -166,18 +110,15 @@ class RNNBase(nn.RNNBase):
             ValueError: for any other `recurrent`.
             RuntimeError: if `recurrent` is given and a weight is computed, by a parametrization say.
         """
-        validation.check_recurrent(self, recurrent, RECURRENT)
+        construction.check_recurrent(self, recurrent)
         bound = 1.0 / math.sqrt(self.hidden_size)
         own = tuple(self._flat_weights_names)  # a nonlinearity's or a subclass's parameters aren't
         for name, weight in self.named_parameters():
             if name.removeprefix("parametrizations.").startswith(own):
                 nn.init.uniform_(weight, -bound, bound)
-        if recurrent is None:
-            return
-        for _, weight_hh, *biases in self.all_weights:
-            RECURRENT[recurrent](weight_hh)
-            for bias in biases if recurrent == "identity" else []:
-                nn.init.zeros_(bias)
+        if recurrent is not None:
+            for _, weight_hh, *biases in self.all_weights:
+                construction.RECURRENT[recurrent](weight_hh, *biases)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
@@ -221,7 +162,7 @@ class RNNBase(nn.RNNBase):
         """As in `nn.RNN`: these run, though `state_dict` has others, until one of the parameters is
         replaced or all are moved. Mostly they are those that are there already."""
         own = own_weights(self)
-        same = len(weights) == len(own) and all(map(operator.is_, weights, own))
+        same = same_objects(weights, own)
         self._init_flat_weights()
         if not same:
             self.__dict__[ASSIGNED] = list(weights), own
@@ -242,21 +183,21 @@ class RNNBase(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was assigned, which a copy of an `nn.RNN` loses too."""
-        state = without_visible(self.__dict__)
+        state = own_names.without_visible(self.__dict__)
         state.pop(ASSIGNED, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
         super(nn.RNNBase, self).__setstate__(state)
-        make_visible(self)
+        own_names.make_visible(self)
         own = self.__dict__
         own.pop("__module__", None)  # of earlier versions, which told torch.fx so to see a leaf
         own.setdefault("proj_size", 0)  # there since torch 1.8
         if "all_weights" in own:
             own["_all_weights"] = own.pop("all_weights")
         if not isinstance(self._all_weights[0][0], str):
-            self._all_weights = names_of_weights(self.num_layers, 1 + self.bidirectional, self.bias)
+            self._all_weights = names_of_weights(self)
         for cache in NN_RNN_CACHES:
             own.pop(cache, None)
 
@@ -291,47 +232,17 @@ class RNNBase(nn.RNNBase):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
 
 
-def _add_weights(rnn: RNNBase, names: list[str], first: bool, device: Any, dtype: Any) -> None:
-    """Register the uninitialised parameters of one direction of the first layer, or of a later one."""
-    H = rnn.hidden_size
-    width = rnn.input_size if first else H * (2 if rnn.bidirectional else 1)
-    for name, shape in zip(names, ((H, width), (H, H), (H,), (H,)), strict=False):
-        setattr(rnn, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-
-
-def own_weights(rnn: RNNBase) -> list[Any]:
-    """The weights in order, without what was assigned to `_flat_weights`."""
-    known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
-    return [known[n] if n in known else getattr(rnn, n, None) for names in rnn._all_weights for n in names]
-
-
-def assigned_weights(rnn: RNNBase) -> list[Any] | None:
-    """What was assigned to `_flat_weights`, if it still holds."""
-    if torch.compiler.is_compiling() and not hasattr(rnn, ASSIGNED):  # a graph notices when it has
-        return None
-    found = rnn.__dict__.get(ASSIGNED)
-    if found is not None and not all(map(operator.is_, found[1], own_weights(rnn))):
-        rnn._init_flat_weights()
-        return None
-    return None if found is None else found[0]
-
-
 def weights_of(rnn: RNNBase) -> list[LayerWeights]:
     """The weights of every layer and direction, read anew, so that no change goes unseen."""
     flat = assigned_weights(rnn)
     if flat is None:
-        validation.check_counts(rnn, rnn._all_weights)
-        known: dict[str, Any] = rnn._parameters  # looked up directly, since nn.Module.__getattr__ is slow
-        flat = [known[n] if n in known else getattr(rnn, n) for names in rnn._all_weights for n in names]
+        validation.check_counts(rnn)
+        flat = own_weights(rnn)
         for name, weight in zip(rnn._flat_weights_names, flat, strict=True):
             if not isinstance(weight, Tensor):
-                raise TypeError(f"{name} must be a Tensor, got {type(weight).__name__}")
+                found = getattr(rnn, name)  # which raises where there is none
+                raise TypeError(f"{name} must be a Tensor, got {type(found).__name__}")
     expected = rnn.num_layers * (2 if rnn.bidirectional else 1) * (4 if rnn.bias else 2)
     if len(flat) != expected:
         raise RuntimeError(f"Expected {expected} _flat_weights, got {len(flat)}")
     return grouped(flat, rnn.bias)
-
-
-def is_expanded(weights: Iterable[Any]) -> bool:
-    """Whether any weight is one of torch's ExpandedWeights; frozen ones beside it are ordinary."""
-    return any(kind.__module__.startswith(EXPANDED) for kind in {type(w) for w in weights} - PLAIN_TYPES)

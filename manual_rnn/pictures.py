@@ -89,7 +89,7 @@ def state_picture(passes: Sequence[Pass], sequence: int = 0, ax: Any = None) -> 
     _check_passes(passes)
     for run in passes:
         run.walk(sequence)
-    figure, axes = _panels(ax, len(passes), len(passes), 1, (8, 0.8 + 1.7 * len(passes)))
+    figure, axes = _panels(ax, len(passes), (8, 0.8 + 1.7 * len(passes)))
     for run, ax in zip(passes, axes, strict=True):
         states = torch.stack([h[sequence] for h in run.states if len(h) > sequence])  # (T, H)
         bound = states.abs().max().item() or 1.0
@@ -126,7 +126,7 @@ def gradient_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
         >>> figure.savefig(io.BytesIO(), format="pdf")
     """
     _check_passes(passes)
-    figure, (ax,) = _panels(ax, 1, 1, 1, (8, 4))
+    figure, (ax,) = _panels(ax, 1, (8, 4))
     for run in passes:
         states = run.walk()[::-1]  # the nearest first
         norms = gradient_norms(states[0].sum(), states)
@@ -170,8 +170,8 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
     _check_passes(passes)
     columns = min(len(passes), 2)
     rows = -(-len(passes) // columns)
-    figure, axes = _panels(ax, len(passes), rows, columns, (4 * columns, 4 * rows))
-    for run, ax in zip(passes, axes, strict=False):
+    figure, axes = _panels(ax, len(passes), (4 * columns, 4 * rows), columns)
+    for run, ax in zip(passes, axes, strict=True):
         values = eigenvalues(_matrix(run))
         ax.add_patch(Circle((0, 0), 1, fill=False, color="gray"))
         ax.plot(_numbers(values.real), _numbers(values.imag), ".")
@@ -183,8 +183,6 @@ def eigenvalue_picture(passes: Sequence[Pass], ax: Any = None) -> "Figure":
             aspect="equal",
         )
         ax.grid(alpha=0.3)
-    for ax in axes[len(passes) :]:
-        ax.remove()
     return figure
 
 
@@ -206,10 +204,8 @@ def _check_passes(passes: Sequence[Pass]) -> None:
         raise ValueError("passes: expected one at least, got none")
 
 
-def _panels(
-    ax: Any, count: int, rows: int, columns: int, size: tuple[float, float]
-) -> tuple["Figure", list[Any]]:
-    """`count` Axes: those that were given, or new ones in a grid, which may have more."""
+def _panels(ax: Any, count: int, size: tuple[float, float], columns: int = 1) -> tuple["Figure", list[Any]]:
+    """`count` Axes: those that were given, or new ones in a grid."""
     kind = _figure_kind()
     if ax is not None:
         axes = ax.ravel().tolist() if hasattr(ax, "ravel") else list(ax) if isinstance(ax, Sequence) else [ax]
@@ -217,7 +213,10 @@ def _panels(
             raise ValueError(f"ax: expected {count} Axes, got {len(axes)}")
         return axes[0].figure, axes
     figure = kind(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False).ravel().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
 
 
 @cache

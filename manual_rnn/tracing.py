@@ -23,7 +23,7 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
 from .kernels.time_order import Walk
 from .module import ManualRNN
-from .ops import CustomStep, Nonlinearity, Options, input_projection, run_layers
+from .ops import Nonlinearity, Options, input_projection, run_layers
 from .override import overrides_step
 from .parameters import RUNNER
 
@@ -136,51 +136,36 @@ def _record_layer(
     for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
         walk = Walk(0, bool(reverse), options.batch_sizes)
         name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
-        found.append(_record_direction(name, passes, x, h0, group, options.nonlinearity, walk))
-    outputs, last = zip(*found, strict=True)
+        found.append(_record_direction(name, x, h0, group, options.nonlinearity, walk))
+    outputs, last, runs = zip(*found, strict=True)
+    passes += runs
     return torch.cat(outputs, dim=-1), torch.stack(last)
 
 
 def _record_direction(
-    name: str,
-    passes: list[Pass],
-    input: Tensor,
-    h0: Tensor,
-    weights: LayerWeights,
-    phi: Nonlinearity,
-    walk: Walk,
-) -> tuple[Tensor, Tensor]:
-    """One direction of a layer, by the reference, which also adds a `Pass`."""
+    name: str, input: Tensor, h0: Tensor, weights: LayerWeights, phi: Nonlinearity, walk: Walk
+) -> tuple[Tensor, Tensor, Pass]:
+    """One direction of a layer by the reference: its states, the last of them, and its `Pass`."""
+    w_ih, w_hh, bias_ih, bias_hh = weights
     start = h0 if h0.requires_grad else h0.detach().requires_grad_()
-    seen = StepRecorder(weights, phi if isinstance(phi, str) else phi(h0, weights.weight_hh))
-    gates = seen.gates(input)
-    states, last = reference.scan(seen.step, gates, start, walk) if input.size(0) else (gates, start)
-    before, after = tuple(walk.in_time(seen.preactivations)), tuple(walk.in_time(seen.states))
-    passes.append(Pass(name, walk.reverse, weights[1], start, before, after))
-    return states, last
+    own_step: Any = None if isinstance(phi, str) else phi(h0, w_hh)
+    if own_step is None:
+        gates = F.linear(input, w_ih, bias_ih)
+    else:
+        gates = input_projection(input, w_ih, w_hh, bias_ih, bias_hh)
+        bias_hh = None  # which is in the gates already
+    preactivations: list[Tensor] = []
+    states: list[Tensor] = []
 
+    def step(gates: Tensor, hidden: Tensor) -> Tensor:
+        a = gates + F.linear(hidden, w_hh, bias_hh)
+        preactivations.append(a)
+        states.append(PHI[phi].apply(a) if isinstance(phi, str) else own_step(gates, hidden, w_hh))
+        return states[-1]
 
-class StepRecorder:
-    """The step of one pass, which keeps what it computes, in the order of its calls."""
-
-    def __init__(self, weights: LayerWeights, phi: str | CustomStep) -> None:
-        self.w_ih, self.w_hh, self.bias_ih, self.bias_hh = weights
-        self.phi = phi
-        self.preactivations: list[Tensor] = []
-        self.states: list[Tensor] = []
-
-    def gates(self, input: Tensor) -> Tensor:
-        if isinstance(self.phi, str):
-            return F.linear(input, self.w_ih, self.bias_ih)
-        return input_projection(input, self.w_ih, self.w_hh, self.bias_ih, self.bias_hh)
-
-    def step(self, gates: Tensor, hidden: Tensor) -> Tensor:
-        builtin = isinstance(self.phi, str)
-        a = gates + F.linear(hidden, self.w_hh, self.bias_hh if builtin else None)
-        h = PHI[self.phi].apply(a) if isinstance(self.phi, str) else self.phi(gates, hidden, self.w_hh)
-        self.preactivations.append(a)
-        self.states.append(h)
-        return h
+    output, last = reference.scan(step, gates, start, walk) if input.size(0) else (gates, start)
+    before, after = tuple(walk.in_time(preactivations)), tuple(walk.in_time(states))
+    return output, last, Pass(name, walk.reverse, w_hh, start, before, after)
 
 
 RUN = "manual_rnn.run"  # where a node of the graph keeps which trace it comes from

@@ -1,23 +1,21 @@
 r"""Every check a user can meet, with the exception types and the words of `torch.nn.RNN`."""
 
-import functools
 import numbers
-import warnings
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .kernels.interface import check_memory
 from .torch_internals import any_autocast, is_wrapper
+from .weights import ASSIGNED, shapes_of_weights
 
 __all__ = [
     "check_alpha",
     "check_attributes",
     "check_batch_sizes",
     "check_counts",
-    "check_dropout",
     "check_flags",
     "check_forward_args",
     "check_function",
@@ -26,37 +24,14 @@ __all__ = [
     "check_kind",
     "check_leak",
     "check_mode",
-    "check_nonlinearity",
     "check_ranks",
-    "check_recurrent",
     "check_rnn",
-    "check_sizes",
     "check_state",
     "check_step",
     "check_tensors",
     "is_kind",
     "is_same",
-    "refuses_projection",
 ]
-
-Init = TypeVar("Init", bound=Callable[..., None])
-
-
-def refuses_projection(init: Init) -> Init:
-    """A projected Elman network doesn't exist, whichever way it is asked for."""
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if len(args) > 8 and isinstance(args[8], int):
-            raise TypeError(
-                f"expected a torch.device or a string as ninth positional argument, got {args[8]!r}; nn.RNN "
-                "would take it for proj_size, which an RNN can't have; for a device write device=..."
-            )
-        init(self, *args, **kwargs)
-
-    return checked  # type: ignore[return-value]
 
 
 def check_kind(name: str, value: Any, *kinds: type) -> None:
@@ -100,73 +75,10 @@ def check_function(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a function of a tensor, got {got}")
 
 
-def check_nonlinearity(nonlinearity: Any, known: Collection[str]) -> None:
-    """One of the known names, or a function; a class is none yet."""
-    if isinstance(nonlinearity, type):
-        name = nonlinearity.__name__
-        raise ValueError(
-            f"Unknown nonlinearity: expected 'tanh', 'relu', a function or an instance of a module, got the "
-            f"class {name}; write {name}()"
-        )
-    if not callable(nonlinearity) and nonlinearity not in list(known):
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-
-
 def check_mode(mode: str, known: Collection[str]) -> None:
     """`mode` is one that the kernels know."""
     if mode not in known:
         raise AssertionError(f"mode must be {' or '.join(known)}, got {mode}")
-
-
-def check_dropout(dropout: Any, num_layers: int) -> None:
-    """A probability, and a warning where no layer would ever use it."""
-    valid = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
-    if not (valid and 0 <= dropout <= 1):
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
-            "element being zeroed"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and "
-            f"num_layers={num_layers}",
-            stacklevel=4,  # past __init__ and what wraps it, to the line that builds the network
-        )
-
-
-def check_flags(**flags: Any) -> None:
-    """Flags are booleans, nothing that merely looks like one."""
-    for name, value in flags.items():
-        if value is not True and value is not False:
-            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-
-
-def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
-    """Positive sizes, the first two of them exact integers."""
-    for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero")
-    if num_layers <= 0:
-        raise ValueError("num_layers must be greater than zero")
-
-
-def check_recurrent(rnn: Any, recurrent: Any, known: Collection[Any]) -> None:
-    """None or a known way to initialise, and recurrent weights to which it can be done."""
-    if recurrent is None:
-        return
-    if recurrent not in list(known):
-        names = " or ".join(map(repr, known))
-        raise ValueError(f"recurrent: expected None, {names}, got {recurrent!r}")
-    for names in rnn._all_weights:
-        for name in names[1:]:
-            if name not in rnn._parameters:
-                raise RuntimeError(
-                    f"recurrent={recurrent!r}: expected {name} to be a parameter, and it is computed "
-                    "from others; initialise before parametrizing or pruning"
-                )
 
 
 def check_alpha(alpha: Any, H: int) -> None:
@@ -215,7 +127,7 @@ def check_forward_args(self: Any, input: Tensor, hidden: Tensor, batch_sizes: Te
 def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
     """Raise unless `input` has the weights' dtype (autocast aside) and the rank and features expected."""
     name = self._all_weights[0][0]
-    if "_manual_rnn_assigned" in self.__dict__:
+    if ASSIGNED in self.__dict__:
         dtype = self._flat_weights[0].dtype
     else:
         dtype = (self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
@@ -255,22 +167,27 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
         raise RuntimeError(f"Expected batch_sizes that never grow and add up to {rows} rows, got {sizes}")
 
 
-def check_attributes(rnn: Any) -> None:
-    """What code may have changed since the module was built is still of the type that it was."""
-    for name in ("bias", "batch_first", "bidirectional", "training"):
+def check_flags(rnn: Any, *names: str) -> None:
+    """These attributes are booleans, nothing that merely looks like one."""
+    for name in names:
         value = getattr(rnn, name)
         if value is not True and value is not False:
-            check_flags(**{name: value})
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_attributes(rnn: Any) -> None:
+    """What code may have changed since the module was built is still of the type that it was."""
+    check_flags(rnn, "bias", "batch_first", "bidirectional", "training")
     if not isinstance(rnn.dropout, (float, numbers.Real, Tensor)):
         raise TypeError(f"dropout should be a number, got: {type(rnn.dropout).__name__}")
     if rnn.proj_size:
         raise RuntimeError(f"Expected proj_size 0, for an RNN can't be projected, got {rnn.proj_size}")
 
 
-def check_counts(rnn: Any, found: list[list[str]]) -> None:
+def check_counts(rnn: Any) -> None:
     """As many weights as layers, directions and `bias` ask for."""
     expected = rnn.num_layers * (2 if rnn.bidirectional else 1), 4 if rnn.bias else 2
-    counts = len(found), len(found[0])
+    counts = len(rnn._all_weights), len(rnn._all_weights[0])
     if counts != expected:
         word = "more" if counts < expected else "fewer"
         raise RuntimeError(f"Expected {word} weights in stacked_rnn")
@@ -282,12 +199,10 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: Sequence[Sequenc
     `nn.RNN` lets a bias of size 1 broadcast; here it raises, as any other wrong shape does. Autocast has
     lowered the precision of all of them by now.
     """
-    H, D = rnn.hidden_size, 1 + rnn.bidirectional
     dtype, place = input.dtype, input.is_cpu or input.device  # of a tensor on the CPU the first is cheaper
     if hx.dtype != dtype or (hx.is_cpu or hx.device) != place:
         raise_difference("hidden", "hx", input, hx)
-    for index, group in enumerate(weights):
-        shapes = ((H, rnn.input_size if index < D else H * D), (H, H), (H,), (H,))
+    for index, (group, shapes) in enumerate(zip(weights, shapes_of_weights(rnn), strict=True)):
         for x, shape in zip(group, shapes, strict=True):
             if x is not None and (x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place):
                 raise_mismatch(rnn._all_weights[index], group, shapes, input)

@@ -20,25 +20,17 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-__all__ = ["DEFAULT", "KernelName", "Request", "requested_kernel", "use_kernel"]
+__all__ = ["DEFAULT", "KernelName", "requested_kernel", "use_kernel"]
 
 KernelName = Literal["default", "native", "triton", "torch", "aten", "reference", "vendor"]
 ALIASES: dict[str, KernelName] = {"vendor": "aten"}  # its older name
 DEFAULT: KernelName = "default"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-class _Live:
-    """One block that has been entered and not left."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.left = name, False
-
-
 if "_live" not in globals():  # a module that is loaded again has blocks already
-    _live: list[_Live] = []  # of all threads, the newest last
-    _newest: str = DEFAULT  # the name of that one
-    _own: ContextVar[tuple[_Live, ...]] = ContextVar("the blocks of this thread or task", default=())
+    _live: dict[object, str] = {}  # for each block of any thread the kernel it asks for, the newest last
+    _newest: str = DEFAULT  # the kernel of that one
+    _own: ContextVar[tuple[object, ...]] = ContextVar("the blocks of this thread or task", default=())
     _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
 
 
@@ -46,95 +38,30 @@ def requested_kernel() -> str:
     """The kernel that was asked for, or "default"."""
     if torch.compiler.is_compiling() or not _live:
         return _newest
-    return next((block.name for block in reversed(_own.get()) if not block.left), _newest)
+    return next(filter(None, map(_live.get, reversed(_own.get()))), _newest)
 
 
-def _enter(name: str) -> _Live:
-    global _newest
-    block = _Live(name)
-    with _lock:
-        _live.append(block)
-        _newest = name
-    _own.set((*_own.get(), block))
-    return block
-
-
-def _leave(block: _Live) -> None:
+def _leave(*blocks: object) -> None:
     global _newest
     with _lock:
-        block.left = True  # for the contexts that have a copy of it
-        _live.remove(block)
-        _newest = _live[-1].name if _live else DEFAULT
-    _own.set(tuple(each for each in _own.get() if each is not block))
+        for block in blocks:
+            _live.pop(block, None)
+        _newest = [DEFAULT, *_live.values()][-1]
+    _own.set(tuple(block for block in _own.get() if block in _live))
 
 
 def _forget_other_threads() -> None:
     """In a forked process, where no other thread is left to leave its block."""
-    global _newest, _lock
+    global _lock
     _lock = RLock()
-    _live[:] = [block for block in _live if block in _own.get()]
-    _newest = _live[-1].name if _live else DEFAULT
+    _leave(*(_live.keys() - set(_own.get())))
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_threads)
 
 
-class Request:
-    """What `use_kernel` returns: for `with`, also nested in itself or in several threads, and a decorator."""
-
-    unused = False  # of a request that was refused
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.blocks: list[_Live] = []
-        self.before: list[str] = []  # in a trace
-        self.unused = True
-
-    def __enter__(self) -> None:
-        global _newest
-        self.unused = False
-        if torch.compiler.is_compiling():  # one thread at a time, and blocks end in order
-            self.before.append(_newest)
-            _newest = self.name
-        else:
-            self.blocks.append(_enter(self.name))
-
-    def __exit__(self, *_: Any) -> None:
-        global _newest
-        if torch.compiler.is_compiling():
-            _newest = self.before.pop()
-            return
-        own = [block for block in self.blocks if block in _own.get()]
-        block = (own or self.blocks)[-1]  # not its own: a generator that another thread closes
-        self.blocks.remove(block)
-        _leave(block)
-
-    def __call__(self, function: Function) -> Function:
-        """`function`, with every call of it in a block of its own."""
-        self.unused = False
-        later = (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)
-        if isinstance(function, type) or not callable(function) or any(kind(function) for kind in later):
-            what = repr(function) if not isfunction(function) else f"{function.__name__}, which runs later"
-            raise TypeError(f"use_kernel: expected a function to decorate, got {what}; write `with` inside")
-
-        @wraps(function)
-        def asking(*args: Any, **kwargs: Any) -> Any:
-            with Request(self.name):
-                return function(*args, **kwargs)
-
-        return asking  # type: ignore[return-value]
-
-    def __del__(self) -> None:
-        if self.unused:
-            warnings.warn(
-                f"use_kernel({self.name!r}) was never entered and did nothing; "
-                f"write `with use_kernel({self.name!r}):` around the calls",
-                stacklevel=2,
-            )
-
-
-def use_kernel(name: KernelName) -> Request:
+class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
     r"""Ask for a kernel by name for the calls inside a `with` block, or of a function that it decorates.
 
     A backward pass uses the kernel of its forward pass, wherever it is called. The block holds for its own
@@ -160,7 +87,59 @@ def use_kernel(name: KernelName) -> Request:
         >>> torch.equal(output, rnn.to_builtin()(input)[0])
         True
     """
-    names = get_args(KernelName)
-    if name not in names:
-        raise ValueError(f"expected a kernel among {', '.join(names)}, got {name!r}")
-    return Request(ALIASES.get(name, name))
+
+    unused = False  # of a request that was refused
+
+    def __init__(self, name: KernelName) -> None:
+        names = get_args(KernelName)
+        if name not in names:
+            raise ValueError(f"expected a kernel among {', '.join(names)}, got {name!r}")
+        self.name = ALIASES.get(name, name)
+        self.entered: list[Any] = []  # its blocks; in a trace the kernel asked for before
+        self.unused = True
+
+    def __enter__(self) -> None:
+        global _newest
+        self.unused = False
+        if torch.compiler.is_compiling():  # one thread at a time, and blocks end in order
+            self.entered.append(_newest)
+            _newest = self.name
+            return
+        block = object()
+        self.entered.append(block)
+        with _lock:
+            _live[block] = _newest = self.name
+        _own.set((*_own.get(), block))
+
+    def __exit__(self, *_: Any) -> None:
+        global _newest
+        if torch.compiler.is_compiling():
+            _newest = self.entered.pop()
+            return
+        own = [block for block in self.entered if block in _own.get()]
+        block = (own or self.entered)[-1]  # not its own: a generator that another thread closes
+        self.entered.remove(block)
+        _leave(block)
+
+    def __call__(self, function: Function) -> Function:
+        """`function`, with every call of it in a block of its own."""
+        self.unused = False
+        later = (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)
+        if isinstance(function, type) or not callable(function) or any(kind(function) for kind in later):
+            what = repr(function) if not isfunction(function) else f"{function.__name__}, which runs later"
+            raise TypeError(f"use_kernel: expected a function to decorate, got {what}; write `with` inside")
+
+        @wraps(function)
+        def asking(*args: Any, **kwargs: Any) -> Any:
+            with use_kernel(self.name):
+                return function(*args, **kwargs)
+
+        return asking  # type: ignore[return-value]
+
+    def __del__(self) -> None:
+        if self.unused:
+            warnings.warn(
+                f"use_kernel({self.name!r}) was never entered and did nothing; "
+                f"write `with use_kernel({self.name!r}):` around the calls",
+                stacklevel=2,
+            )

@@ -40,20 +40,22 @@ HOUSE = {
     ),
     "module": "compiled_call delegation fast_path parameters layout validation onnx convert ops kernels "
     "override torch_internals",
-    "delegation": "parameters kernels override torch_internals",
+    "delegation": "parameters weights kernels override torch_internals",
     "own_names": "",
-    "fast_path": "parameters ops kernels override torch_internals",
+    "fast_path": "parameters weights ops kernels override torch_internals",
     "compiled_call": "override parameters ops kernels torch_internals",
     "override": "parameters validation torch_internals kernels.nonlinearities",
-    "parameters": "own_names validation torch_internals kernels.nonlinearities kernels.aten "
-    "kernels.interface",
+    "parameters": "construction own_names validation weights torch_internals kernels.nonlinearities "
+    "kernels.aten kernels.interface",
+    "construction": "",
+    "weights": "kernels.interface",
     "layout": "validation parameters ops kernels.time_order",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",
     "kernels": "kernels torch_internals",
-    "validation": "torch_internals kernels.interface",
+    "validation": "weights torch_internals kernels.interface",
     "torch_internals": "torch_internals",
-    "convert": "validation parameters override own_names kernels.nonlinearities",
+    "convert": "validation parameters weights override own_names kernels.nonlinearities",
     "functional": "",  # stands alone, to be read alone
 }
 # Within a folder, from the top down: a file imports from the storeys below its own.
