@@ -25,10 +25,10 @@ bool check_recurrence(const Recurrence *all)
     if ((all->w.dims != 2 && !g) || z->dims != g + rows || all->other.dims != g + (is_slope(all) ? rows : 2))
         return fail("expected an input of (T, B, H), or (N, H) if packed, with a leading G if the weights have one");
     const long B = batch_of(all), G = g ? all->w.size[0] : 1;
-    const long square[] = {G, H, H}, start[] = {G, B, H};
+    const int64_t square[] = {G, H, H}, start[] = {G, B, H};
     const long first = g ? z->size[0] : 1;
     if (first != G)
-        return check_shape(&all->w, 3, (long[]){first, H, H});
+        return check_shape(&all->w, 3, (int64_t[]){first, H, H});
     if (!check_shape(&all->w, g + 2, square + !g) || !check_alike(all, &all->w) || !check_alike(all, &all->other))
         return false;
     if (!check_shape(&all->other, is_slope(all) ? z->dims : g + 2, is_slope(all) ? z->size : start + !g))

@@ -1,6 +1,7 @@
 #include "tensor.h"
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include "half.h"
 
 static _Thread_local char message[512];
@@ -32,26 +33,18 @@ bool spans(Tensor *x)
     return true;
 }
 
-bool has_shape(const Tensor *x, long dims, const long *sizes)
-{
-    bool fits = x->dims == dims;
-    for (long i = 0; fits && i < dims; i++)
-        fits = x->size[i] == sizes[i];
-    return fits;
-}
-
-static void print_shape(char *to, size_t room, long dims, const long *sizes)
+static void print_shape(char *to, size_t room, long dims, const int64_t *sizes)
 {
     size_t end = 0;
     to[0] = 0;
     for (long i = 0; i < dims && end < room; i++)
-        end += snprintf(to + end, room - end, i ? ", %ld" : "%ld", sizes[i]);
+        end += snprintf(to + end, room - end, i ? ", %ld" : "%ld", (long)sizes[i]);
 }
 
-bool check_shape(const Tensor *x, long dims, const long *sizes)
+bool check_shape(const Tensor *x, long dims, const int64_t *sizes)
 {
     char expected[24 * DIMS], got[24 * DIMS];
-    if (has_shape(x, dims, sizes))
+    if (x->dims == dims && !memcmp(x->size, sizes, dims * sizeof *sizes))
         return true;
     print_shape(expected, sizeof expected, dims, sizes), print_shape(got, sizeof got, x->dims, x->size);
     return fail("%s: expected shape (%s), got (%s)", x->name, expected, got);

@@ -10,7 +10,8 @@ enum { DIMS = 4 }; /* G, T, B, H */
 typedef struct {
     const char *name;
     char *data;                           /* NULL where there is none */
-    long type, dims, size[DIMS], stride[DIMS]; /* strides in numbers; none negative, no size above MAX_EXTENT */
+    long type, dims;
+    int64_t size[DIMS], stride[DIMS];     /* strides in numbers; none negative, no size above MAX_EXTENT */
 } Tensor;
 
 /* Keeps a message for `error_message` and returns false. */
@@ -22,8 +23,7 @@ void clear_error(void);
 bool spans(Tensor *x);
 
 /* Whether the sizes are these. */
-bool has_shape(const Tensor *x, long dims, const long *sizes);
-bool check_shape(const Tensor *x, long dims, const long *sizes);
+bool check_shape(const Tensor *x, long dims, const int64_t *sizes);
 
 /* A tensor as a view whose axes are these, counted from 0, or -1 where there is none. */
 View view_of(const Tensor *x, int group, int step, int row, int column);
