@@ -1,24 +1,15 @@
 #include "call.h"
 #include <stdlib.h>
-#include <string.h>
-
-static void begin(Pile *pile)
-{
-    pile->items = pile->first, pile->count = 0, pile->room = sizeof pile->first / sizeof *pile->first;
-}
 
 static void add(Pile *pile, void *thing, Release *release)
 {
     if (!thing)
         return;
     if (pile->count == pile->room) {
-        Owned *more = malloc(2 * pile->room * sizeof *more);
-        if (!more)
+        pile->room = pile->room ? 2 * pile->room : 64;
+        pile->items = realloc(pile->items, pile->room * sizeof *pile->items);
+        if (!pile->items)
             abort();
-        memcpy(more, pile->items, pile->count * sizeof *more);
-        if (pile->items != pile->first)
-            free(pile->items);
-        pile->items = more, pile->room *= 2;
     }
     pile->items[pile->count++] = (Owned){thing, release};
 }
@@ -27,12 +18,6 @@ static void release_all(Pile *pile)
 {
     for (size_t i = 0; i < pile->count; i++)
         pile->items[i].release(pile->items[i].thing);
-}
-
-static void free_pile(Pile *pile)
-{
-    if (pile->items != pile->first)
-        free(pile->items);
 }
 
 void *hold_memory(Call *call, size_t count, size_t width)
@@ -118,8 +103,7 @@ static void give_results(const Pile *results, Value *stack, const char *kinds)
 
 void run_kernel(Value *stack, const char *arguments, const char *results, Body *body)
 {
-    Call call;
-    begin(&call.held), begin(&call.results);
+    Call call = {0};
     take_arguments(&call, stack, arguments);
     const bool done = body(&call, stack);
     if (done)
@@ -127,7 +111,7 @@ void run_kernel(Value *stack, const char *arguments, const char *results, Body *
     else
         release_all(&call.results);
     release_all(&call.held);
-    free_pile(&call.held), free_pile(&call.results);
+    free(call.held.items), free(call.results.items);
     if (!done)
         raise_error();
 }

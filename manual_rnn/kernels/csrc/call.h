@@ -5,7 +5,7 @@
 
 typedef void Release(void *thing);
 typedef struct { void *thing; Release *release; } Owned;
-typedef struct { Owned *items, first[48]; size_t count, room; } Pile;
+typedef struct { Owned *items; size_t count, room; } Pile;
 
 typedef struct {
     Pile held;    /* released when the kernel ends: arguments, what holds their storages, and memory */

@@ -10,7 +10,6 @@
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <string.h>
 #include "cpu_variants.h"
 #include "operators.h"
 
@@ -21,16 +20,16 @@ enum { PER_CORE = 8 }; /* threads at most: libgomp ends the process where it can
 Engine engine = {.most_threads = 1};
 static const char *registered = "the library was never loaded"; /* NULL: all is */
 
-static const struct { const char *schema, *name; Kernel *kernel; } OPERATORS[] = {
-    {"elman(Tensor z, Tensor h0, Tensor w, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor", "elman",
+static const struct { const char *name, *signature; Kernel *kernel; } OPERATORS[] = {
+    {"elman", "(Tensor z, Tensor h0, Tensor w, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
      elman_kernel},
-    {"linear_recurrence(Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
-     "linear_recurrence", linear_recurrence_kernel},
-    {"network(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, bool bidirectional, "
-     "bool has_biases, bool save_states, Tensor? alpha=None) -> (Tensor, Tensor, Tensor[])", "network", network_kernel},
-    {"network_vjp(bool[] need, Tensor input, Tensor? hx, Tensor[] matrices, Tensor[] states, Tensor? grad_output, "
+    {"linear_recurrence", "(Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
+     linear_recurrence_kernel},
+    {"network", "(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, "
+     "bool bidirectional, bool has_biases, bool save_states, Tensor? alpha=None) -> (Tensor, Tensor, Tensor[])",
+     network_kernel},
+    {"network_vjp", "(bool[] need, Tensor input, Tensor? hx, Tensor[] matrices, Tensor[] states, Tensor? grad_output, "
      "Tensor? grad_h_n, Tensor? batch_sizes, str nonlinearity, bool bidirectional, Tensor? alpha=None) -> Tensor[]",
-     "network_vjp",
      network_vjp_kernel},
 };
 
@@ -69,7 +68,7 @@ static bool register_all(void)
         for (size_t j = 0; j < sizeof OVERLOADS / sizeof *OVERLOADS; j++) {
             char name[64], schema[512];
             snprintf(name, sizeof name, "%s%s", OPERATORS[i].name, OVERLOADS[j]);
-            snprintf(schema, sizeof schema, "%s%s", name, OPERATORS[i].schema + strlen(OPERATORS[i].name));
+            snprintf(schema, sizeof schema, "%s%s", name, OPERATORS[i].signature);
             if (!define_operator(schema) || !register_kernel("manual_rnn", "CPU", name, OPERATORS[i].kernel))
                 return false;
         }
