@@ -79,15 +79,13 @@ static void split_states(Network *net, const Tensor *all)
 static bool make_empty(Call *call, const Network *net)
 {
     Tensor unread;
-    return make(call, net, &unread, 1, (int64_t[]){0}, false);
+    return make_result(call, &unread, net->type, (Shape){1, {0}}, false);
 }
 
 static bool make_states(Call *call, Network *net)
 {
-    int64_t shape[DIMS] = {saved_states(net)};
     Tensor all;
-    const int dims = states_shape(net, shape + 1);
-    if (!make(call, net, &all, 1 + dims, shape, false))
+    if (!make_result(call, &all, net->type, prepended(saved_states(net), states_shape(net)), false))
         return false;
     split_states(net, &all);
     return true;

@@ -59,15 +59,15 @@ bool read_batch_sizes(Call *call, int64_t **sizes, int64_t *count, Value from)
     return fine;
 }
 
-bool make_result(Call *call, Tensor *x, long type, long dims, const int64_t *shape, bool swapped)
+bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped)
 {
-    *x = (Tensor){.name = "a result", .type = type, .dims = dims};
+    *x = (Tensor){.name = "a result", .type = type, .dims = shape.dims};
     int64_t next = 1;
-    for (long i = dims; i-- > 0; next *= shape[i])
-        x->size[i] = shape[i], x->stride[i] = next;
+    for (long i = shape.dims; i-- > 0; next *= shape.size[i])
+        x->size[i] = shape.size[i], x->stride[i] = next;
     if (swapped) {
         const int64_t step = x->stride[0];
-        x->size[0] = shape[1], x->size[1] = shape[0];
+        x->size[0] = shape.size[1], x->size[1] = shape.size[0];
         x->stride[0] = x->stride[1], x->stride[1] = step;
     }
     const Handle made = new_tensor(x);

@@ -26,7 +26,7 @@ bool read_batch_sizes(Call *call, int64_t **sizes, int64_t *count, Value from);
 
 /* The call's next result: a new tensor of this shape in contiguous memory. `swapped` exchanges its first two axes, but
  * not their memory. */
-bool make_result(Call *call, Tensor *x, long type, long dims, const int64_t *shape, bool swapped);
+bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped);
 
 /* Runs a kernel, and afterwards releases what it held; raises where it returned false. A letter stands for each of the
  * arguments, and one for each of the results:

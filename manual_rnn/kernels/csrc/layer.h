@@ -21,7 +21,10 @@ typedef struct {
 /* Those of `all` things that are this thread's. */
 typedef struct { long from, to; } Share;
 static inline Share share_of(long all, long me, long size) { return (Share){all * me / size, all * (me + 1) / size}; }
-static inline Share my_share(const JobContext *run, long all) { return share_of(all, run->member->me, run->member->size); }
+static inline Share my_share(const JobContext *run, long all)
+{
+    return share_of(all, run->member->me, run->member->size);
+}
 
 /* Whether all rows of a view are equally far from each other, as numbers to reckon with; and how far. */
 bool is_dense(const JobContext *run, const View *x);

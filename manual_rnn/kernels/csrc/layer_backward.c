@@ -69,11 +69,12 @@ static ProductOutput sum_of(const JobContext *run, const WeightGradient *of, boo
 
 /* A product over the rows of a block, added to the gradient of a weight. Over many rows that sum knows its rounding
  * errors, and is of products over so many rows, however many threads there are. */
-static void add_product(const JobContext *run, const Matrix *m, const char *a, ProductOutput to, const WeightGradient *of)
+static void add_product(const JobContext *run, const Matrix *m, const char *a, const WeightGradient *of, bool first)
 {
     enum { PART = 8 * RUN };
     const Plan *plan = run->plan;
     const long width = run->variant->width, lanes = run->variant->lanes, vecs = quotient_up(m->columns, lanes);
+    const ProductOutput to = sum_of(run, of, first);
     const Share mine = my_share(run, run->job->H);
     const long r0 = mine.from, r1 = mine.to;
     char *part = run->memory + plan->parts + (of->place - plan->ld + r0 * of->ld) * width;
@@ -82,7 +83,7 @@ static void add_product(const JobContext *run, const Matrix *m, const char *a, P
         multiply(run, m, run->job->H, a, plan->dzt_ld, to);
         return;
     }
-    if (!to.base)
+    if (first)
         for (long r = r0; r < r1; r++)
             memset(to.at + r * to.ld * width, 0, to.columns * width);
     const long K = run->variant->pairs ? (m->K + 1) / 2 : m->K;
@@ -102,18 +103,20 @@ void to_weights(JobContext *run, const Block *block, bool first)
     const Share columns = my_share(run, plan->vecs);
     char *turned = run->memory + plan->dz_transposed, *panels = run->memory + plan->panels;
     char *panels_of[] = {panels, panels + quotient_up(run->job->I, lanes) * lanes * block->rows * width};
-    run->variant->transpose_and_sum(block->rows, columns.from * lanes, columns.to * lanes, run->memory + plan->z, plan->ld,
-                                    turned, plan->dzt_ld, run->memory + plan->bias_or_dw, run->memory + plan->residues);
+    run->variant->transpose_and_sum(block->rows, columns.from * lanes, columns.to * lanes, run->memory + plan->z,
+                                    plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw,
+                                    run->memory + plan->residues);
     for (int i = 0; i < 2; i++) {
-        const Share mine = my_share(run, quotient_up(both[i].columns, lanes));
-        if (both[i].dw->data)
-            run->variant->pack_block(run->job, both[i].factors, i, both[i].columns, block, mine.from, mine.to, panels_of[i]);
+        const WeightGradient *of = &both[i];
+        const Share mine = my_share(run, quotient_up(of->columns, lanes));
+        if (of->dw->data)
+            run->variant->pack_block(run->job, of->factors, i, of->columns, block, mine.from, mine.to, panels_of[i]);
     }
     barrier_wait(&run->member->meeting);
     for (int i = 0; i < 2; i++) {
         const Matrix m = {{0}, block->rows, both[i].columns, PANELS, panels_of[i]};
         if (both[i].dw->data)
-            add_product(run, &m, turned, sum_of(run, &both[i], first), &both[i]);
+            add_product(run, &m, turned, &both[i], first);
     }
 }
 

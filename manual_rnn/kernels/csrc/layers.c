@@ -6,8 +6,6 @@
 
 View rows_view(const Network *net, const Tensor *x, bool batch_first)
 {
-    if (!x->data)
-        return (View){0};
     return net->sizes ? view_of(x, -1, 0, 0, 1) : view_of(x, -1, batch_first, !batch_first, 2);
 }
 
@@ -19,19 +17,12 @@ View columns_from(View x, long column)
 
 View state_view(const Tensor *x, long index)
 {
-    if (!x->data)
-        return (View){0};
     View view = view_of(x, -1, -1, 1, 2);
-    view.data += index * x->stride[0] * WIDTH[x->type];
+    view.data += view.data ? index * x->stride[0] * WIDTH[x->type] : 0;
     return view;
 }
 
-View weight_view(const Tensor *w)
-{
-    if (!w->data)
-        return (View){0};
-    return w->dims == 1 ? view_of(w, -1, -1, -1, 0) : view_of(w, -1, -1, 0, 1);
-}
+View weight_view(const Tensor *w) { return w->dims == 1 ? view_of(w, -1, -1, -1, 0) : view_of(w, -1, -1, 0, 1); }
 
 bool begin_layers(Layers *all, const Network *net, long count, bool between)
 {

@@ -12,7 +12,7 @@ typedef struct {
     long kind, threads, most; /* a nonlinearity; threads that may be used, and the most that OpenMP is asked for */
     long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
     long G;                   /* members of an ensemble; 0 where tensors have no such axis */
-    bool batch_first;         /* of x, output and their gradients */
+    bool batch_first;         /* of x, output and their gradients; neither packed nor of an ensemble */
     int64_t T;                /* steps, and */
     int64_t *sizes;           /* rows at each of packed input, else NULL */
     long B, rows;             /* batch; rows of all steps */
@@ -33,11 +33,10 @@ long saved_states(const Network *net);
 long tensors_of(const Network *net);
 void place_tensors(Network *net, Tensor *tensors);
 
-/* Sizes of what a network reads and makes, without the axis of an ensemble; returns how many there are. */
-int states_shape(const Network *net, int64_t *shape);
-int hx_shape(const Network *net, int64_t *shape);
-int weight_shape(const Network *net, long index, int64_t *shape);
-int input_shape(const Network *net, int64_t *shape);
+/* Shapes of what a network reads and makes, with the axis of an ensemble if there is one. */
+Shape states_shape(const Network *net);
+Shape hx_shape(const Network *net);
+Shape gradient_shape(const Network *net, long index);
 
 /* T, B and rows from x and the sizes; whether all that was read fits. */
 bool measure_network(Network *net);

@@ -17,31 +17,28 @@ bool is_empty(const Network *net) { return !net->rows || !net->B; }
 
 long saved_states(const Network *net) { return net->L * (net->alpha.dims ? 2 : 1); }
 
-int states_shape(const Network *net, int64_t *shape)
+static Shape of_members(const Network *net, Shape shape) { return net->G ? prepended(net->G, shape) : shape; }
+
+static Shape rows_shape(const Network *net, long columns)
 {
-    const int64_t padded[] = {net->T, net->B, net->D * net->H}, packed[] = {net->rows, net->D * net->H};
-    memcpy(shape, net->sizes ? packed : padded, (net->sizes ? 2 : 3) * sizeof *shape);
-    return net->sizes ? 2 : 3;
+    return of_members(net, net->sizes ? (Shape){2, {net->rows, columns}} : (Shape){3, {net->T, net->B, columns}});
 }
 
-int hx_shape(const Network *net, int64_t *shape)
+Shape states_shape(const Network *net) { return rows_shape(net, net->D * net->H); }
+
+Shape hx_shape(const Network *net) { return of_members(net, (Shape){3, {net->L * net->D, net->B, net->H}}); }
+
+static Shape weight_shape(const Network *net, long index)
 {
-    shape[0] = net->L * net->D, shape[1] = net->B, shape[2] = net->H;
-    return 3;
+    const long part = index % net->each, inputs = layer_inputs(net, index / (net->each * net->D));
+    return of_members(net, part < 2 ? (Shape){2, {net->H, part ? net->H : inputs}} : (Shape){1, {net->H}});
 }
 
-int weight_shape(const Network *net, long index, int64_t *shape)
+Shape gradient_shape(const Network *net, long index)
 {
-    const long part = index % net->each, layer = index / (net->each * net->D);
-    shape[0] = net->H, shape[1] = part == 1 ? net->H : layer_inputs(net, layer);
-    return part < 2 ? 2 : 1;
-}
-
-int input_shape(const Network *net, int64_t *shape)
-{
-    const int dims = states_shape(net, shape);
-    shape[dims - 1] = net->I;
-    return dims;
+    if (index > 1)
+        return weight_shape(net, index - 2);
+    return index ? hx_shape(net) : rows_shape(net, net->I);
 }
 
 /* Stops where the sum passes the rows, and so never overflows. */
@@ -79,32 +76,26 @@ bool measure_network(Network *net)
     return true;
 }
 
-static bool fits(const Network *net, const Tensor *x, int dims, const int64_t *shape)
+static bool fits(const Network *net, const Tensor *x, Shape shape)
 {
-    int64_t want[DIMS] = {net->G};
-    const int g = net->G > 0;
     if (!x->dims && !x->data)
         return true;
-    memcpy(want + g, shape, dims * sizeof *shape);
-    return check_shape(x, g + dims, want)
-        && (x->type == net->type || fail("expected %s of the input's dtype", x->name));
+    return check_shape(x, shape) && (x->type == net->type || fail("expected %s of the input's dtype", x->name));
 }
 
 bool check_network(const Network *net)
 {
-    int64_t shape[DIMS];
-    bool fine = true;
-    for (long i = 0; fine && i < weights_of(net); i++) {
-        const int dims = weight_shape(net, i, shape);
-        fine = fits(net, &net->weights[i], dims, shape);
-    }
-    shape[0] = net->H;
-    fine = fine && fits(net, &net->alpha, 1, shape) && fits(net, &net->hx, hx_shape(net, shape), shape)
-        && fits(net, &net->c_last, hx_shape(net, shape), shape);
-    const int dims = states_shape(net, shape);
-    for (long i = 0; fine && i < saved_states(net); i++)
-        fine = fits(net, &net->states[i], dims, shape);
-    if (net->batch_first && !net->sizes)
-        shape[0] = net->B, shape[1] = net->T;
-    return fine && fits(net, &net->c, dims, shape);
+    Shape states = states_shape(net);
+    for (long i = 0; i < weights_of(net); i++)
+        if (!fits(net, &net->weights[i], weight_shape(net, i)))
+            return false;
+    if (!fits(net, &net->alpha, of_members(net, (Shape){1, {net->H}})) || !fits(net, &net->hx, hx_shape(net))
+        || !fits(net, &net->c_last, hx_shape(net)))
+        return false;
+    for (long i = 0; i < saved_states(net); i++)
+        if (!fits(net, &net->states[i], states))
+            return false;
+    if (net->batch_first)
+        states.size[0] = net->B, states.size[1] = net->T;
+    return fits(net, &net->c, states);
 }

@@ -38,34 +38,17 @@ bool begin_network(Call *call, Network *net, long weights)
     return tensors || fail("network: no memory for %ld weights", weights);
 }
 
-bool make(Call *call, const Network *net, Tensor *x, int dims, const int64_t *shape, bool batch_first)
-{
-    int64_t sizes[DIMS] = {net->G};
-    const int g = net->G > 0;
-    memcpy(sizes + g, shape, dims * sizeof *shape);
-    return make_result(call, x, net->type, g + dims, sizes, batch_first && !net->sizes);
-}
-
 bool make_output(Call *call, Network *net)
 {
-    int64_t shape[DIMS];
-    const int dims = states_shape(net, shape);
-    return make(call, net, &net->output, dims, shape, net->batch_first);
+    return make_result(call, &net->output, net->type, states_shape(net), net->batch_first);
 }
 
-bool make_h_n(Call *call, Network *net)
-{
-    int64_t shape[DIMS];
-    const int dims = hx_shape(net, shape);
-    return make(call, net, &net->h_n, dims, shape, false);
-}
+bool make_h_n(Call *call, Network *net) { return make_result(call, &net->h_n, net->type, hx_shape(net), false); }
 
 static bool make_states(Call *call, Network *net)
 {
-    int64_t shape[DIMS];
-    const int dims = states_shape(net, shape);
     for (long i = 0; i < saved_states(net); i++)
-        if (!make(call, net, &net->states[i], dims, shape, false))
+        if (!make_result(call, &net->states[i], net->type, states_shape(net), false))
             return false;
     return true;
 }
@@ -73,9 +56,8 @@ static bool make_states(Call *call, Network *net)
 bool make_gradients(Call *call, Network *net, const bool *need)
 {
     for (long i = 0; i < weights_of(net) + 2; i++) {
-        int64_t shape[DIMS];
-        const int dims = i == 0 ? input_shape(net, shape) : i == 1 ? hx_shape(net, shape) : weight_shape(net, i - 2, shape);
-        if (need[i] && !make(call, net, &net->gradients[i], dims, shape, i == 0 && net->batch_first))
+        const bool swapped = i == 0 && net->batch_first;
+        if (need[i] && !make_result(call, &net->gradients[i], net->type, gradient_shape(net, i), swapped))
             return false;
     }
     return true;
@@ -150,7 +132,7 @@ static bool run_one(Call *call, const Value *args, bool slope)
     all.kind += slope ? SLOPE : 0;
     return read_batch_sizes(call, &all.sizes, &all.T, args[SIZES]) && read(call, &all.z, "the input", args[Z])
         && read(call, &all.other, slope ? "h" : "h0", args[OTHER]) && read(call, &all.w, "w", args[W])
-        && check_recurrence(&all) && make_result(call, &all.y, all.z.type, all.z.dims, all.z.size, false)
+        && check_recurrence(&all) && make_result(call, &all.y, all.z.type, shape_of(&all.z), false)
         && run_recurrence(&all);
 }
 

@@ -14,8 +14,6 @@ bool begin_network(Call *call, Network *net, long weights);
 /* Whether a mode of ATen's operator is the number of a nonlinearity. */
 bool is_nonlinearity(Value mode);
 
-/* Results of a network: a tensor of its dtype, with the axis of an ensemble in front if there is one. */
-bool make(Call *call, const Network *net, Tensor *x, int dims, const int64_t *shape, bool batch_first);
 bool make_output(Call *call, Network *net);
 bool make_h_n(Call *call, Network *net);
 bool make_gradients(Call *call, Network *net, const bool *need);

@@ -25,13 +25,13 @@ bool check_recurrence(const Recurrence *all)
     if ((all->w.dims != 2 && !g) || z->dims != g + rows || all->other.dims != g + (is_slope(all) ? rows : 2))
         return fail("expected an input of (T, B, H), or (N, H) if packed, with a leading G if the weights have one");
     const long B = batch_of(all), G = g ? all->w.size[0] : 1;
-    const int64_t square[] = {G, H, H}, start[] = {G, B, H};
+    const Shape square = {2, {H, H}}, start = {2, {B, H}};
     const long first = g ? z->size[0] : 1;
     if (first != G)
-        return check_shape(&all->w, 3, (int64_t[]){first, H, H});
-    if (!check_shape(&all->w, g + 2, square + !g) || !check_alike(all, &all->w) || !check_alike(all, &all->other))
+        return check_shape(&all->w, prepended(first, square));
+    if (!check_shape(&all->w, g ? prepended(G, square) : square) || !check_alike(all, &all->w) || !check_alike(all, &all->other))
         return false;
-    if (!check_shape(&all->other, is_slope(all) ? z->dims : g + 2, is_slope(all) ? z->size : start + !g))
+    if (!check_shape(&all->other, is_slope(all) ? shape_of(z) : g ? prepended(G, start) : start))
         return false;
     return !all->sizes || sizes_fit(all->sizes, all->T, B, z->size[g])
         || fail("expected batch_sizes that begin with the batch, never grow, are never negative and add up to the "

@@ -66,7 +66,8 @@ bool call_operator(const char *name, Value *stack)
     if (!torch.torch_call_dispatcher(name, "", stack, ABI_VERSION))
         return true;
     if (!*error_message())
-        fail("%s failed: %.400s", name, torch.exception_message ? torch.exception_message() : "see what is printed above");
+        fail("%s failed: %.400s", name,
+             torch.exception_message ? torch.exception_message() : "see what is printed above");
     return false;
 }
 
