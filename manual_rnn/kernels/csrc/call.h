@@ -1,4 +1,4 @@
-/* One call of a kernel. It owns its arguments; it reads tensors from them, and makes its results. */
+/* One call of a kernel: it owns its arguments, reads tensors from them, and makes results. */
 #ifndef MANUAL_RNN_CALL_H
 #define MANUAL_RNN_CALL_H
 #include "torch_abi.h"
@@ -28,8 +28,8 @@ bool read_batch_sizes(Call *call, int64_t **sizes, int64_t *count, Value from);
  * not their memory. */
 bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped);
 
-/* Runs a kernel, and afterwards releases what it held; raises where it returned false. A letter stands for each of the
- * arguments, and one for each of the results:
+/* Runs a kernel's body and releases what the call held; raises torch's exception where the body returned false. There
+ * is a letter for each argument, and one for each result:
  *
  *     t    a tensor                 l    a list; of results, all that are left
  *     o    an optional tensor       s    a string        -    a number, which nobody releases

@@ -142,7 +142,8 @@ void barrier_wait(Barrier *meeting)
 
 #define VARIANT(name, set, lanes, real, pairs) \
     {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, multiply_part_##set, add_rows_##set, \
-     run_##set, gather_rows_##set, factor_rows_##set, scatter_rows_##set, pack_block_##set, transpose_and_sum_##set, peak_##set}
+     run_##set, gather_rows_##set, factor_rows_##set, scatter_rows_##set, pack_block_##set, \
+     transpose_and_sum_##set, peak_##set}
 static const Variant variants[][2] = {
 #if defined(__x86_64__)
     {VARIANT("avx512", avx512, 16, float, 0), VARIANT("avx512", avx512_double, 8, double, 0)},

@@ -45,8 +45,9 @@ void to_input(JobContext *run, const Block *block)
         __atomic_store_n(owner, DONE, __ATOMIC_RELEASE);
 }
 
-/* The gradient of a weight: a product of dz with what the weight multiplied. `place` numbers behind bias_or_dw, in rows
- * `ld` numbers apart, are its sum for half precision, in float32, and its residues have the same places. */
+/* The gradient of a weight: the product of dz and `factors`, which the weight multiplied. Its sum in float32, for half
+ * precision, begins `place` numbers after bias_or_dw, and its rows are `ld` numbers apart; the rounding errors of the
+ * sum lie in the same way after residues. */
 typedef struct { const View *factors, *dw; long columns, place, ld; } WeightGradient;
 
 static WeightGradient gradient_of(const JobContext *run, bool of_states)
@@ -58,7 +59,7 @@ static WeightGradient gradient_of(const JobContext *run, bool of_states)
     return (WeightGradient){&job->x, &job->du, job->I, plan->ld, plan->x_ld};
 }
 
-/* Where it is summed: in the tensor itself or, for half precision, in memory of the job's. */
+/* Where the sum is: in the tensor itself or, for half precision, in the job's memory. */
 static ProductOutput sum_of(const JobContext *run, const WeightGradient *of, bool first)
 {
     const bool half = of->dw->type >= BFLOAT;

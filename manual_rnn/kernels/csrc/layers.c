@@ -66,8 +66,8 @@ Job shared_job(const Network *net, View below, long layer, long d)
     const bool no_inputs = !layer_inputs(net, layer);
     const Tensor *weights = net->weights + (layer * net->D + d) * net->each;
     Job job = {.kind = net->kind, .reverse = d, .packed = net->sizes != NULL, .type = net->type,
-               .threads = net->threads, .G = 1, .T = net->T, .B = net->B, .H = net->H,
-               .I = no_inputs ? 1 : layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T, .sizes = net->sizes};
+               .threads = net->threads, .G = 1, .T = net->T, .B = net->B, .H = net->H, .sizes = net->sizes,
+               .I = no_inputs ? 1 : layer_inputs(net, layer), .steps = net->sizes ? net->rows : net->T};
     job.u = no_inputs ? zeros : weight_view(&weights[0]), job.w = weight_view(&weights[1]);
     job.contiguous_weights = is_contiguous(&job.w, &job.u);
     job.x = no_inputs ? zeros : below;

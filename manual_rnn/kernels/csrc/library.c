@@ -1,5 +1,5 @@
-/* The library: the operators of manual_rnn on the CPU, which torch's dispatcher calls in Python, in compiled code and in
- * a C++ program alike.
+/* The library: the operators of manual_rnn on the CPU, which torch's dispatcher calls in Python, in compiled code and
+ * in a C++ program alike.
  *
  *     manual_rnn::network, network_vjp, elman, linear_recurrence    the project's own
  *     aten::_cudnn_rnn, _cudnn_rnn_backward                         cuDNN's, which have no kernel on a CPU; their
@@ -23,7 +23,8 @@ static const char *registered = "the library was never loaded"; /* NULL: all is 
 static const struct { const char *name, *signature; Kernel *kernel; } OPERATORS[] = {
     {"elman", "(Tensor z, Tensor h0, Tensor w, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
      elman_kernel},
-    {"linear_recurrence", "(Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
+    {"linear_recurrence",
+     "(Tensor v, Tensor h, Tensor a, Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor",
      linear_recurrence_kernel},
     {"network", "(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, "
      "bool bidirectional, bool has_biases, bool save_states, Tensor? alpha=None) -> (Tensor, Tensor, Tensor[])",

@@ -27,7 +27,7 @@ typedef struct {
     Tensor *gradients;        /* backward: of x, hx and the weights, data NULL where they aren't wanted */
 } Network;
 
-/* How many tensors there are: weights; states; and all that `place_tensors` needs room for. */
+/* How many tensors there are of weights, of states, and in all: `place_tensors` puts them behind each other. */
 long weights_of(const Network *net);
 long saved_states(const Network *net);
 long tensors_of(const Network *net);

@@ -15,7 +15,8 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
 {
     const long index = layer * net->D + d;
     const Tensor *dw = net->gradients + 2 + index * net->each;
-    const View below = layer ? rows_view(net, &net->states[layer - 1], false) : rows_view(net, &net->x, net->batch_first);
+    const View below = layer ? rows_view(net, &net->states[layer - 1], false)
+        : rows_view(net, &net->x, net->batch_first);
     Job job = shared_job(net, below, layer, d);
     job.kind += SLOPE, job.reverse = !job.reverse;
     job.z = c.data ? columns_from(c, d * net->H) : zero_row(net, zeros);

@@ -12,10 +12,10 @@ View weight_view(const Tensor *w);
 
 /* Jobs of `count` layers, and what lies between one and the next where it isn't kept: two memories, in turn. */
 typedef struct { long count; Job *jobs; char *memory[2]; } Layers;
-bool begin_layers(Layers *all, const Network *net, long count, bool between); /* false: no memory; to be ended too */
+bool begin_layers(Layers *all, const Network *net, long count, bool between); /* false where there is no memory */
 View between_layers(const Layers *all, const Network *net, long index);
 bool run_layers(Layers *all, const Network *net);
-void end_layers(Layers *all);
+void end_layers(Layers *all); /* also where begin_layers returned false */
 
 /* What forward and backward jobs of a layer and direction share: all but the results. */
 Job shared_job(const Network *net, View below, long layer, long d);
@@ -25,7 +25,7 @@ bool is_empty(const Network *net);
 /* Rows of states, (L * D, B, H), to memory that may be absent; zeros where none are given. */
 void copy_state_rows(const Network *net, const Tensor *to, const Tensor *from);
 
-/* A network, or each member of an ensemble as a network of its own; members run side by side, each on one thread. */
+/* Runs a network or, of an ensemble, each member as a network of its own: side by side, each on one thread. */
 bool for_each_member(const Network *net, bool (*run)(const Network *net));
 
 #endif
