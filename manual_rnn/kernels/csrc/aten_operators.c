@@ -141,8 +141,8 @@ static bool run_backward(Call *call, const Value *args)
         && make_masked_gradients(call, &net, mask) && network_backward(&net);
 }
 
-KERNEL(cudnn_rnn_kernel, "tl-oto--------lo", "ttttt", run_forward)
-KERNEL(network_backward_kernel, "tl-ttotooo--------lotl", "l", run_backward)
+KERNEL(cudnn_rnn_kernel, "tl-oto--------no", "ttttt", run_forward)
+KERNEL(network_backward_kernel, "tl-ttotooo--------notn", "l", run_backward)
 
 /* The list of gradients that the mask asks for, in their places. */
 static void spread(Value *stack, const bool *mask, bool has_hx)

@@ -42,9 +42,8 @@ bool read_list(Call *call, Value list, Tensor *to, long group, long each, const 
 {
     const long count = list_size(list);
     for (long i = 0; i < count; i++) {
-        const Value item = list_item(list, i);
-        add(&call->held, (Handle)item, release_tensor);
-        if (!read(call, &to[i / group * each + i % group], name, item))
+        Tensor *x = &to[i / group * each + i % group];
+        if (!read(call, x, name, list_item(list, i)))
             return false;
     }
     return true;
@@ -75,13 +74,22 @@ bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped)
     return made != NULL;
 }
 
+/* A list doesn't own its tensors: whoever has it releases each of them. */
+static void take_tensors(Call *call, Value list)
+{
+    const size_t count = list_size(list);
+    for (size_t i = 0; i < count; i++)
+        add(&call->held, (Handle)list_item(list, i), release_tensor);
+}
+
 static void take_arguments(Call *call, Value *stack, const char *kinds)
 {
     for (; *kinds; kinds++, stack++)
         switch (*kinds) {
         case 'o': *stack = take_optional(*stack); /* fall through */
         case 't': add(&call->held, (Handle)*stack, release_tensor); break;
-        case 'l': add(&call->held, (Handle)*stack, release_list); break;
+        case 'l': take_tensors(call, *stack); /* fall through */
+        case 'n': add(&call->held, (Handle)*stack, release_list); break;
         case 's': add(&call->held, (Handle)*stack, release_string); break;
         default: break;
         }

@@ -31,8 +31,9 @@ bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped);
 /* Runs a kernel's body and releases what the call held; raises torch's exception where the body returned false. There
  * is a letter for each argument, and one for each result:
  *
- *     t    a tensor                 l    a list; of results, all that are left
- *     o    an optional tensor       s    a string        -    a number, which nobody releases
+ *     t    a tensor              l    a list of tensors; of results, all that are left
+ *     o    an optional tensor    n    a list of numbers
+ *     s    a string              -    a number, which nobody releases
  */
 typedef bool Body(Call *call, const Value *arguments);
 void run_kernel(Value *stack, const char *arguments, const char *results, Body *body);

@@ -140,6 +140,6 @@ static bool run_elman(Call *call, const Value *args) { return run_one(call, args
 static bool run_linear_recurrence(Call *call, const Value *args) { return run_one(call, args, true); }
 
 KERNEL(network_kernel, "tolos---o", "ttl", run_network)
-KERNEL(network_vjp_kernel, "ltollooos-o", "l", run_network_vjp)
+KERNEL(network_vjp_kernel, "ntollooos-o", "l", run_network_vjp)
 KERNEL(elman_kernel, "tttos-", "t", run_elman)
 KERNEL(linear_recurrence_kernel, "tttos-", "t", run_linear_recurrence)

@@ -41,7 +41,7 @@ long tensor_dims(Value tensor);
 Handle new_tensor(Tensor *x);
 Value undefined_tensor(void);
 
-/* A list takes over what is appended to it; an item that is read is the reader's to release. */
+/* A list hands over what was appended to it: its reader releases each tensor once, and then the list. */
 Value new_list(size_t room);
 void list_append(Value list, Value item);
 size_t list_size(Value list);
