@@ -1,8 +1,5 @@
 /* A vector of floats in AVX-512, whichever way they are multiplied. No header guard: it is read for each. */
 #define SINGLE 1
-#define REAL float
-#define INT int32_t
-#define LANES 16
 #define SMALLER(a, b) (vec)_mm512_min_ps((__m512)(a), (__m512)(b))
 #define LOAD_FIRST(from, count) _mm512_maskz_loadu_ps((1 << (count)) - 1, from)
 #define STORE_FIRST(x, to, count) _mm512_mask_storeu_ps(to, (1 << (count)) - 1, (__m512)(x))

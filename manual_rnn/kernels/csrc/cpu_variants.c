@@ -53,8 +53,8 @@ void barrier_wait(Barrier *meeting)
 #include <cpuid.h>
 #include <immintrin.h>
 #define TARGET __attribute__((target("avx512f,avx512dq,fma")))
+#define BYTES 64
 #define SUMS 24
-#define TALLEST 12
 #define NAME(f) JOIN(f, _avx512)
 #define PAIRS 0
 #include "avx512.inc.h"
@@ -62,43 +62,37 @@ void barrier_wait(Barrier *meeting)
 #include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx512_double)
-#define REAL double
 #define PAIRS 0
-#define INT int64_t
-#define LANES 8
 #define SMALLER(a, b) (vec)_mm512_min_pd((__m512d)(a), (__m512d)(b))
 #define LOAD_FIRST(from, count) _mm512_maskz_loadu_pd((1 << (count)) - 1, from)
 #define STORE_FIRST(x, to, count) _mm512_mask_storeu_pd(to, (1 << (count)) - 1, (__m512d)(x))
 #include "tile.inc.h"
 #include "undefine.inc.h"
 #undef TARGET
+#undef BYTES
 #undef SUMS
-#undef TALLEST
 
 #if (defined(__clang__) && __clang_major__ >= 10) || __GNUC__ >= 11 /* which know the instructions */
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512bf16,fma")))
+#define BYTES 64
 #define SUMS 24
-#define TALLEST 12
 #define NAME(f) JOIN(f, _avx512_pairs)
 #define PAIRS 1
 #include "avx512.inc.h"
 #include "tile.inc.h"
 #include "undefine.inc.h"
 #undef TARGET
+#undef BYTES
 #undef SUMS
-#undef TALLEST
 #define HAS_PAIRS
 #endif
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
+#define BYTES 32
 #define SUMS 12
-#define TALLEST 6
 #define SINGLE 1
 #define NAME(f) JOIN(f, _avx2)
-#define REAL float
 #define PAIRS 0
-#define INT int32_t
-#define LANES 8
 #define SMALLER(a, b) (vec)_mm256_min_ps((__m256)(a), (__m256)(b))
 #define FIRST(count) _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define LOAD_FIRST(from, count) _mm256_maskload_ps((const float *)(from), FIRST(count))
@@ -109,10 +103,7 @@ void barrier_wait(Barrier *meeting)
 #include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _avx2_double)
-#define REAL double
 #define PAIRS 0
-#define INT int64_t
-#define LANES 4
 #define SMALLER(a, b) (vec)_mm256_min_pd((__m256d)(a), (__m256d)(b))
 #define FIRST(count) _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3))
 #define LOAD_FIRST(from, count) _mm256_maskload_pd((const double *)(from), FIRST(count))
@@ -120,24 +111,20 @@ void barrier_wait(Barrier *meeting)
 #include "tile.inc.h"
 #include "undefine.inc.h"
 #undef TARGET
+#undef BYTES
 #undef SUMS
-#undef TALLEST
 #endif
 
 #define TARGET
+#define BYTES 16
 #if defined(__aarch64__)
 #define SUMS 24
-#define TALLEST 12
 #else
 #define SUMS 12
-#define TALLEST 6
 #endif
 #define SINGLE 1
 #define NAME(f) JOIN(f, _plain)
-#define REAL float
 #define PAIRS 0
-#define INT int32_t
-#define LANES 4
 #define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
 #define LOAD_FIRST(from, count) NAME(gather)(OWN, (const char *)(from), sizeof(REAL), count)
 #define STORE_FIRST(x, to, count) NAME(scatter)(OWN, x, (char *)(to), sizeof(REAL), count)
@@ -147,10 +134,7 @@ void barrier_wait(Barrier *meeting)
 #include "undefine.inc.h"
 #define SINGLE 0
 #define NAME(f) JOIN(f, _plain_double)
-#define REAL double
 #define PAIRS 0
-#define INT int64_t
-#define LANES 2
 #define SMALLER(a, b) NAME(choose)((a) < (b), a, b)
 #define LOAD_FIRST(from, count) NAME(gather)(OWN, (const char *)(from), sizeof(REAL), count)
 #define STORE_FIRST(x, to, count) NAME(scatter)(OWN, x, (char *)(to), sizeof(REAL), count)
@@ -158,23 +142,16 @@ void barrier_wait(Barrier *meeting)
 
 #define VARIANT(name, set, lanes, real, pairs) \
     {name, lanes, sizeof(real), pairs, pack_##set, multiply_##set, multiply_part_##set, add_rows_##set, \
-     run_##set, gather_rows_##set, \
-     factor_rows_##set, scatter_rows_##set, pack_block_##set, transpose_and_sum_##set, peak_##set}
-static const Variant singles[] = {
+     run_##set, gather_rows_##set, factor_rows_##set, scatter_rows_##set, pack_block_##set, \
+     transpose_and_sum_##set, peak_##set}
+static const Variant variants[][2] = {
 #if defined(__x86_64__)
-    VARIANT("avx512", avx512, 16, float, 0),
-    VARIANT("avx2", avx2, 8, float, 0),
+    {VARIANT("avx512", avx512, 16, float, 0), VARIANT("avx512", avx512_double, 8, double, 0)},
+    {VARIANT("avx2", avx2, 8, float, 0), VARIANT("avx2", avx2_double, 4, double, 0)},
 #endif
-    VARIANT("plain", plain, 4, float, 0),
+    {VARIANT("plain", plain, 4, float, 0), VARIANT("plain", plain_double, 2, double, 0)},
 };
-static const Variant doubles[] = {
-#if defined(__x86_64__)
-    VARIANT("avx512", avx512_double, 8, double, 0),
-    VARIANT("avx2", avx2_double, 4, double, 0),
-#endif
-    VARIANT("plain", plain_double, 2, double, 0),
-};
-const int variant_count = sizeof singles / sizeof *singles;
+const int variant_count = sizeof variants / sizeof *variants;
 
 /* Of the widest variant, where the processor multiplies them. */
 static const Variant *bfloats(void)
@@ -185,26 +162,26 @@ static const Variant *bfloats(void)
     if (__builtin_cpu_supports("avx512bf16"))
         return &pairs;
 #endif
-    return singles;
+    return variants[0];
 }
 
 const Variant *variant_of(int variant, long type)
 {
     if (type == BFLOAT && variant == 0)
         return bfloats();
-    return type == DOUBLE ? &doubles[variant] : &singles[variant];
+    return &variants[variant][type == DOUBLE];
 }
 
 #if defined(__x86_64__)
 /* Not every compiler knows this one's name. */
-static int has_halves(void)
+static bool has_halves(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 #endif
 
-int supported(int variant)
+bool supported(int variant)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();

@@ -26,7 +26,7 @@ typedef struct {
 typedef struct {
     const char *name;
     long lanes, width; /* numbers in a vector; bytes of one */
-    int pairs;         /* whether they are multiplied as bfloats, two at a time, and added up as floats */
+    bool pairs;        /* whether they are multiplied as bfloats, two at a time, and added up as floats */
     void (*pack)(const Matrix *m, long v0, long v1);
     void (*multiply)(const Matrix *m, long rows, const char *a, long lda, long v0, long v1, ProductOutput to);
     /* The same of a matrix in panels and of products k0 to k1 alone; and dense rows added to a sum that knows its
@@ -56,7 +56,7 @@ const Variant *variant_of(int variant, long type);
 extern const int variant_count;
 
 /* Whether this processor has the instructions. */
-int supported(int variant);
+bool supported(int variant);
 
 /* Rows of a slice among the first `size` rows of the batch. */
 static inline long live_rows(Slice slice, long size)

@@ -9,7 +9,7 @@
  * The threads of a team meet between these parts. Two directions of a layer run side by side on half of the
  * threads each. layer_backward.c has what follows dz.
  */
-#include "job_context.h"
+#include "layer.h"
 #include <string.h>
 #include "half.h"
 #include "plan.h"
@@ -18,7 +18,7 @@ enum { ROWS_TO_SHARE = 12 }; /* per thread; of fewer, columns are shared */
 
 static Matrix matrix_of(const JobContext *run, const View *w, long K, long columns, char *packed)
 {
-    const int direct = run->plan->unpacked_weights;
+    const bool direct = run->plan->unpacked_weights;
     const long form = !direct ? PANELS : w->row == run->variant->width ? COLUMN_DOTS : ROWS;
     return (Matrix){*w, K, columns, form, packed};
 }
@@ -27,27 +27,25 @@ static Matrix matrix_of(const JobContext *run, const View *w, long K, long colum
 static void pack(JobContext *run, long g)
 {
     const Job *job = run->job;
-    const TeamThread *member = run->member;
     Matrix *both[] = {&run->work.w, &run->u};
     View w = job->w;
     w.data += w.data ? g * w.group : 0; /* none for a single step backward */
     run->work.w = matrix_of(run, &w, job->H, job->H, run->memory);
     run->u = matrix_of(run, &job->u, is_backward(job) ? job->H : job->I, is_backward(job) ? job->I : job->H,
                        run->memory + run->plan->inputs);
-    const int given[] = {w.data != NULL, job->u.data != NULL};
+    const bool given[] = {w.data != NULL, job->u.data != NULL};
     for (int i = 0; i < 2; i++) {
-        const long vecs = quotient_up(both[i]->columns, run->variant->lanes);
+        const Share vecs = my_share(run, quotient_up(both[i]->columns, run->variant->lanes));
         if (given[i])
-            run->variant->pack(both[i], partition(vecs, member->me, member->size),
-                               partition(vecs, member->me + 1, member->size));
+            run->variant->pack(both[i], vecs.from, vecs.to);
     }
 }
 
 /* Whether all rows of a view are equally far from each other, as numbers to reckon with. */
-int is_dense(const JobContext *run, const View *x)
+bool is_dense(const JobContext *run, const View *x)
 {
     const Job *job = run->job;
-    const int even = job->packed || job->B == 1 || job->T == 1 || x->step == job->B * x->row;
+    const bool even = job->packed || job->B == 1 || job->T == 1 || x->step == job->B * x->row;
     return x->type <= DOUBLE && x->column == run->variant->width && even
         && x->row % run->variant->width == 0 && x->step % run->variant->width == 0;
 }
@@ -65,15 +63,16 @@ char *first_row(const JobContext *run, const View *x, const Block *block)
 /* rows times m, shared among the team: by rows, or by columns where there are few rows. */
 void multiply(const JobContext *run, const Matrix *m, long rows, const char *a, long lda, ProductOutput to)
 {
-    const TeamThread *member = run->member;
-    const long vecs = quotient_up(m->columns, run->variant->lanes), width = run->variant->width;
-    if (rows >= ROWS_TO_SHARE * member->size || member->size == 1) {
-        const long r0 = partition(rows, member->me, member->size), r1 = partition(rows, member->me + 1, member->size);
-        to.at += r0 * to.ld * width, to.base += to.base ? r0 * to.base_ld * width : 0;
-        run->variant->multiply(m, r1 - r0, a + r0 * lda * width, lda, 0, vecs, to);
-    } else
-        run->variant->multiply(m, rows, a, lda, partition(vecs, member->me, member->size),
-                               partition(vecs, member->me + 1, member->size), to);
+    const long size = run->member->size, vecs = quotient_up(m->columns, run->variant->lanes);
+    const long width = run->variant->width;
+    if (rows >= ROWS_TO_SHARE * size || size == 1) {
+        const Share mine = my_share(run, rows);
+        to.at += mine.from * to.ld * width, to.base += to.base ? mine.from * to.base_ld * width : 0;
+        run->variant->multiply(m, mine.to - mine.from, a + mine.from * lda * width, lda, 0, vecs, to);
+    } else {
+        const Share mine = my_share(run, vecs);
+        run->variant->multiply(m, rows, a, lda, mine.from, mine.to, to);
+    }
 }
 
 /* z of a block, where the recurrence reads it. */
@@ -81,12 +80,11 @@ static void project(JobContext *run, const Block *block)
 {
     const Job *job = run->job;
     const Plan *plan = run->plan;
-    const TeamThread *member = run->member;
-    const int dense = is_dense(run, &job->x);
+    const bool dense = is_dense(run, &job->x);
     char *a = dense ? first_row(run, &job->x, block) : run->memory + plan->x_packed;
     if (!dense) {
-        run->variant->factors(job, &job->x, job->I, block, partition(block->rows, member->me, member->size),
-                              partition(block->rows, member->me + 1, member->size), a, plan->x_ld);
+        const Share mine = my_share(run, block->rows);
+        run->variant->factors(job, &job->x, job->I, block, mine.from, mine.to, a, plan->x_ld);
         barrier_wait(&run->member->meeting);
     }
     const char *bias = job->bias[0].data ? run->memory + plan->bias_or_dw : NULL;
@@ -118,7 +116,8 @@ static void recur(JobContext *run, const Block *block, Barrier *crews_meeting)
     const long crews = member->size / sharing, crew = member->me / sharing, part = member->me % sharing;
     for (long i = crew; crew < crews && i < plan->slices; i += crews) {
         Slice slice = slice_of(run->job, plan, i);
-        slice.v0 = partition(plan->vecs, part, sharing), slice.v1 = partition(plan->vecs, part + 1, sharing);
+        const Share mine = share_of(plan->vecs, part, sharing);
+        slice.v0 = mine.from, slice.v1 = mine.to;
         run->variant->run(&run->work, slice, block, crews_meeting);
     }
 }
@@ -136,11 +135,10 @@ static View block_view(const JobContext *run, const Block *block)
 static void copy_states(const JobContext *run, const Block *block)
 {
     const Job *job = run->job;
-    const TeamThread *member = run->member;
+    const Share mine = my_share(run, block->rows);
     const long bytes = job->H * WIDTH[job->type], first = job->packed ? block->first : block->from * job->B;
     const long row = job->packed || job->B > 1 ? job->y.row : job->y.step;
-    const long r0 = first + partition(block->rows, member->me, member->size);
-    const long r1 = first + partition(block->rows, member->me + 1, member->size);
+    const long r0 = first + mine.from, r1 = first + mine.to;
     if (row == bytes)
         memcpy(job->copy.data + r0 * row, job->y.data + r0 * row, (r1 - r0) * bytes);
     else
@@ -148,10 +146,10 @@ static void copy_states(const JobContext *run, const Block *block)
             memcpy(job->copy.data + r * row, job->y.data + r * row, bytes);
 }
 
-static void run_block(JobContext *run, const Block *block, int first, Barrier *crew)
+static void run_block(JobContext *run, const Block *block, bool first, Barrier *crew)
 {
     const Job *job = run->job;
-    const int layer = job->I > 0, backward = is_backward(job);
+    const bool layer = job->I > 0, backward = is_backward(job);
     if (layer && !backward) {
         project(run, block);
         run->work.z = block_view(run, block);
@@ -175,7 +173,7 @@ static void run_block(JobContext *run, const Block *block, int first, Barrier *c
 /* What a member of a team does for a job; of many matrices only its own. */
 void run_job(const Variant *variant, const Job *job, const Plan *plan, char *memory, TeamThread *member)
 {
-    const int together = job->G < plan->threads || plan->threads == 1;
+    const bool together = job->G < plan->threads || plan->threads == 1;
     TeamThread alone = {0, 1, {NULL, 1, 0}};
     JobContext run = {.variant = variant, .job = job, .plan = plan, .member = together ? member : &alone,
                .memory = together ? memory : memory + member->me * plan->bytes};
@@ -192,9 +190,9 @@ void run_job(const Variant *variant, const Job *job, const Plan *plan, char *mem
                 begin_sums(&run);
         }
         barrier_wait(&run.member->meeting);
-        int first = 1;
+        bool first = true;
         for (Block block = block_after(job, plan, (Block){.to = -1}); block.rows;
-             block = block_after(job, plan, block), first = 0)
+             block = block_after(job, plan, block), first = false)
             run_block(&run, &block, first, &crew);
         if (job->I && is_backward(job) && run.member->me == 0)
             store_gradients(&run);

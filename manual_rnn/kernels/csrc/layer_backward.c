@@ -5,35 +5,34 @@
  * finished numbers, which has the same bits in either order. A product of more than RUN terms is finished in the
  * block's memory, since `multiply` would add its first RUN terms to what is there.
  */
-#include "job_context.h"
+#include "layer.h"
 #include <sched.h>
 #include <string.h>
 
 enum { FREE, TAKEN, DONE }; /* values of a flag in block_owner */
 
 /* Whether the other direction came to these rows of dx first; then this one waits until they are written. */
-static int add_after_first(long *owner)
+static bool add_after_first(long *owner)
 {
     long found = FREE;
     if (__atomic_compare_exchange_n(owner, &found, TAKEN, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return 0;
+        return false;
     while (__atomic_load_n(owner, __ATOMIC_ACQUIRE) != DONE)
         sched_yield();
-    return 1;
+    return true;
 }
 
-/* This thread's rows of dx = dz W_ih. */
 void to_input(JobContext *run, const Block *block)
 {
     const Job *job = run->job;
     const Plan *plan = run->plan;
     const TeamThread *member = run->member;
-    const long r0 = partition(block->rows, member->me, member->size);
-    const long r1 = partition(block->rows, member->me + 1, member->size);
+    const Share mine = my_share(run, block->rows);
+    const long r0 = mine.from, r1 = mine.to;
     const long width = run->variant->width, vecs = quotient_up(job->I, run->variant->lanes);
     long *owner = job->block_owner ? job->block_owner + block->index * member->size + member->me : NULL;
-    const int add = owner && add_after_first(owner);
-    const int direct = is_dense(run, &job->dx) && (!add || job->H <= RUN);
+    const bool add = owner && add_after_first(owner);
+    const bool direct = is_dense(run, &job->dx) && (!add || job->H <= RUN);
     const long ld = direct ? apart(run, &job->dx) : plan->x_ld;
     char *rows = direct ? first_row(run, &job->dx, block) : run->memory + plan->x_packed;
     const ProductOutput to = {rows + r0 * ld * width, ld, direct && add ? rows + r0 * ld * width : NULL, ld,
@@ -46,70 +45,80 @@ void to_input(JobContext *run, const Block *block)
         __atomic_store_n(owner, DONE, __ATOMIC_RELEASE);
 }
 
-/* Where the gradient of a weight is summed: in the tensor itself or, for half precision, in float32 at `place`. */
-static ProductOutput sum_of(const JobContext *run, const View *dw, long columns, long place, long ld, int first)
+/* The gradient of a weight: the product of dz and `factors`, which the weight multiplied. Its sum in float32, for half
+ * precision, begins `place` numbers after bias_or_dw, and its rows are `ld` numbers apart; the rounding errors of the
+ * sum lie in the same way after residues. */
+typedef struct { const View *factors, *dw; long columns, place, ld; } WeightGradient;
+
+static WeightGradient gradient_of(const JobContext *run, bool of_states)
 {
-    const int half = dw->type >= BFLOAT;
-    char *at = half ? run->memory + run->plan->bias_or_dw + place * run->variant->width : dw->data;
-    ld = half ? ld : dw->row / run->variant->width;
-    return (ProductOutput){at, ld, first ? NULL : at, ld, columns};
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    if (of_states)
+        return (WeightGradient){&job->h, &job->dw, job->H, plan->ld + job->H * plan->x_ld, plan->ld};
+    return (WeightGradient){&job->x, &job->du, job->I, plan->ld, plan->x_ld};
+}
+
+/* Where the sum is: in the tensor itself or, for half precision, in the job's memory. */
+static ProductOutput sum_of(const JobContext *run, const WeightGradient *of, bool first)
+{
+    const bool half = of->dw->type >= BFLOAT;
+    char *at = half ? run->memory + run->plan->bias_or_dw + of->place * run->variant->width : of->dw->data;
+    const long ld = half ? of->ld : of->dw->row / run->variant->width;
+    return (ProductOutput){at, ld, first ? NULL : at, ld, of->columns};
 }
 
 /* A product over the rows of a block, added to the gradient of a weight. Over many rows that sum knows its rounding
  * errors, and is of products over so many rows, however many threads there are. */
-static void add_product(const JobContext *run, const Matrix *m, const char *a, ProductOutput to, long place, long ld)
+static void add_product(const JobContext *run, const Matrix *m, const char *a, const WeightGradient *of, bool first)
 {
     enum { PART = 8 * RUN };
     const Plan *plan = run->plan;
-    const TeamThread *member = run->member;
     const long width = run->variant->width, lanes = run->variant->lanes, vecs = quotient_up(m->columns, lanes);
-    const long r0 = partition(run->job->H, member->me, member->size);
-    const long r1 = partition(run->job->H, member->me + 1, member->size);
-    char *part = run->memory + plan->parts + (place - plan->ld + r0 * ld) * width;
-    char *residue = run->memory + plan->residues + (place + r0 * ld) * width;
+    const ProductOutput to = sum_of(run, of, first);
+    const Share mine = my_share(run, run->job->H);
+    const long r0 = mine.from, r1 = mine.to;
+    char *part = run->memory + plan->parts + (of->place - plan->ld + r0 * of->ld) * width;
+    char *residue = run->memory + plan->residues + (of->place + r0 * of->ld) * width;
     if (plan->parts == plan->residues) {
         multiply(run, m, run->job->H, a, plan->dzt_ld, to);
         return;
     }
-    if (!to.base)
+    if (first)
         for (long r = r0; r < r1; r++)
             memset(to.at + r * to.ld * width, 0, to.columns * width);
     const long K = run->variant->pairs ? (m->K + 1) / 2 : m->K;
     for (long k = 0; k < K; k += PART) {
-        const ProductOutput product = {part, ld, NULL, 0, ld};
+        const ProductOutput product = {part, of->ld, NULL, 0, of->ld};
         run->variant->multiply_part(m, r1 - r0, a + r0 * plan->dzt_ld * width, plan->dzt_ld, 0, vecs, k,
                                     k + PART < K ? k + PART : K, product);
-        run->variant->add_rows(r1 - r0, to.columns, part, residue, ld, to.at + r0 * to.ld * width, to.ld);
+        run->variant->add_rows(r1 - r0, to.columns, part, residue, of->ld, to.at + r0 * to.ld * width, to.ld);
     }
 }
 
-/* A block's part of the gradients of both weights and of the biases. */
-void to_weights(JobContext *run, const Block *block, int first)
+void to_weights(JobContext *run, const Block *block, bool first)
 {
-    const Job *job = run->job;
     const Plan *plan = run->plan;
-    const TeamThread *member = run->member;
     const long lanes = run->variant->lanes, width = run->variant->width;
-    const long before = plan->ld + job->H * plan->x_ld; /* numbers before the sum of dW_hh */
+    const WeightGradient both[] = {gradient_of(run, false), gradient_of(run, true)};
+    const Share columns = my_share(run, plan->vecs);
     char *turned = run->memory + plan->dz_transposed, *panels = run->memory + plan->panels;
-    const long inputs = quotient_up(job->I, lanes), states = plan->vecs;
-    char *of_states = panels + inputs * lanes * block->rows * width;
-    run->variant->transpose_and_sum(block->rows, partition(plan->vecs, member->me, member->size) * lanes,
-                       partition(plan->vecs, member->me + 1, member->size) * lanes, run->memory + plan->z,
-                       plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw, run->memory + plan->residues);
-    if (job->du.data)
-        run->variant->pack_block(job, &job->x, 0, job->I, block, partition(inputs, member->me, member->size),
-                            partition(inputs, member->me + 1, member->size), panels);
-    if (job->dw.data)
-        run->variant->pack_block(job, &job->h, 1, job->H, block, partition(states, member->me, member->size),
-                            partition(states, member->me + 1, member->size), of_states);
+    char *panels_of[] = {panels, panels + quotient_up(run->job->I, lanes) * lanes * block->rows * width};
+    run->variant->transpose_and_sum(block->rows, columns.from * lanes, columns.to * lanes, run->memory + plan->z,
+                                    plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw,
+                                    run->memory + plan->residues);
+    for (int i = 0; i < 2; i++) {
+        const WeightGradient *of = &both[i];
+        const Share mine = my_share(run, quotient_up(of->columns, lanes));
+        if (of->dw->data)
+            run->variant->pack_block(run->job, of->factors, i, of->columns, block, mine.from, mine.to, panels_of[i]);
+    }
     barrier_wait(&run->member->meeting);
-    const Matrix x = {{0}, block->rows, job->I, PANELS, panels};
-    const Matrix h = {{0}, block->rows, job->H, PANELS, of_states};
-    if (job->du.data)
-        add_product(run, &x, turned, sum_of(run, &job->du, job->I, plan->ld, plan->x_ld, first), plan->ld, plan->x_ld);
-    if (job->dw.data)
-        add_product(run, &h, turned, sum_of(run, &job->dw, job->H, before, plan->ld, first), before, plan->ld);
+    for (int i = 0; i < 2; i++) {
+        const Matrix m = {{0}, block->rows, both[i].columns, PANELS, panels_of[i]};
+        if (both[i].dw->data)
+            add_product(run, &m, turned, &both[i], first);
+    }
 }
 
 /* Rows of the buffer bias_or_dw, written to a tensor. */
@@ -122,15 +131,13 @@ static void store_rows(const JobContext *run, const View *to, long rows, long co
         run->variant->scatter_rows(&all, to, columns, &block, 0, rows, 0, from, ld);
 }
 
-/* Writes the gradients that were summed in the buffer bias_or_dw to their tensors. */
 void store_gradients(const JobContext *run)
 {
     const Job *job = run->job;
-    const Plan *plan = run->plan;
-    for (int i = 0; i < 2; i++)
-        store_rows(run, &job->db[i], 1, job->H, 0, plan->ld);
-    if (job->type < BFLOAT)
-        return;
-    store_rows(run, &job->du, job->H, job->I, plan->ld, plan->x_ld);
-    store_rows(run, &job->dw, job->H, job->H, plan->ld + job->H * plan->x_ld, plan->ld);
+    for (int i = 0; i < 2; i++) {
+        const WeightGradient of = gradient_of(run, i);
+        store_rows(run, &job->db[i], 1, job->H, 0, run->plan->ld);
+        if (job->type >= BFLOAT)
+            store_rows(run, of.dw, job->H, of.columns, of.place, of.ld);
+    }
 }

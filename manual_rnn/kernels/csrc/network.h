@@ -12,13 +12,13 @@ typedef struct {
     long kind, threads, most; /* a nonlinearity; threads that may be used, and the most that OpenMP is asked for */
     long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
     long G;                   /* members of an ensemble; 0 where tensors have no such axis */
-    bool batch_first;         /* of x, output and their gradients */
-    long T;                   /* steps, and */
+    bool batch_first;         /* of x, output and their gradients; neither packed nor of an ensemble */
+    int64_t T;                /* steps, and */
     int64_t *sizes;           /* rows at each of packed input, else NULL */
     long B, rows;             /* batch; rows of all steps */
     long type;
     Tensor x, hx;             /* data NULL where there is none, here and below */
-    Tensor *weights;          /* L * D * each */
+    Tensor *weights;          /* L * D * each; states and gradients lie behind them */
     Tensor *states;           /* of each layer, and with a leak behind them its rates; forward, data NULL where they
                                  aren't saved */
     Tensor alpha;             /* of a leak, (H,); data NULL where there is none */
@@ -27,12 +27,16 @@ typedef struct {
     Tensor *gradients;        /* backward: of x, hx and the weights, data NULL where they aren't wanted */
 } Network;
 
-/* Sizes of what a network reads and makes, without the axis of an ensemble; returns how many there are. */
-long saved_states(const Network *net); /* how many tensors those are */
-int states_shape(const Network *net, int64_t *shape);
-int hx_shape(const Network *net, int64_t *shape);
-int weight_shape(const Network *net, long index, int64_t *shape);
-int input_shape(const Network *net, int64_t *shape);
+/* How many tensors there are of weights, of states, and in all: `place_tensors` puts them behind each other. */
+long weights_of(const Network *net);
+long saved_states(const Network *net);
+long tensors_of(const Network *net);
+void place_tensors(Network *net, Tensor *tensors);
+
+/* Shapes of what a network reads and makes, with the axis of an ensemble if there is one. */
+Shape states_shape(const Network *net);
+Shape hx_shape(const Network *net);
+Shape gradient_shape(const Network *net, long index);
 
 /* T, B and rows from x and the sizes; whether all that was read fits. */
 bool measure_network(Network *net);
@@ -41,8 +45,8 @@ bool check_network(const Network *net);
 bool network_forward(const Network *net);
 bool network_backward(const Network *net);
 
-/* The lowest layer that a wanted gradient needs, L where there is none. */
-long lowest_needed_layer(const Network *net);
+/* Part `index` along a tensor's first axis; absent where the tensor has no memory. */
+Tensor part_of(const Tensor *x, int64_t index);
 
 /* Whether sizes begin with B, never grow, are never negative and add up to `rows`. */
 bool sizes_fit(const int64_t *sizes, long T, long B, long rows);

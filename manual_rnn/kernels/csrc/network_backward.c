@@ -15,7 +15,8 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
 {
     const long index = layer * net->D + d;
     const Tensor *dw = net->gradients + 2 + index * net->each;
-    const View below = layer ? rows_view(net, &net->states[layer - 1], false) : rows_view(net, &net->x, net->batch_first);
+    const View below = layer ? rows_view(net, &net->states[layer - 1], false)
+        : rows_view(net, &net->x, net->batch_first);
     Job job = shared_job(net, below, layer, d);
     job.kind += SLOPE, job.reverse = !job.reverse;
     job.z = c.data ? columns_from(c, d * net->H) : zero_row(net, zeros);
@@ -30,11 +31,12 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
     return job;
 }
 
-long lowest_needed_layer(const Network *net)
+/* The lowest layer that a wanted gradient needs, L where there is none. */
+static long lowest_needed_layer(const Network *net)
 {
     if (net->gradients[0].data || net->gradients[1].data)
         return 0;
-    for (long i = 0; i < net->L * net->D * net->each; i++)
+    for (long i = 0; i < weights_of(net); i++)
         if (net->gradients[2 + i].data)
             return i / (net->each * net->D);
     return net->L;
@@ -42,23 +44,19 @@ long lowest_needed_layer(const Network *net)
 
 static bool run_backward(const Network *net, long low, void *zeros)
 {
-    const long layers = net->L - low;
-    char *memory[2] = {NULL, NULL};
-    Job *jobs = calloc(layers * net->D, sizeof(Job));
-    bool fine = jobs != NULL;
-    for (long i = 0; fine && i < 2 && i < layers - 1; i++)
-        fine = (memory[i] = scratch_memory(net)) != NULL;
     View c = rows_view(net, &net->c, net->batch_first);
-    for (long wave = 0; fine && wave < layers; wave++) {
+    Layers all;
+    bool fine = begin_layers(&all, net, net->L - low, true) || fail("network_vjp: no memory for its layers");
+    for (long wave = 0; fine && wave < all.count; wave++) {
         const long layer = net->L - 1 - wave;
-        const View below = layer > low ? scratch_view(net, memory[wave % 2])
+        const View below = layer > low ? between_layers(&all, net, wave)
             : layer ? (View){0} : rows_view(net, &net->gradients[0], net->batch_first);
         for (long d = 0; d < net->D; d++)
-            jobs[wave * net->D + d] = backward_job(net, zeros, c, below, layer, d);
+            all.jobs[wave * net->D + d] = backward_job(net, zeros, c, below, layer, d);
         c = below;
     }
-    fine = fine ? run_network_jobs(net, jobs, layers) : fail("network_vjp: no memory for its layers");
-    free(jobs), free(memory[0]), free(memory[1]);
+    fine = fine && run_layers(&all, net);
+    end_layers(&all);
     return fine;
 }
 
@@ -74,17 +72,9 @@ static void fill_with_zeros(const Tensor *x)
 /* Where no step was taken: the gradient of the first states is that of the last. */
 static void without_steps(const Network *net)
 {
-    const View to = net->gradients[1].data ? view_of(&net->gradients[1], -1, 0, 1, 2) : (View){0};
-    for (long i = 0; i < 2 + net->L * net->D * net->each; i++)
+    for (long i = 0; i < 2 + weights_of(net); i++)
         fill_with_zeros(&net->gradients[i]);
-    if (!to.data || !net->c_last.data)
-        return;
-    const View from = view_of(&net->c_last, -1, 0, 1, 2);
-    for (long i = 0; i < net->L * net->D; i++)
-        for (long b = 0; b < net->B; b++)
-            for (long j = 0; j < net->H; j++)
-                memcpy(to.data + i * to.step + b * to.row + j * to.column,
-                       from.data + i * from.step + b * from.row + j * from.column, WIDTH[net->type]);
+    copy_state_rows(net, &net->gradients[1], &net->c_last);
 }
 
 static bool backward_of_one(const Network *net)

@@ -1,34 +1,24 @@
-/* What the kernels of operators share: their arguments, and a network's tensors. */
+/* The kernels of all operators, and what those of a whole network share. */
 #ifndef MANUAL_RNN_OPERATORS_H
 #define MANUAL_RNN_OPERATORS_H
-#include "half.h"
+#include "call.h"
 #include "network.h"
-#include "torch_abi.h"
 
-/* Tensors to be released when a kernel ends: its arguments, the items of its lists, and what holds their storages. */
-typedef struct { Value *values, first[48]; size_t count, room; } Held;
-
-void hold(Held *held, Value tensor);
-Value hold_optional(Held *held, Value holder); /* an optional argument's tensor, or 0 */
-void release_all(Held *held);
-
-/* A tensor that is held already; absent where there is none. */
-bool read(Held *held, Tensor *x, const char *name, Value from);
-
-/* The tensors of a list, which is released: `group` of them into every `each` places. */
-bool read_list(Held *held, Value list, Tensor *to, long count, long group, long each, const char *name);
+/* How the engine runs: set when the library is loaded. */
+typedef struct { int variant; long most_threads; } Engine;
+extern Engine engine;
 
 /* Room for the tensors of a network whose D and `each` are known: its weights, its states and its gradients. */
-bool begin_network(Network *net, long weights);
-void end_network(Network *net);
+bool begin_network(Call *call, Network *net, long weights);
 
 /* Whether a mode of ATen's operator is the number of a nonlinearity. */
 bool is_nonlinearity(Value mode);
 
-bool make_results(Network *net, Value *output, Value *h_n);
-bool make_gradients(Network *net, const bool *need, Value *made);
-void release_results(const Value *results, size_t count);
+bool make_output(Call *call, Network *net);
+bool make_h_n(Call *call, Network *net);
+bool make_gradients(Call *call, Network *net, const bool *need);
 
+Kernel network_kernel, network_vjp_kernel, elman_kernel, linear_recurrence_kernel;
 Kernel cudnn_rnn_kernel, network_backward_kernel, cudnn_rnn_backward_autograd;
 
 #endif

@@ -31,7 +31,6 @@ enum {
 
 static long smaller(long a, long b) { return a < b ? a : b; }
 static long larger(long a, long b) { return a > b ? a : b; }
-static long quotient_up(long a, long b) { return (a + b - 1) / b; }
 
 /* a b for positive a and b, or MAX_EXTENT where that's less. */
 static long times(long a, long b) { return a > MAX_EXTENT / b ? MAX_EXTENT : a * b; }
@@ -63,7 +62,7 @@ static long reserve(Plan *plan, long width, long numbers)
 
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
-    const int backward = job->kind >= SLOPE;
+    const bool backward = is_backward(job);
     const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
     const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
     const int half = job->type >= BFLOAT;

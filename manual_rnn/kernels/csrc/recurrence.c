@@ -18,22 +18,24 @@ static bool check_alike(const Recurrence *all, const Tensor *x)
     return x->type == all->z.type || fail("expected %s of the other tensors' dtype", x->name);
 }
 
+/* With the axis of G in front where the weights have one. */
+static Shape of_matrices(const Recurrence *all, Shape shape)
+{
+    return all->w.dims == 3 ? prepended(all->z.size[0], shape) : shape;
+}
+
 bool check_recurrence(const Recurrence *all)
 {
     const Tensor *z = &all->z;
     const long g = all->w.dims == 3, rows = all->sizes ? 2 : 3, H = z->dims ? z->size[z->dims - 1] : 0;
     if ((all->w.dims != 2 && !g) || z->dims != g + rows || all->other.dims != g + (is_slope(all) ? rows : 2))
         return fail("expected an input of (T, B, H), or (N, H) if packed, with a leading G if the weights have one");
-    const long B = batch_of(all), G = g ? all->w.size[0] : 1;
-    const long square[] = {G, H, H}, start[] = {G, B, H};
-    const long first = g ? z->size[0] : 1;
-    if (first != G)
-        return check_shape(&all->w, 3, (long[]){first, H, H});
-    if (!check_shape(&all->w, g + 2, square + !g) || !check_alike(all, &all->w) || !check_alike(all, &all->other))
+    const Shape square = of_matrices(all, (Shape){2, {H, H}});
+    const Shape start = of_matrices(all, (Shape){2, {batch_of(all), H}});
+    if (!check_shape(&all->w, square) || !check_alike(all, &all->w) || !check_alike(all, &all->other)
+        || !check_shape(&all->other, is_slope(all) ? shape_of(z) : start))
         return false;
-    if (!check_shape(&all->other, is_slope(all) ? z->dims : g + 2, is_slope(all) ? z->size : start + !g))
-        return false;
-    return !all->sizes || sizes_fit(all->sizes, all->T, B, z->size[g])
+    return !all->sizes || sizes_fit(all->sizes, all->T, batch_of(all), z->size[g])
         || fail("expected batch_sizes that begin with the batch, never grow, are never negative and add up to the "
                 "input's rows");
 }

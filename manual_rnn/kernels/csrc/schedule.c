@@ -88,7 +88,7 @@ static void plan_jobs(Jobs *all)
 static long owners_of(const Jobs *all)
 {
     const Job *job = all->jobs;
-    return all->width > 1 && job->kind >= SLOPE ? (rows_of(job) / all->plans->rows + 1) * all->team : 0;
+    return all->width > 1 && is_backward(job) ? (rows_of(job) / all->plans->rows + 1) * all->team : 0;
 }
 
 /* Counters of barriers, and behind them the flags of each stage. */

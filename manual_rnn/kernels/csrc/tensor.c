@@ -1,6 +1,7 @@
 #include "tensor.h"
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include "half.h"
 
 static _Thread_local char message[512];
@@ -32,35 +33,43 @@ bool spans(Tensor *x)
     return true;
 }
 
-bool has_shape(const Tensor *x, long dims, const long *sizes)
-{
-    bool fits = x->dims == dims;
-    for (long i = 0; fits && i < dims; i++)
-        fits = x->size[i] == sizes[i];
-    return fits;
-}
-
-static void print_shape(char *to, size_t room, long dims, const long *sizes)
+static void print_shape(char *to, size_t room, Shape shape)
 {
     size_t end = 0;
     to[0] = 0;
-    for (long i = 0; i < dims && end < room; i++)
-        end += snprintf(to + end, room - end, i ? ", %ld" : "%ld", sizes[i]);
+    for (long i = 0; i < shape.dims && end < room; i++)
+        end += snprintf(to + end, room - end, i ? ", %ld" : "%ld", (long)shape.size[i]);
 }
 
-bool check_shape(const Tensor *x, long dims, const long *sizes)
+bool check_shape(const Tensor *x, Shape shape)
 {
     char expected[24 * DIMS], got[24 * DIMS];
-    if (has_shape(x, dims, sizes))
+    if (x->dims == shape.dims && !memcmp(x->size, shape.size, shape.dims * sizeof *shape.size))
         return true;
-    print_shape(expected, sizeof expected, dims, sizes), print_shape(got, sizeof got, x->dims, x->size);
+    print_shape(expected, sizeof expected, shape), print_shape(got, sizeof got, shape_of(x));
     return fail("%s: expected shape (%s), got (%s)", x->name, expected, got);
+}
+
+Shape shape_of(const Tensor *x)
+{
+    Shape shape = {.dims = x->dims};
+    memcpy(shape.size, x->size, sizeof shape.size);
+    return shape;
+}
+
+Shape prepended(int64_t size, Shape shape)
+{
+    Shape all = {1 + shape.dims, {size}};
+    memcpy(all.size + 1, shape.size, shape.dims * sizeof *shape.size);
+    return all;
 }
 
 View view_of(const Tensor *x, int group, int step, int row, int column)
 {
     const int axes[] = {group, step, row, column};
     long stride[4];
+    if (!x->data)
+        return (View){0};
     for (int i = 0; i < 4; i++)
         stride[i] = axes[i] < 0 ? 0 : x->stride[axes[i]] * WIDTH[x->type];
     return (View){x->data, x->type, stride[0], stride[1], stride[2], stride[3]};

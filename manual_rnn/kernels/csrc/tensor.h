@@ -10,8 +10,11 @@ enum { DIMS = 4 }; /* G, T, B, H */
 typedef struct {
     const char *name;
     char *data;                           /* NULL where there is none */
-    long type, dims, size[DIMS], stride[DIMS]; /* strides in numbers; none negative, no size above MAX_EXTENT */
+    long type, dims;
+    int64_t size[DIMS], stride[DIMS];     /* strides in numbers; none negative, no size above MAX_EXTENT */
 } Tensor;
+
+typedef struct { long dims; int64_t size[DIMS]; } Shape;
 
 /* Keeps a message for `error_message` and returns false. */
 __attribute__((format(printf, 1, 2))) bool fail(const char *format, ...);
@@ -22,10 +25,14 @@ void clear_error(void);
 bool spans(Tensor *x);
 
 /* Whether the sizes are these. */
-bool has_shape(const Tensor *x, long dims, const long *sizes);
-bool check_shape(const Tensor *x, long dims, const long *sizes);
+bool check_shape(const Tensor *x, Shape shape);
 
-/* A tensor as a view whose axes are these, counted from 0, or -1 where there is none. */
+Shape shape_of(const Tensor *x);
+
+/* A shape with one axis more, in front. */
+Shape prepended(int64_t size, Shape shape);
+
+/* A tensor as a view whose axes are these, counted from 0, or -1 where there is none; absent where the tensor is. */
 View view_of(const Tensor *x, int group, int step, int row, int column);
 View transposed(View x);
 

@@ -1,13 +1,22 @@
 /* The arithmetic for one instruction set and type. cpu_variants.c includes this file once for each, having defined
  *   NAME(f)  f with the set's suffix      TARGET  the compiler's attribute for the set
- *   REAL, INT, SINGLE                     the type, an integer of its width, and whether it's float
- *   LANES    numbers in a vector          SUMS    vector registers that may hold running sums
+ *   SINGLE   whether the type is float    BYTES   of a vector
+ *   SUMS     vector registers that may hold running sums
  *   SMALLER(a, b)                         the smaller of each pair, b where b is NaN
- *   TALLEST                               rows in a tile at most
  *   LOAD_FIRST, STORE_FIRST               the first `count` numbers of a vector, zeros after them
  *   LOAD_HALF, STORE_HALF                 a vector of halves
  *   PAIRS                                 whether numbers are multiplied as bfloats, two at a time
  */
+#if SINGLE
+#define REAL float
+#define INT int32_t
+#define LANES (BYTES / 4)
+#else
+#define REAL double
+#define INT int64_t
+#define LANES (BYTES / 8)
+#endif
+#define TALLEST (SUMS / 2) /* rows in a tile at most */
 #define OWN (SINGLE ? FLOAT : DOUBLE)
 #define FACTOR (PAIRS ? 2 : (long)sizeof(REAL)) /* bytes of a number as it is multiplied */
 #include "vector.inc.h"

@@ -32,21 +32,25 @@ _Noreturn void raise_error(void);
 
 /* A tensor's sizes, strides and memory, checked: on the CPU, of floating-point numbers, aligned, within its storage.
  * `keep` gets an alias that holds the storage until `release_tensor`, whatever another thread does meanwhile. */
-bool read_tensor(Tensor *x, const char *name, Value from, Handle *keep);
-bool read_sizes(int64_t **sizes, int64_t *count, Value from);
+bool read_tensor(Tensor *x, const char *name, Handle from, Handle *keep);
+bool read_sizes(int64_t **sizes, int64_t *count, Handle from); /* a copy, to be freed */
 bool is_defined(Value tensor);
 long tensor_dims(Value tensor);
 
-bool new_tensor(Value *made, Tensor *x, int type, int dims, const int64_t *sizes, const int64_t *strides);
+/* A tensor of the type, the sizes and the strides of x, whose memory x gets; NULL where there is none. */
+Handle new_tensor(Tensor *x);
 Value undefined_tensor(void);
-Value list_of(const Value *items, size_t count);
+
+/* A list hands over what was appended to it: its reader releases each tensor once, and then the list. */
+Value new_list(size_t room);
+void list_append(Value list, Value item);
 size_t list_size(Value list);
 Value list_item(Value list, size_t index);
 const char *string_of(Value string);
 
-void release_tensor(Value tensor);
-void release_list(Value list);
-void release_string(Value string);
+void release_tensor(void *tensor);
+void release_list(void *list);
+void release_string(void *string);
 /* Of an optional argument: what it holds, or 0. The holder is freed. */
 Value take_optional(Value holder);
 

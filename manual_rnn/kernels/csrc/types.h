@@ -2,6 +2,7 @@
  * batch (Slice), a stretch of time (Block). */
 #ifndef MANUAL_RNN_TYPES_H
 #define MANUAL_RNN_TYPES_H
+#include <stdbool.h>
 #include <stdint.h>
 
 /* The most that a size may be, a tensor may span, and a part of a plan's memory may hold, in numbers: 2^56
@@ -46,6 +47,9 @@ typedef struct {
     long *block_owner;         /* two directions add up dx: a flag for each block and thread, which the direction that
                                   comes to the block first sets */
 } Job;
+
+static inline bool is_backward(const Job *job) { return job->kind >= SLOPE; }
+static inline long quotient_up(long a, long b) { return (a + b - 1) / b; }
 
 typedef struct {
     long threads;                   /* that are used */

@@ -5,6 +5,7 @@
 #undef PAIRS
 #undef INT
 #undef LANES
+#undef TALLEST
 #undef SMALLER
 #undef FIRST
 #undef LOAD_FIRST
