@@ -56,6 +56,15 @@ def test_a_call_keeps_no_tensor(fails: bool, packed: bool, name: str) -> None:
         assert all(each.expired() for each in memory), place
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_call_that_is_refused_before_its_lists_are_read_keeps_no_tensor(packed: bool) -> None:
+    operator, (need, *given) = calls(packed=packed)["network_vjp"]
+    before = [uses(x) for x in flat(given)]
+    with pytest.raises((RuntimeError, ValueError), match="flag"):
+        operator(need[:-1], *given)
+    assert [uses(x) for x in flat(given)] == before
+
+
 def memory_after(count: int) -> tuple[int]:
     """KiB by which the process grew in so many rounds of calls, good and bad, after as many to begin with."""
     torch.set_num_threads(1)
