@@ -31,6 +31,7 @@ from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
     cudnn_rnn,
+    forward_mode_is_active,
     functorch_active,
     is_mapped,
     profiling,
@@ -85,7 +86,7 @@ def run_plain_network(
     if kernel == kernels.NATIVE:
         run = _run_with_dropout if options.dropout else _run_native
         return run(x, hx, weights, options, bool(recorded))
-    if kernel is None or (functorch_active() and is_mapped(x, hx, *weights)):
+    if kernel is None or (recorded is None and is_mapped(x, hx, *weights)):
         return None
     return _run_aten(x, hx, weights, options)
 
@@ -95,7 +96,7 @@ def requires_grad(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bo
 
     ATen's node has one flag for all weights, and would save and compute more than is needed for some.
     """
-    if transforms_active():
+    if functorch_active() or forward_mode_is_active():
         return None
     if not torch.is_grad_enabled():
         return False
@@ -107,7 +108,12 @@ def requires_grad(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bo
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
     """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, for the gradients of a
-    few steps and where it is faster."""
+    few steps and where it is faster.
+
+    A few are 8 under a transform, where some weights are frozen, or where the gradient of a leaf is wanted,
+    which is often differentiated itself (a penalty, a Hessian). Else they are a single one of padded input,
+    whose second derivative PyTorch has in less time.
+    """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
     if any_autocast() and torch.is_autocast_enabled("cpu"):
@@ -115,23 +121,12 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        if recorded is not False and 0 < options.steps(x) <= _few(x, recorded, options):
+        few = aten.SHORT if recorded is None or _is_leaf(x) else 0 if options.sizes else aten.SINGLE
+        if recorded is not False and 0 < options.steps(x) <= few:
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):
             return kernels.ATEN
     return None if recorded is None or not _is_constant(alpha) else kernels.NATIVE
-
-
-def _few(x: Tensor, recorded: bool | None, options: PlainOptions) -> int:
-    """Up to how many steps PyTorch's own operation runs where gradients are wanted.
-
-    A few under a transform, where some weights are frozen, or where the gradient of a leaf is wanted, which
-    is often differentiated itself (a penalty, a Hessian). Else a single one of padded input, whose second
-    derivative it has in less time.
-    """
-    if recorded is None or _is_leaf(x):
-        return aten.SHORT
-    return 0 if options.sizes else aten.SINGLE
 
 
 def _is_leaf(x: Tensor) -> bool:
