@@ -29,7 +29,7 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, run_rnn
-from .override import builtin, leak_of, nonlinearity_of, step_of
+from .override import builtin, leak_of, nonlinearity_of, step_of, stepwise
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
 from .torch_internals import any_autocast
 
@@ -199,7 +199,7 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     """The last layer's states and `h_n` of a batch that has become rows, once all tensors fit each other."""
     phi, alpha, exporting = nonlinearity_of(rnn), leak_of(rnn), onnx.is_exporting()
     if alpha is not None and (exporting or RUNNER in rnn.__dict__):
-        phi = partial(_begin, rnn)  # what runs then knows no leak
+        phi = stepwise(rnn)  # what runs then knows no leak
     if exporting:
         onnx.check_exportable(layout.input, phi)
     validation.check_attributes(rnn)
@@ -218,10 +218,6 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     options = Options(phi, batch_sizes, rnn.bidirectional, dropout, alpha)
     run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else run_rnn)
     return run(x, hx, weights, options)
-
-
-def _begin(rnn: ManualRNN, h0: Tensor, weight_hh: Tensor) -> CustomStep:
-    return step_of(rnn)
 
 
 def _dropout(p: float, output: Tensor) -> Tensor:

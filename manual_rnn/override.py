@@ -27,6 +27,7 @@ __all__ = [
     "nonlinearity_of",
     "overrides_step",
     "step_of",
+    "stepwise",
 ]
 
 
@@ -57,6 +58,11 @@ def nonlinearity_of(rnn: Any) -> Any:
             return known
         if known is None and rnn.mode != CUSTOM_MODE:
             validation.check_mode(rnn.mode, NN_RNN_MODES)
+    return stepwise(rnn)
+
+
+def stepwise(rnn: Any) -> Callable[[Tensor, Tensor], Any]:
+    """What gives the module's step from `(h0, weight_hh)`."""
     return lambda h0, weight_hh: step_of(rnn)
 
 
