@@ -36,9 +36,9 @@ def is_left_to_nn_rnn(rnn: RNNBase, input: Any) -> bool:
         return True
     if not builtin or kernels.requested_kernel() != kernels.DEFAULT or RUNNER in rnn.__dict__:
         return False
-    if torchscript() is not None:
-        return not functorch_active()
-    return no_tracing() and not functorch_active() and _is_foreign(input)
+    if functorch_active():
+        return False
+    return torchscript() is not None or (no_tracing() and _is_foreign(input))
 
 
 def _is_foreign(input: Any) -> bool:

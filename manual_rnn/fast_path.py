@@ -17,7 +17,7 @@ from . import kernels
 from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES
 from .kernels.nonlinearities import PHI_OF_MODE
-from .ops import PlainOptions, plain_kernel, requires_grad, run_plain_network, tell_counters
+from .ops import PlainOptions, is_recorded, plain_kernel, run_plain_network, tell_counters
 from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import RUNNER, RNNBase
 from .torch_internals import (
@@ -182,4 +182,4 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
         return None
     weights, options = call
     batch = x if sizes or x.dim() == 3 else x.unsqueeze(0 if options.batch_first else 1)
-    return plain_kernel(batch, requires_grad(x, hx, weights), options)
+    return plain_kernel(batch, is_recorded(x, hx, weights), options)

@@ -16,11 +16,10 @@ flop_formulas.py     what each operator multiplies
 
 from . import aten_node, layer, registration
 from .composed import input_projection
-from .cudnn import run_cudnn
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
 from .dispatch import is_eager, tell_counters
-from .plain_network import PlainOptions, plain_kernel, requires_grad, run_plain_network
+from .plain_network import PlainOptions, is_recorded, plain_kernel, run_plain_network
 from .registration import NETWORK
 from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
 
@@ -36,11 +35,10 @@ __all__ = [
     "decompositions",
     "input_projection",
     "is_eager",
+    "is_recorded",
     "layer",
     "plain_kernel",
     "registration",
-    "requires_grad",
-    "run_cudnn",
     "run_layers",
     "run_plain_network",
     "run_rnn",

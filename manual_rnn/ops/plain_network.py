@@ -31,8 +31,6 @@ from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
     cudnn_rnn,
-    forward_mode_is_active,
-    functorch_active,
     is_mapped,
     profiling,
     transforms_active,
@@ -44,7 +42,7 @@ from .network import as_separate_output
 from .profiler import record_call
 from .saved_tensors import node_inputs
 
-__all__ = ["PlainOptions", "plain_kernel", "requires_grad", "run_plain_network"]
+__all__ = ["PlainOptions", "is_recorded", "plain_kernel", "run_plain_network"]
 
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
 _loaded = vars(torch.utils)
@@ -74,6 +72,9 @@ class PlainOptions(NamedTuple):
     def batch(self, x: Tensor) -> int:
         return self.sizes[0] if self.sizes else x.shape[not self.batch_first]
 
+    def hx_shape(self, x: Tensor) -> tuple[int, int, int]:
+        return self.layers * self.directions, self.batch(x), self.hidden_size
+
 
 def run_plain_network(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
@@ -81,7 +82,7 @@ def run_plain_network(
     """`output` and `h_n`; None where it isn't as plain as that, or something doesn't fit."""
     if aten.by_cudnn(x):
         return _run_cudnn(x, hx, weights, options)
-    recorded = requires_grad(x, hx, weights)
+    recorded = is_recorded(x, hx, weights)
     kernel = plain_kernel(x, recorded, options)
     if kernel == kernels.NATIVE:
         run = _run_with_dropout if options.dropout else _run_native
@@ -91,12 +92,12 @@ def run_plain_network(
     return _run_aten(x, hx, weights, options)
 
 
-def requires_grad(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
+def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
     """Whether a gradient is wanted of all weights. None where it is of some, or where a transform wants it.
 
     ATen's node has one flag for all weights, and would save and compute more than is needed for some.
     """
-    if functorch_active() or forward_mode_is_active():
+    if transforms_active():
         return None
     if not torch.is_grad_enabled():
         return False
@@ -188,7 +189,7 @@ def _run_aten(
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation."""
     phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes = options  # noqa: E741
-    shape = layers * options.directions, options.batch(x), H
+    shape = options.hx_shape(x)
     hx = x.new_zeros(shape) if hx is None else hx
     if [w.shape for w in weights] != aten.shapes(layers, options.directions, I, H, has_biases):
         return None  # the checks have the words
@@ -207,20 +208,14 @@ def _run_cudnn(
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
     phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, alpha, sizes = options  # noqa: E741
-    D = options.directions
-    if (
-        dropout
-        or transforms_active()
-        or asked not in (kernels.DEFAULT, kernels.ATEN)
-        or not aten.has_recurrence(phi, alpha)
-    ):
+    if dropout or transforms_active() or asked not in (kernels.DEFAULT, kernels.ATEN):
         return None
-    shapes = aten.shapes(layers, D, I, H, has_biases)
-    if aten.unsupported_reason(x) is not None or not aten.fit(x, weights, shapes):
+    if not aten.has_recurrence(phi, alpha) or aten.unsupported_reason(x) is not None:
         return None
-    shape = layers * D, options.batch(x), H
-    if hx is None:
-        hx = x.new_zeros(shape)
+    if not aten.fit(x, weights, aten.shapes(layers, options.directions, I, H, has_biases)):
+        return None
+    shape = options.hx_shape(x)
+    hx = x.new_zeros(shape) if hx is None else hx
     if hx.shape != shape:
         return None
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
