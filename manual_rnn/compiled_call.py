@@ -76,4 +76,4 @@ def _is_unmodified(rnn: Any) -> bool:
     for name in ("check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size"):
         if getattr(kind, name) is not getattr(RNNBase, name):
             return False
-    return is_builtin(kind.begin) and is_builtin(kind.step) and not hasattr(kind, "_manual_rnn_leaky")
+    return is_builtin(kind.begin) and is_builtin(kind.step) and not kind._manual_rnn_leaky

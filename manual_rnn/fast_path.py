@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .kernels import aten, native
 from .kernels.interface import PLAIN_TYPES
 from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import PlainOptions, is_recorded, plain_kernel, run_plain_network, tell_counters
@@ -48,7 +47,7 @@ _read = itemgetter(  # of a module's attributes
 
 def try_fast_path(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> tuple[Any, Tensor] | None:
     """What `rnn(input, hx)` returns, or None where the call isn't plain."""
-    if torch.compiler.is_compiling():  # in a frame of its own, after an error in the graph of the caller's
+    if torch.compiler.is_dynamo_compiling():  # in a frame of its own, after an error in that of the caller
         return None
     if not no_interposition():
         if not no_tracing():
@@ -127,32 +126,23 @@ def _plain_call(
 
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], input_size: int, sizes: Sequence[int]) -> bool:
-    """Whether the input has the rank and the size that `nn.RNN` expects, and all are plain tensors on one
-    device."""
+    """Whether the input has the rank and the size that `nn.RNN` expects, and all are plain tensors."""
     rank, tensors = x.dim(), weights if hx is None else [hx, *weights]
     if not PLAIN_TYPES.issuperset(map(type, tensors)) or x.is_nested:
         return False
     if rank != 2 and (rank != 3 or sizes):
         return False
-    if x.size(-1) != input_size or (hx is not None and hx.dim() != (3 if sizes else rank)):
-        return False
-    if aten.by_cudnn(x):
-        return True
-    return x.is_cpu and x.dtype in native.TYPES and False not in [w.is_cpu for w in tensors]
+    return x.size(-1) == input_size and (hx is None or hx.dim() == (3 if sizes else rank))
 
 
 def _is_unmodified(kind: type, rnn: Any) -> bool:
     """Whether what `module.py` would call is what `ManualRNN` has: no method is overridden, on a class, on an
     object, or by a module of that name. `step` and `begin` may be something else than a recurrence."""
     own, modules = rnn.__dict__, rnn.__dict__["_modules"]
-    if not own.keys().isdisjoint(UNCHANGED) or (modules and not modules.keys().isdisjoint(UNCHANGED)):
+    names = own.keys() | modules.keys() if modules else own.keys()
+    if _methods_of(kind) != _own_methods or not names.isdisjoint(UNCHANGED):
         return False
-    if _methods_of(kind) != _own_methods:
-        return False
-    taken = not own.keys().isdisjoint(COMMON_WORDS) or (
-        modules and not modules.keys().isdisjoint(COMMON_WORDS)
-    )
-    if not taken and is_builtin(kind.step) and is_builtin(kind.begin):  # type: ignore[attr-defined]
+    if names.isdisjoint(COMMON_WORDS) and is_builtin(kind.step) and is_builtin(kind.begin):  # type: ignore[attr-defined]
         return True
     return isinstance(nonlinearity_of(rnn), str)
 

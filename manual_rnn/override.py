@@ -73,7 +73,7 @@ def known_nonlinearity(rnn: Any) -> str | None:
 
 def leak_of(rnn: Any) -> Tensor | None:
     """The alpha of a `LeakyRNN`; None of any other."""
-    return rnn.alpha if getattr(type(rnn), "_manual_rnn_leaky", False) else None
+    return rnn.alpha if type(rnn)._manual_rnn_leaky else None
 
 
 def _trains_leak(rnn: Any) -> bool:

@@ -54,6 +54,8 @@ class RNNBase(nn.RNNBase):
     pickling are again those of an `nn.Module`.
     """
 
+    _manual_rnn_leaky = False  # as a `LeakyRNN` is
+
     if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
         __setattr__ = own_names.set_attribute
     register_buffer = own_names.register_buffer
@@ -123,7 +125,7 @@ class RNNBase(nn.RNNBase):
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
         `nn.RNN`."""
-        if not torch.compiler.is_compiling() and nn.Module.__call__ is not PLAIN_CALL:
+        if nn.Module.__call__ is not PLAIN_CALL and not torch.compiler.is_compiling():
             tracer = fx_tracer(args, kwargs)
             if tracer is not None:
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)

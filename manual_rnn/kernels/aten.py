@@ -123,13 +123,12 @@ def layer(
     Returns the states and the last of each sequence. cuDNN knows a second direction only beside a first, so a
     packed batch that is reversed runs as both, of which the first is dropped.
     """
-    sizes = [] if options.batch_sizes is None else options.batch_sizes.tolist()
     flat = [w for w in weights if w is not None]
-    both = reverse and bool(sizes)
+    both = reverse and options.batch_sizes is not None
     rows = x.flip(0) if reverse and not both else x
     hx = torch.stack([h0] * (1 + both))
     with torch.autocast("cuda", enabled=False):  # the tensors have the type that was asked for
-        how = options.has_biases, sizes, options.nonlinearity, both, False, False
+        how = options._replace(bidirectional=both), False, False
         states, last = cudnn(rows, hx, flat * (1 + both), *how)
     if both:
         return states.chunk(2, -1)[1].contiguous(), last[1]
@@ -140,24 +139,22 @@ def cudnn(
     x: Tensor,
     hx: Tensor,
     flat: Sequence[Tensor],
-    bias: bool,
-    sizes: list[int],
-    phi: str,
-    bidirectional: bool,
+    options: NetworkOptions,
     batch_first: bool,
     train: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""Output and `h_n` of `x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)` with `sizes`.
+    r"""Output and `h_n` of `x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed `(N, I)`.
 
     They have PyTorch's own derivative, if `train` says that one is wanted. Weights must be of the right
     shapes: cuDNN reads them from one buffer. Where autocast has to cast them, PyTorch makes that buffer.
     """
     check_memory([x, hx, *flat])
-    layers, step = hx.size(0) // (1 + bidirectional), 4 if bias else 2
+    layers, step = hx.size(0) // options.D, 4 if options.has_biases else 2
+    sizes = [] if options.batch_sizes is None else options.batch_sizes.tolist()
     cast = flat[0].dtype in CASTS and torch.is_autocast_enabled("cuda")
     buffer = None if cast else _one_buffer(flat, step)
-    how = PHI[phi].code, hx.size(2), 0, layers, batch_first, 0.0, train, bidirectional, sizes, None
-    found = cudnn_rnn(x, flat, step, buffer, hx.contiguous(), None, *how)
+    how = PHI[options.nonlinearity].code, hx.size(2), 0, layers, batch_first, 0.0, train
+    found = cudnn_rnn(x, flat, step, buffer, hx.contiguous(), None, *how, options.bidirectional, sizes, None)
     return found[0], found[1]
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Kernel",
     "LayerWeights",
     "NetworkOptions",
+    "Saved",
     "check_memory",
     "grouped",
     "non_plain_reason",
@@ -61,6 +62,16 @@ class NetworkOptions(NamedTuple):
     @property
     def D(self) -> int:  # noqa: N802
         return 1 + self.bidirectional
+
+
+class Saved(NamedTuple):
+    """What the gradients of a network are computed from. Where none that is wanted reads `x`, `hx` or a
+    matrix, anything of its shape will do."""
+
+    x: Tensor
+    hx: Tensor | None
+    matrices: Sequence[Tensor]  # W_ih and W_hh of each layer and direction
+    states: Sequence[Tensor]  # of every layer; with a leak behind them the rates of every layer
 
 
 def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:

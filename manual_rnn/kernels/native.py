@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..torch_internals import below_autograd, offers_cudnn_node
-from .interface import PLAIN_TYPES, non_plain_reason
+from .interface import PLAIN_TYPES, NetworkOptions, Saved, non_plain_reason
 
 __all__ = [
     "SCHEMAS",
@@ -140,40 +140,27 @@ def linear_recurrence(
 
 
 def network(
-    x: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    phi: str,
-    bidirectional: bool,
-    has_biases: bool,
-    save_states: bool,
-    alpha: Tensor | None = None,
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: NetworkOptions, save_states: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     r"""`x (T, B, I)` or packed `(N, I)`, `hx (L * D, B, H)` or None for zeros; a leading `G` on all or none.
 
     Returns the last layer's states, `h_n`, and with `save_states` those of every layer, else none.
     """
-    how = batch_sizes, phi, bidirectional, has_biases, save_states, alpha
+    how = *options[:4], save_states, options.alpha
     return _run(torch.ops.manual_rnn.network.default, x, hx, list(weights), *how)
 
 
 def network_vjp(
     need: Sequence[bool],
-    x: Tensor,
-    hx: Tensor | None,
-    matrices: Sequence[Tensor],
-    states: Sequence[Tensor],
-    c: Tensor | None,
-    c_last: Tensor | None,
-    batch_sizes: Tensor | None,
-    phi: str,
-    bidirectional: bool,
-    alpha: Tensor | None = None,
+    saved: Saved,
+    cotangents: tuple[Tensor | None, Tensor | None],
+    options: NetworkOptions,
 ) -> list[Tensor]:
-    """The gradients that `need` asks for, of `x`, `hx` and each weight."""
-    tensors = x, hx, list(matrices), list(states), c, c_last
-    how = batch_sizes, phi, bidirectional, alpha
+    """The gradients that `need` asks for, of `x`, `hx` and each weight, from the cotangents of the output and
+    `h_n`."""
+    x, hx, matrices, states = saved
+    tensors = x, hx, list(matrices), list(states), *cotangents
+    how = *options[:3], options.alpha
     return _run(torch.ops.manual_rnn.network_vjp.default, list(need), *tensors, *how)
 
 

@@ -29,16 +29,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if "_live" not in globals():  # a module that is loaded again has blocks already
     _live: dict[object, str] = {}  # for each block of any thread the kernel it asks for, the newest last
-    _newest: str = DEFAULT  # the kernel of that one
+    _newest: str | None = None  # the kernel of that one
     _own: ContextVar[tuple[object, ...]] = ContextVar("the blocks of this thread or task", default=())
     _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
 
 
 def requested_kernel() -> str:
     """The kernel that was asked for, or "default"."""
-    if torch.compiler.is_compiling() or not _live:
-        return _newest
-    return next(filter(None, map(_live.get, reversed(_own.get()))), _newest)
+    newest = _newest
+    if newest is None or torch.compiler.is_compiling():
+        return newest or DEFAULT
+    return next(filter(None, map(_live.get, reversed(_own.get()))), newest)
 
 
 def _leave(*blocks: object) -> None:
@@ -46,7 +47,7 @@ def _leave(*blocks: object) -> None:
     with _lock:
         for block in blocks:
             _live.pop(block, None)
-        _newest = [DEFAULT, *_live.values()][-1]
+        _newest = [None, *_live.values()][-1]
     _own.set(tuple(block for block in _own.get() if block in _live))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import DEFAULT, REFERENCE, aten, native
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
@@ -58,12 +58,12 @@ def composed_network_backward(
     options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, kernel, cx)
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
-    given = need, x, h0, [w for w in weight if w.dim() == 2], states.unbind(0)
+    saved = Saved(x, h0, [w for w in weight if w.dim() == 2], states.unbind(0))
     if c_states is None and not few:
-        dx, dhx, *dweights = network_vjp(*given, c, c_last, options)
+        dx, dhx, *dweights = network_vjp(need, saved, (c, c_last), options)
     else:
         inner = () if c_states is None else c_states.unbind(0)
-        dx, dhx, *dweights = composed.network_vjp(*given, (c, c_last, *inner), options)
+        dx, dhx, *dweights = composed.network_vjp(need, saved, (c, c_last, *inner), options)
     found = None if dx is None else dx.transpose(0, first), dhx, *dweights
     return [gradient for gradient in found if gradient is not None]
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..kernels import DEFAULT
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 from ..torch_internals import below_autograd, carry_tangents, tracks_gradient, without_gradient_levels
 from . import composed, dispatch
 from .fake_rules import leak_of
@@ -77,7 +77,7 @@ def network_vjp(
     sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
     named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
     if composes:
-        found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), named)
+        found = composed.network_vjp(need, Saved(x, hx, matrices, states), (c, c_last), named)
         return [g for g in found if g is not None]
     other, named = _without_levels(other), named._replace(alpha=without_gradient_levels(alpha))
     run = partial(dispatch.run_in_node, operator)

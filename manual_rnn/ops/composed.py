@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import REFERENCE, reference
-from ..kernels.interface import LayerWeights, NetworkOptions, grouped
+from ..kernels.interface import LayerWeights, NetworkOptions, Saved, grouped
 from ..kernels.time_order import Walk
 from .dispatch import statically
 from .leaky_recurrence import leaky_elman, leaky_elman_vjp
@@ -116,24 +116,12 @@ def _members_projection(x: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def network_vjp(
-    need: Sequence[bool],
-    x: Tensor,
-    hx: Tensor | None,
-    matrices: Sequence[Tensor],
-    states: Sequence[Tensor],
-    cotangents: Sequence[Tensor | None],
-    options: NetworkOptions,
+    need: Sequence[bool], saved: Saved, cotangents: Sequence[Tensor | None], options: NetworkOptions
 ) -> list[Tensor | None]:
-    """Gradients of `x`, `hx` and each weight where `need` has True.
-
-    Args:
-        matrices: $W_{ih}$ and $W_{hh}$ of each layer and direction. Where no gradient reads one, or `x` or
-            `hx`,
-            anything of its shape will do.
-        states: of every layer, and with a leak behind them the rates of every layer.
-        cotangents: of the output, of `h_n`, and of the states of every layer, or None for each.
-    """
+    """Gradients of `x`, `hx` and each weight where `need` has True, from the cotangents of the output, of
+    `h_n`, and perhaps of the states of every layer, or None for each."""
     need_x, need_hx, *need_w = need
+    x, hx, matrices, states = saved
     c, c_last, *c_saved = cotangents
     layers = len(matrices) // (2 * options.D)
     states, rates, c_states, c_rates = states[:layers], states[layers:], c_saved[:layers], c_saved[layers:]

@@ -23,9 +23,7 @@ def run_cudnn(
 ) -> tuple[Tensor, Tensor]:
     r"""`x (T, B, I)`, with `batch_first` `(B, T, I)`, or packed; returns `output` alike and `h_n`."""
     recorded = dispatch.requires_grad(x, hx, *flat)
-    sizes = [] if options.batch_sizes is None else options.batch_sizes.tolist()
-    how = options.has_biases, sizes, options.nonlinearity, options.bidirectional, batch_first, recorded
-    output, h_n = aten.cudnn(x, hx, flat, *how)
+    output, h_n = aten.cudnn(x, hx, flat, options, batch_first, recorded)
     if not recorded:
         return output, h_n
     batching_rule()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import aten
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
 from . import aten_node, composed
@@ -81,8 +81,8 @@ def _of_many(*args: Any) -> tuple[Any, ...]:
     need = of_x, of_hx, *[of_weights] * len(weights)
     with torch.autocast("cuda", enabled=False):
         _, _, states = composed.network(x, hx, weights, options)
-        matrices = [w for w in weights if w.dim() == 2]
-        found = composed.network_vjp(need, x, hx, matrices, states, (c, given.grad_hy), options)
+        saved = Saved(x, hx, [w for w in weights if w.dim() == 2], states)
+        found = composed.network_vjp(need, saved, (c, given.grad_hy), options)
     dx, dhx, *dw = found
     own = [d.reshape(w.shape) for d, w in zip(dw, given.weight, strict=True) if d is not None]
     return dx if dx is None else dx.transpose(0, first), dhx, None, own

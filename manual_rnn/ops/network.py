@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import native
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 from ..torch_internals import Function, profiling
 from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
 from .profiler import record_network
-from .saved_tensors import alias, as_nn_rnn, saved
+from .saved_tensors import alias, as_nn_rnn, saved_by
 
 __all__ = ["Network", "aliases", "as_separate_output", "compute", "network"]
 
@@ -77,7 +77,7 @@ def compute(
     tensors, leaky = (x, hx, *weights, alpha), alpha is not None
     able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity, leaky=leaky)
     if hasattr(able, "network"):
-        return able.network(x, hx, weights, *options[:4], save_states, alpha)
+        return able.network(x, hx, weights, options, save_states)
     run = kernels.layer_of(kernel, nonlinearity, x, weights[0], leaky)
     output, h_n, states = composed.network(x, hx, weights, options, run)
     return (output.clone() if save_states else output), h_n, states if save_states else []
@@ -110,21 +110,21 @@ class Network(Function):
     def backward(
         ctx: Any, c: Tensor | None, c_last: Tensor | None, *c_states: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        kept, count = saved(ctx), ctx.states
+        kept, count = saved_by(ctx), ctx.states
         states, kept = kept[:count], iter(kept[count:])
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         options = ctx.options._replace(alpha=next(kept, None))
         x = _unread(states[0], ctx.input_shape) if x is None else x
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
         matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
-        need = ctx.needs_input_grad[2:]
+        need, given = ctx.needs_input_grad[2:], Saved(x, hx, matrices, states)
         inner = c_states if c_states.count(None) < count else ()
         if inner and count == 1:
             c, inner = composed.add(c, inner[0]), ()
         if inner:
-            grads = composed.network_vjp(need, x, hx, matrices, states, (c, c_last, *inner), options)
+            grads = composed.network_vjp(need, given, (c, c_last, *inner), options)
         else:
-            grads = network_vjp(need, x, hx, matrices, states, c, c_last, options)
+            grads = network_vjp(need, given, (c, c_last), options)
         return None, None, *grads
 
 

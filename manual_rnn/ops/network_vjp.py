@@ -15,33 +15,30 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import native
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 from ..torch_internals import Function, forward_mode_is_active, functorch_active, profiling
 from . import composed, dispatch
 from .operator_checks import check_network_vjp
 from .profiler import record_network_vjp
-from .saved_tensors import saved
+from .saved_tensors import saved_by
 
 __all__ = ["NetworkVjp", "compute_vjp", "network_vjp"]
 
 
 def network_vjp(
     need: Sequence[bool],
-    x: Tensor,
-    hx: Tensor | None,
-    matrices: Sequence[Tensor],
-    states: Sequence[Tensor],
-    c: Tensor | None,
-    c_last: Tensor | None,
+    saved: Saved,
+    cotangents: tuple[Tensor | None, Tensor | None],
     options: NetworkOptions,
 ) -> list[Tensor | None]:
     """Gradients of `x`, `hx` and each weight where `need` has True, from the cotangents of the output and
     `h_n`."""
+    (x, hx, matrices, states), (c, c_last) = saved, cotangents
     if c is None and c_last is None:
         return [None] * len(need)
     tensors = x, hx, *matrices, *states, c, c_last, options.alpha
     if forward_mode_is_active():
-        return composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+        return composed.network_vjp(need, saved, cotangents, options)
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, options.D, options.batch_sizes)
     how = options[:3]
@@ -81,12 +78,13 @@ def compute_vjp(
     """By a kernel, below autograd: the gradients that `need` asks for."""
     has_biases = len(need) - 2 == 2 * len(matrices)
     options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel, alpha)
-    check_network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+    saved, cotangents = Saved(x, hx, matrices, states), (c, c_last)
+    check_network_vjp(need, saved, cotangents, options)
     tensors, leaky = (x, hx, *matrices, *states, c, c_last, alpha), alpha is not None
     able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity, leaky=leaky)
     if hasattr(able, "network_vjp"):
-        return able.network_vjp(need, x, hx, matrices, states, c, c_last, *options[:3], alpha)
-    found = composed.network_vjp(need, x, hx, matrices, states, (c, c_last), options)
+        return able.network_vjp(need, saved, cotangents, options)
+    found = composed.network_vjp(need, saved, cotangents, options)
     return [g for g in found if g is not None]
 
 
@@ -100,22 +98,19 @@ class NetworkVjp(Function):
         need: list[bool],
         options: NetworkOptions,
         count: int,
-        x: Tensor,
-        hx: Tensor | None,
-        c: Tensor | None,
-        c_last: Tensor | None,
-        *rest: Tensor,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
         ctx.need, ctx.options, ctx.count = need, options, count
         ctx.set_materialize_grads(False)
-        ctx.places = [t is not None for t in (x, hx, c, c_last, *rest)]
-        ctx.save_for_backward(*(t for t in (x, hx, c, c_last, *rest) if t is not None))
-        matrices, states = list(rest[:count]), list(rest[count:])
+        ctx.places = [t is not None for t in tensors]
+        ctx.save_for_backward(*(t for t in tensors if t is not None))
+        x, hx, c, c_last, *rest = tensors
+        matrices, states = rest[:count], rest[count:]
         return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3]))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        present, asked = iter(saved(ctx)), ctx.needs_input_grad[4:]
+        present, asked = iter(saved_by(ctx)), ctx.needs_input_grad[4:]
         kept: list[Any] = [next(present) if there else None for there in ctx.places]
         places = [at for at, needed in enumerate(asked) if needed]
 
@@ -124,8 +119,8 @@ class NetworkVjp(Function):
             for at, t in zip(places, inputs, strict=True):
                 given[at] = t
             x, hx, c, c_last, *rest = given
-            parts = rest[: ctx.count], rest[ctx.count :]
-            found = composed.network_vjp(ctx.need, x, hx, *parts, (c, c_last), ctx.options)
+            parts = Saved(x, hx, rest[: ctx.count], rest[ctx.count :])
+            found = composed.network_vjp(ctx.need, parts, (c, c_last), ctx.options)
             return tuple(g for g in found if g is not None)
 
         grads = iter(vjp_of(composed_gradients, [kept[at] for at in places], cotangents))

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels.interface import NetworkOptions
+from ..kernels.interface import NetworkOptions, Saved
 
 __all__ = ["check_network", "check_network_vjp", "check_recurrence"]
 
@@ -50,14 +50,12 @@ def check_network(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], optio
 
 def check_network_vjp(
     need: Sequence[bool],
-    x: Tensor,
-    hx: Tensor | None,
-    matrices: Sequence[Tensor],
-    states: Sequence[Tensor],
+    saved: Saved,
     cotangents: tuple[Tensor | None, Tensor | None],
     options: NetworkOptions,
 ) -> None:
     """The same of a network's gradients."""
+    x, hx, matrices, states = saved
     weights = len(matrices) * (2 if options.has_biases else 1)
     count = len(matrices) // (2 * options.D) * (1 if options.alpha is None else 2)
     if len(need) != 2 + weights or len(states) != count:

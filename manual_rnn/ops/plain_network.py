@@ -73,7 +73,8 @@ class PlainOptions(NamedTuple):
         return self.sizes[0] if self.sizes else x.shape[not self.batch_first]
 
     def hx_shape(self, x: Tensor) -> tuple[int, int, int]:
-        return self.layers * self.directions, self.batch(x), self.hidden_size
+        batch = self.sizes[0] if self.sizes else x.shape[not self.batch_first]
+        return self.layers * (1 + self.bidirectional), batch, self.hidden_size
 
 
 def run_plain_network(
@@ -117,12 +118,15 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
+    if not x.is_cpu or x.dtype not in native.TYPES:
+        return None
     if any_autocast() and torch.is_autocast_enabled("cpu"):
         return kernels.ATEN if may_be_aten and 0 < options.steps(x) <= aten.SHORT else None
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        few = aten.SHORT if recorded is None or _is_leaf(x) else 0 if options.sizes else aten.SINGLE
+        asked_for = recorded is None or (x.requires_grad and _is_leaf(x))
+        few = aten.SHORT if asked_for else 0 if options.sizes else aten.SINGLE
         if recorded is not False and 0 < options.steps(x) <= few:
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):
@@ -132,7 +136,7 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
 
 def _is_leaf(x: Tensor) -> bool:
     """Whether a user asks for the gradient of the input: it is a leaf, or a view of one."""
-    return x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))
+    return x.is_leaf or (x._base is not None and x._base.is_leaf)
 
 
 def _is_constant(alpha: Tensor | None) -> bool:
@@ -145,6 +149,8 @@ def _run_native(
 ) -> tuple[Tensor, Tensor] | None:
     phi, has_biases, batch_first, bidirectional, layers, _, H, _, alpha, sizes = options
     size = 4 if has_biases else 2
+    if False in [w.is_cpu for w in weights] or not (hx is None or hx.is_cpu):
+        return None
     if recorded:
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
@@ -187,20 +193,22 @@ def _run_with_dropout(
 def _run_aten(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
-    """By PyTorch's own operation."""
+    """By PyTorch's own operation, which checks all but the shape of a bias."""
     phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes = options  # noqa: E741
-    shape = options.hx_shape(x)
-    hx = x.new_zeros(shape) if hx is None else hx
-    if [w.shape for w in weights] != aten.shapes(layers, options.directions, I, H, has_biases):
+    if [w.shape for w in weights] != aten.shapes(layers, 1 + bidirectional, I, H, has_biases):
         return None  # the checks have the words
-    if hx.shape != shape or (
-        {x.dtype, hx.dtype, *[w.dtype for w in weights]} != {x.dtype} and not any_autocast()
-    ):
+    shape = options.hx_shape(x)
+    if hx is None:
+        hx = x.new_zeros(shape)
+    elif hx.shape != shape:
         return None
     how = weights, has_biases, layers, dropout, dropout > 0, bidirectional
-    if sizes:
-        return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-    return aten.RUN[phi](x, hx, *how, batch_first)
+    try:
+        if sizes:
+            return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
+        return aten.RUN[phi](x, hx, *how, batch_first)
+    except RuntimeError:  # as above
+        return None
 
 
 def _run_cudnn(

@@ -36,7 +36,7 @@ from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
-from .saved_tensors import alias, saved
+from .saved_tensors import alias, saved_by
 
 __all__ = [
     "Elman",
@@ -105,7 +105,7 @@ class Elman(Function):
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
         if c is None:
             return (None,) * 8
-        h, h0, w = saved(ctx)
+        h, h0, w = saved_by(ctx)
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(w.dim() - 2, reverse, batch_sizes)
         dz = linear_recurrence(c, h, w, batch_sizes, phi, not reverse, kernel)
@@ -168,7 +168,7 @@ class LinearRecurrence(Function):
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
         if c is None:
             return (None,) * 8
-        v, h, a, y = saved(ctx)
+        v, h, a, y = saved_by(ctx)
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(a.dim() - 2, reverse, batch_sizes)
         dh = da = None

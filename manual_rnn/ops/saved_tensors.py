@@ -2,7 +2,7 @@ r"""What an autograd node saves: the values that were used, whatever a user does
 
 alias           a tensor of its own over the same memory, connected to the graph: `x.data = ...` leaves it as
                 it is, and an edit in place is noticed
-saved           what a node has saved, for its backward pass
+saved_by        what a node has saved, for its backward pass
 as_nn_rnn       the input, copied where `nn.RNN` copies it: its buffer may be filled anew before backward
 node_inputs     all of a plain call for ATen's node, which saves whatever it is given
 """
@@ -19,7 +19,7 @@ from ..torch_internals import functorch_active, is_wrapper, unnoticed_alias, unw
 # training step of (T, B, I, H) = (3, 2, 2, 3) takes 112 us, with an alias 130, on an AMD EPYC (Zen 4).
 FEW = 2**14
 
-__all__ = ["alias", "as_nn_rnn", "node_inputs", "saved"]
+__all__ = ["alias", "as_nn_rnn", "node_inputs", "saved_by"]
 
 
 def alias(x: Any) -> Any:
@@ -48,7 +48,7 @@ def _with_columns_in_memory(rows: Tensor) -> Tensor:
     return columns.reshape(-1).view(columns.shape).t()
 
 
-def saved(ctx: Any) -> Any:
+def saved_by(ctx: Any) -> Any:
     """What a node has saved. A backward pass may run in one transform after another has ended, of which a
     wrapper is left that operations refuse there."""
     tensors = ctx.saved_tensors

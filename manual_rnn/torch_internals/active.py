@@ -53,7 +53,7 @@ def no_interposition() -> bool:
     Modes of `__torch_function__` count too, also those under which `make_fx(pre_dispatch=True)` traces; only
     the default device, which is one, doesn't.
     """
-    if MISSING or functorch_active() or _mode_count() or torchscript() or forward_mode_is_active():
+    if MISSING or functorch_active() or _mode_count() or torchscript() or forward_ad._current_level >= 0:
         return False
     count = _function_mode_count()
     return not count or all(type(_function_mode_at(place)) is _DeviceContext for place in range(count))

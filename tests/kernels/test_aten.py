@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from manual_rnn import ManualRNN, explain_kernel, use_kernel
-from manual_rnn.kernels.interface import LayerWeights
+from manual_rnn.kernels.interface import LayerWeights, NetworkOptions
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -47,12 +47,13 @@ def test_bitwise_nn_rnn_on_a_cpu(form: str, dtype: torch.dtype, options: dict[st
 def test_cudnn_takes_these_arguments(sizes: list[int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without numbers, which torch has for CUDA on any machine; they lie nowhere."""
     monkeypatch.setattr(aten, "_block", lambda _: None)
-    with FakeTensorMode():
+    options = NetworkOptions(torch.tensor(sizes) if sizes else None, "tanh", True, bias, "aten")
+    with FakeTensorMode(allow_non_fake_inputs=True):
         rnn = nn.RNN(3, 4, 2, bidirectional=True, bias=bias)
         flat = [torch.empty(p.shape, device="cuda") for p in rnn.parameters()]
         x = torch.empty(*((sum(sizes),) if sizes else (5, 2)), 3, device="cuda")
         hx = torch.empty(4, 2, 4, device="cuda")
-        output, h_n = aten.cudnn(x, hx, flat, bias, sizes, "tanh", True, False, True)
+        output, h_n = aten.cudnn(x, hx, flat, options, False, True)
     assert output.shape == (*x.shape[:-1], 8)
     assert h_n.shape == hx.shape
     assert output.device.type == h_n.device.type == "cuda"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from manual_rnn import ManualRNN
+from manual_rnn.kernels.interface import NetworkOptions
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
@@ -103,7 +104,7 @@ def test_under_autocast_pytorch_makes_the_buffer(dtype: torch.dtype, makes: bool
     flat = [torch.zeros(shape, dtype=dtype) for shape in ((6, 5), (6, 6))]
     x, hx = torch.zeros(4, 3, 5, dtype=dtype), torch.zeros(1, 3, 6, dtype=dtype)
     try:
-        aten.cudnn(x, hx, flat, False, [], "tanh", False, False, False)
+        aten.cudnn(x, hx, flat, NetworkOptions(None, "tanh", False, False, "aten"), False, False)
     except AttributeError:  # the stand-in has nothing to read
         assert not makes
     assert (calls[0]["weight_buf"] is not None) == makes
