@@ -101,7 +101,8 @@ class RNNBase(nn.RNNBase):
         self.reset_parameters()
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
-        r"""Draw every weight from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, then change the recurrent ones.
+        r"""Draw every parameter from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, those of a subclass too, then change the
+        recurrent weights. Parameters of a nonlinearity, and an alpha, stay as they are.
 
         Args:
             recurrent: "identity" for $W_{hh} = 1$ and both biases 0, which with ReLU is the IRNN of Le,
@@ -114,9 +115,9 @@ class RNNBase(nn.RNNBase):
         """
         construction.check_recurrent(self, recurrent)
         bound = 1.0 / math.sqrt(self.hidden_size)
-        own = tuple(self._flat_weights_names)  # a nonlinearity's or a subclass's parameters aren't
+        beyond = ("nonlinearity.", "alpha") if self._manual_rnn_leaky else "nonlinearity."
         for name, weight in self.named_parameters():
-            if name.removeprefix("parametrizations.").startswith(own):
+            if not name.startswith(beyond):
                 nn.init.uniform_(weight, -bound, bound)
         if recurrent is not None:
             for _, weight_hh, *biases in self.all_weights:
@@ -215,10 +216,8 @@ class RNNBase(nn.RNNBase):
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
-        if batch_sizes is None:
-            B = input.size(0 if self.batch_first else 1)
-        else:
-            B = int(batch_sizes[0]) if len(batch_sizes) else 0
+        padded = batch_sizes is None
+        B = input.size(0 if self.batch_first else 1) if padded else int(batch_sizes[:1].sum())
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
     def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:

@@ -99,7 +99,7 @@ class Network(Function):
         ctx.options, ctx.states = options._replace(alpha=None), len(states)
         ctx.set_materialize_grads(False)
         ctx.shapes = [w.shape for w in weights if w.dim() > h_n.dim() - 2]
-        ctx.input_shape = x.shape
+        ctx.input_shape, ctx.hx_shape = x.shape, hx if hx is None else hx.shape
         needed = _needed(ctx.needs_input_grad[2:], x, hx, weights, options)
         ctx.saved = [t is not None for t in needed]
         leak = () if options.alpha is None else (options.alpha,)
@@ -115,6 +115,8 @@ class Network(Function):
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         options = ctx.options._replace(alpha=next(kept, None))
         x = _unread(states[0], ctx.input_shape) if x is None else x
+        if hx is None and ctx.hx_shape is not None:
+            hx = _unread(states[0], ctx.hx_shape)
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
         matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
         need, given = ctx.needs_input_grad[2:], Saved(x, hx, matrices, states)

@@ -8,7 +8,7 @@ from helpers import EVERY_OPTION, assert_same, twins
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from manual_rnn import ManualRNN
+from manual_rnn import LeakyRNN, ManualRNN
 
 
 def values(rnn: nn.Module) -> dict[str, Tensor]:
@@ -52,15 +52,23 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert_same(found, expected, bound=0)
 
 
-def test_default_redraws_what_lies_under_a_parametrization_and_nothing_else() -> None:
+def test_default_redraws_all_that_the_builtin_redraws() -> None:
+    """What lies under a parametrization, a parameter of the user's, those of a module inside."""
     builtin, rnn = (weight_norm(module, "weight_hh_l0") for module in twins(3, 5))
-    rnn.gain = nn.Parameter(torch.ones(5))
     for module in (builtin, rnn):
+        module.gain, module.head = nn.Parameter(torch.ones(5)), nn.Linear(5, 2)
         torch.manual_seed(7)
         module.reset_parameters()
-    found = values(rnn)
-    assert torch.equal(found.pop("gain"), torch.ones(5))
-    assert_equal(found, values(builtin))
+    assert_equal(values(rnn), values(builtin))
+    assert not torch.equal(values(rnn)["gain"], torch.ones(5))
+
+
+def test_a_trained_leak_is_not_redrawn() -> None:
+    rnn = LeakyRNN(3, 5, alpha=0.25)
+    del rnn.alpha
+    rnn.alpha = nn.Parameter(torch.full((5,), 0.25))
+    rnn.reset_parameters()
+    assert torch.equal(rnn.alpha, torch.full((5,), 0.25))
 
 
 @pytest.mark.parametrize("bias", [True, False])
