@@ -288,7 +288,7 @@ def test_the_callback_names_the_step_of_a_wrong_gradient() -> None:
     compared = CompareGradients()
     fit(Pair(wrong_from=4), compared)
     assert compared.record.failure is not None
-    assert compared.record.failure.endswith("parted by more than 16 times round-off at step 4")
+    assert compared.record.failure.endswith("parted by more than the tolerance of 16 at step 4")
 
 
 def test_the_callback_does_not_touch_the_training() -> None:
@@ -340,7 +340,7 @@ def test_options_of_the_callback_out_of_range_are_refused(options: Any) -> None:
 
 
 def test_gradients_beyond_the_tolerance_end_in_failure() -> None:
-    words = r"the gradient of \S+ parted by more than 0 times round-off at step 1"
+    words = r"the gradient of \S+ parted by more than the tolerance of 0 at step 1"
     with pytest.raises(ArithmeticError, match=words):
         trained(model={"kernel": "torch"}, compare=CompareGradients(tolerance=0))
 
