@@ -46,10 +46,6 @@ LATE = ("kernel ", "Early stopping conditioned on metric")
 say = rank_zero_only(print)
 
 
-class Parser(InFewWords, LightningArgumentParser):
-    """Lightning's, with the project's words for a usage error."""
-
-
 class Laboratory(LightningCLI):
     """One command line: its settings, what they build, and the run.
 
@@ -67,7 +63,7 @@ class Laboratory(LightningCLI):
         set_loader("yaml", load_settings, (yaml.YAMLError,))
         parser: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
         own: Any = {"save_config_callback": None, "seed_everything_default": 0, "subclass_mode_data": True}
-        own |= {"parser_class": Parser, "parser_kwargs": parser, "args": list(options), "run": False}
+        own |= {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
         super().__init__(Twins, Task, **own)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

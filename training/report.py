@@ -136,7 +136,9 @@ class Record:
         if not past:
             return None
         step, name = min(past)
-        return f"the gradient of {name} parted by more than the tolerance of {self.tolerance:g} at step {step}"
+        return (
+            f"the gradient of {name} parted by more than the tolerance of {self.tolerance:g} at step {step}"
+        )
 
     @property
     def divergence(self) -> str | None:

@@ -29,7 +29,9 @@ def recorded(*partings: float, **options: Any) -> Record:
 
 
 def test_the_sentence_says_what_was_shown() -> None:
-    said = "3 steps, 1 parameter: every gradient equal to nn.RNN's to round-off; the largest difference is 1.8"
+    said = (
+        "3 steps, 1 parameter: every gradient equal to nn.RNN's to round-off; the largest difference is 1.8"
+    )
     assert recorded(0.5, 1.8, 0.1).sentence() == f"{said} in units of round-off"
     record = recorded(0.5)
     record.note_step(2, {"builtin": 1.0, "manual": 1.0})
