@@ -136,14 +136,7 @@ class StopWhenDiverged(EarlyStopping):
 
 
 class Kept(ModelCheckpoint):
-    """One checkpoint of a run, which is no other's that is named on the command line."""
-
-    def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(filename=name, enable_version_counter=False, **options)
-
-    @property
-    def state_key(self) -> str:
-        return f"{self.filename}, {super().state_key}"
+    """One checkpoint of a run; the class keeps its state apart from that of a user's ModelCheckpoint."""
 
 
 def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
@@ -151,8 +144,10 @@ def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
 
     They are ModelCheckpoints of their own: ``save_last`` of the first would keep the state of the best one.
     """
-    best = Kept("best", monitor=f"val_{task.metric}/manual", mode=task.objective.mode)
-    return [best, *(Kept("last", every_n_train_steps=steps) for steps in {None, save_every})]
+    one_file: Any = {"enable_version_counter": False}
+    best = Kept(filename="best", monitor=f"val_{task.metric}/manual", mode=task.objective.mode, **one_file)
+    steps = {None, save_every}
+    return [best, *(Kept(filename="last", every_n_train_steps=n, **one_file) for n in steps)]
 
 
 class Bar(RichProgressBar):

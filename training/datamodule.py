@@ -116,8 +116,7 @@ class Task(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("test")
+    predict_dataloader = test_dataloader
 
     def loader(self, split: str, steps: int | None = None) -> DataLoader[Batch]:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

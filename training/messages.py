@@ -1,8 +1,8 @@
 r"""One error is a line or two: the reason, the nearest option, the names there are; exit code 2.
 
 jsonargparse explains an error in a tree of all types that it tried. Its words for a class or an option that
-isn't there are read here; of any other error the innermost cause is told. pyproject.toml has an upper bound of
-its version.
+isn't there are read here; of any other error the innermost cause is told. pyproject.toml has an upper bound
+of its version.
 """
 
 import re
@@ -110,7 +110,7 @@ def no_such_class(key: str, given: str) -> str:
 
 
 def told(problem: BaseException) -> str:
-    """The innermost cause of an exception in a line, and the place in the user's own file where it was raised."""
+    """The innermost cause of an exception in a line, and where in the user's own file it was raised."""
     tried = re.findall(r"^  - (?!Expected an? <)(.*)", str(problem), re.MULTILINE)
     given = re.search(r"class_path='([\w.]+)'", str(problem))
     while problem.__cause__ is not None:
