@@ -19,7 +19,7 @@ hundreds to thousands.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,29 +27,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 Gradients = Mapping[str, Tensor]
+Weights = Mapping[str, Tensor]
+"""All that a network holds, its buffers too; what is trained requires a gradient."""
 Loss = Callable[[nn.Module], Tensor]
 LossOnBatch = Callable[[nn.Module, Any], Tensor]
 MANY = 20
 """Nudges for a second judgement: a kink that each misses half of the time escapes them once in a million."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a network is called with: the parameters that are trained, and all else that it holds."""
-
-    trained: Mapping[str, Tensor]
-    fixed: Mapping[str, Tensor]
-
-    def double(self) -> "Weights":
-        return Weights(doubled(self.trained), doubled(self.fixed))
-
-    def nudged(self, size: float, generator: torch.Generator) -> "Weights":
-        """Moves every trained weight ``w`` by ``size * w * u``, ``u`` standard normal."""
-        moved = {}
-        for name, w in self.trained.items():
-            u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-            moved[name] = w * (1 + size * u)
-        return replace(self, trained=moved)
 
 
 @dataclass
@@ -98,7 +81,7 @@ def compare(
     """
     device = next(builtin.parameters()).device
     weights, size = weights_of(builtin), unit_in_the_last_place(builtin)
-    exact_weights, exact_batch = weights.double(), doubled(batch)
+    exact_weights, exact_batch = doubled(weights), doubled(batch)
 
     def of(network: nn.Module, weights: Weights, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with same_random_numbers(seed, device):
@@ -111,7 +94,7 @@ def compare(
 
     def judge(nudges: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
-        every = [exact_weights, *(exact_weights.nudged(size, generator) for _ in range(nudges))]
+        every = [exact_weights, *(nudged(exact_weights, size, generator) for _ in range(nudges))]
         here, *beside = (only(names, of(builtin, each, exact_batch)[1]) for each in every)
         return partings(found, given, round_off(given, here, beside))
 
@@ -133,15 +116,27 @@ def only(names: Iterable[str], gradients: Gradients) -> Gradients:
     return {name: gradients[name] for name in names}
 
 
+def weights_of(network: nn.Module) -> Weights:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
 def doubled(value: Any) -> Any:
     """Floating-point tensors in float64, all else as it is."""
-    return apply_to_collection(value, Tensor, lambda x: x.detach().double() if x.is_floating_point() else x)
+
+    def double(x: Tensor) -> Tensor:
+        return x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x
+
+    return apply_to_collection(value, Tensor, double)
 
 
-def weights_of(network: nn.Module) -> Weights:
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
-    return Weights(trained, {**frozen, **dict(network.named_buffers())})
+def nudged(weights: Weights, size: float, generator: torch.Generator) -> Weights:
+    """With every trained weight ``w`` moved by ``size * w * u``, ``u`` standard normal."""
+    moved = dict(weights)
+    for name, w in weights.items():
+        if w.requires_grad:
+            u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+            moved[name] = (w * (1 + size * u)).detach().requires_grad_()
+    return moved
 
 
 class LossOf(nn.Module):
@@ -164,8 +159,8 @@ def gradients(
     modules that can't be copied (pruned ones, say) can be compared.
     """
     weights = weights or weights_of(network)
-    leaves = {name: w.detach().requires_grad_() for name, w in weights.trained.items()}
-    fixed = {name: w.detach().clone() for name, w in weights.fixed.items()}
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items() if w.requires_grad}
+    fixed = {name: w.detach().clone() for name, w in weights.items() if not w.requires_grad}
     called_with = {f"network.{name}": w for name, w in {**leaves, **fixed}.items()}
     value = torch.func.functional_call(LossOf(network, loss), called_with, ())
     with torch.autocast(value.device.type, enabled=False):  # Lightning's backward is outside of it, too
