@@ -218,10 +218,7 @@ class Interrupted(Callback):
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes all predictions into ``predictions.pt`` of the run folder; of several processes each its own."""
-
-    def __init__(self) -> None:
-        super().__init__(write_interval="epoch")
+    """Writes all predictions into ``predictions.pt`` of the run folder; each process writes its own file."""
 
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any

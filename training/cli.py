@@ -154,7 +154,7 @@ class Laboratory(LightningCLI):
     def own_callbacks(self, config: Any) -> list[Callback]:
         """Those of the run besides CompareGradients, which LightningCLI adds, and those that are given."""
         own = stoppers(self.datamodule, self.config.stop_when_solved)
-        own += [Settings(self.settings), Interrupted(), WritePredictions()]
+        own += [Settings(self.settings), Interrupted(), WritePredictions("epoch")]
         if config.enable_checkpointing is not False:
             own += best_and_last(self.datamodule, self.config.save_every)
         bars = [c for c in as_list(config.callbacks) if isinstance(c, ProgressBar)]
@@ -234,5 +234,4 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
 
 
 def main(command: str, options: Sequence[str]) -> None:
-    """One command line."""
     build(command, options).start()

@@ -180,7 +180,7 @@ def run_one(options: list[str], settings: Setting) -> Outcome:
 
 
 def exit_code_of(lab: Laboratory) -> int:
-    """That of a process that ran the same; an error of a run ends the run, and not the sweep."""
+    """Runs ``fit``, and returns the exit code of a process that did; no error ends the sweep."""
     try:
         lab.start()
     except SystemExit as exit:

@@ -112,7 +112,6 @@ def compare(
 
 
 def only(names: Iterable[str], gradients: Gradients) -> Gradients:
-    """Those of the named parameters."""
     return {name: gradients[name] for name in names}
 
 
@@ -209,7 +208,7 @@ def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, fl
 
 
 def within(partings: Mapping[str, float], tolerance: float) -> bool:
-    """Whether all are; NaN is within no tolerance."""
+    """Whether every parting is at most the tolerance; NaN is not."""
     return all(parting <= tolerance for parting in partings.values())
 
 

@@ -76,7 +76,7 @@ def remove_stray_parts(folder: Path) -> None:
 
 
 def existing(path: Path, expected: str) -> Path:
-    """The path, of a file. Raises FileNotFoundError where it is none."""
+    """Returns the path of a file. Raises FileNotFoundError where there is no file."""
     if not path.is_file():
         why = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"expected {expected}, got {path}: {why}")
@@ -161,7 +161,7 @@ def newest(name: str, task: str) -> Path:
 
 
 def note_start(folder: Path) -> None:
-    """Notes that a run in ``folder`` has a checkpoint."""
+    """Adds a run that has its first checkpoint to the list of starts."""
     STARTED.parent.mkdir(exist_ok=True)
     with STARTED.open("a") as file:
         file.write(f"{folder}\n")
