@@ -79,6 +79,9 @@ def compare(
         >>> max(found.partings.values()) < 16
         True
     """
+    own, others = (sorted(dict(network.named_parameters())) for network in (builtin, manual))
+    if own != others:
+        raise ValueError(f"expected networks with parameters of the same names, got {own} and {others}")
     device = next(builtin.parameters()).device
     weights, size = weights_of(builtin), unit_in_the_last_place(builtin)
     exact_weights, exact_batch = doubled(weights), doubled(batch)
@@ -187,14 +190,12 @@ def same_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 
 def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     """Per parameter the largest absolute difference, ``max |a - b|``. Both must name the same parameters."""
-    return {name: largest(a[name] - b[name]) for name in same_names(a, b)}
+    return {name: largest(a[name] - b[name]) for name in a}
 
 
 def relative_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     """Per parameter ``||a - b||`` over the larger of ``||a||`` and ``||b||``; 0 where both are 0."""
-    return {
-        name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in same_names(a, b)
-    }
+    return {name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in a}
 
 
 def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients]) -> float:
@@ -204,18 +205,12 @@ def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients])
 
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
     """Per parameter ``|| manual - builtin ||`` in units of ``unit`` (see :func:`round_off`)."""
-    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in same_names(manual, builtin)}
+    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in manual}
 
 
 def within(partings: Mapping[str, float], tolerance: float) -> bool:
     """Whether every parting is at most the tolerance; NaN is not."""
     return all(parting <= tolerance for parting in partings.values())
-
-
-def same_names(a: Gradients, b: Gradients) -> list[str]:
-    if a.keys() != b.keys():
-        raise ValueError(f"expected gradients of the same parameters, got {sorted(a)} and {sorted(b)}")
-    return list(a)
 
 
 def largest(x: Tensor) -> float:
@@ -232,4 +227,4 @@ def ratio(part: float, whole: float) -> float:
 
 def distance(a: Gradients, b: Gradients) -> float:
     """``|| a - b ||`` over all parameters, in float64."""
-    return sum(norm(a[name].double() - b[name].double()) ** 2 for name in same_names(a, b)) ** 0.5
+    return sum(norm(a[name].double() - b[name].double()) ** 2 for name in a) ** 0.5
