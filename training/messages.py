@@ -24,8 +24,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import manual_rnn
-
 from .__main__ import prog
 from .datamodule import Task
 from .tasks import TASKS
@@ -116,9 +114,7 @@ def told(problem: BaseException) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     words = " ".join(str(problem).split())
-    if (
-        words.startswith("Expected a <class 'list'>") and tried and given
-    ):  # of the types of an option the first
+    if words.startswith("Expected a <class 'list'>") and tried and given:  # the first type that was tried
         return f"{given[1]}: {tried[0]}"
     speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
@@ -128,8 +124,7 @@ def told(problem: BaseException) -> str:
 
 def places(problem: BaseException) -> list[str]:
     """Where in the user's own files an exception passed through, the innermost last."""
-    ours = (str(Path(__file__).parent), *manual_rnn.__path__)
-    others = (*ours, *(get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")))
+    others = (str(Path(__file__).parent), *(get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")))
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(problem.__traceback__)]
     users = [(file, line) for file, line in frames if Path(file).is_file() and not file.startswith(others)]
     return [f"{file}, line {line}" for file, line in users]
