@@ -22,8 +22,6 @@ from .files import note_start, save_whole, write_whole
 from .report import NAMES, Record
 
 FOREVER = 10**9
-ROOMY = 100
-"""Columns of a terminal in which the speed has room beside the bar."""
 
 
 class CompareGradients(Callback):
@@ -159,7 +157,8 @@ class Bar(RichProgressBar):
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         epoch, bar, batches, *_, speed = super().configure_columns(trainer)
         bar.bar_width = 12
-        return [epoch, bar, batches, *[speed] * (Console().width >= ROOMY)]
+        has_room = Console().width >= 100
+        return [epoch, bar, batches, *[speed] * has_room]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """With the task's metric named once, to fit eighty columns: ``mse/nn.RNN: 0.05 ManualRNN: 0.04``."""
