@@ -41,7 +41,8 @@ BASES: dict[str, type] = {
 """The options that name a class, and what that is derived from."""
 NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' does not accept option '(\w+)'"
 REQUIRED = r"arguments are required: ([\w., ]+)"
-TEXT = r"Given value type: <class 'str'>\s+Given value: (.*)$"
+CLASS = r"dot import path string: (\S+)|Given value type: <class 'str'>\s+Given value: (.*)$"
+EXPECTED = r"(?m)- Expected an? (?!path |dot )(?:<class ')?(.*?)(?:'>)?$"
 DENIED = r"Importing '([\w.]+)' is not allowed"
 
 
@@ -73,9 +74,16 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
     if option := re.search(NO_OPTION, message):
         path = re.search(r"given class_path '([\w.]+)'", message)
         return no_such_option(key, ".".join(filter(None, option.groups())), path and path[1], parser)
-    if key in BASES and (given := re.search(TEXT, message)):
-        return no_such_class(key, given[1])
-    return f"--{key}: {told(problem)}" if key and problem else " ".join(message.split())
+    if key in BASES and (given := re.search(CLASS, message)):
+        return no_such_class(key, given[1] or given[2])
+    if not key or problem is None:
+        return " ".join(message.split())
+    reason = told(problem)
+    innermost = message.partition("Given value:")[0]
+    types = dict.fromkeys(re.findall(EXPECTED, innermost))
+    if types and "Got value: " in reason:
+        return f"expected --{key} to be {' or '.join(types)}, got {reason.partition('Got value: ')[2]}"
+    return f"--{key}: {reason}"
 
 
 def no_such_option(key: str, option: str, class_path: str | None, parser: ArgumentParser) -> str:

@@ -136,9 +136,8 @@ class Record:
         if not past:
             return None
         step, name = min(past)
-        return (
-            f"the gradient of {name} parted by more than the tolerance of {self.tolerance:g} at step {step}"
-        )
+        tolerance = f"the tolerance of {self.tolerance:g}"
+        return f"the gradient of {name} parted by more than {tolerance} at step {step}"
 
     @property
     def divergence(self) -> str | None:

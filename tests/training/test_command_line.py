@@ -124,20 +124,23 @@ ERRORS = [
     ("fit --compare.tolerance -1", "--compare.tolerance: -1 does not conform to restriction v>=0"),
     ("fit --threads 0", "--threads: 0 does not conform to restriction v>=1 and v<=1024"),
     ("fit --threads 100000", "--threads: 100000 does not conform to restriction v>=1 and v<=1024"),
+    ("fit --seed_everything x", "expected --seed_everything to be bool or int, got x"),
     ("fit --seed_everything -1", "-1 is not in bounds"),
     ("fit --name a/b", "expected the name of a folder, got a/b"),
     ("fit --name ../x", "expected the name of a folder, got ../x"),
     ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
     ("fit --trainer.logger Foo", "got Foo\nThere are "),
     ("fit --trainer.callbacks Timr", "got Timr; did you mean Timer?\nThere are "),
+    ("fit --config callbacks.yaml", "got Timr; did you mean Timer?\nThere are "),
+    ("fit --trainer.precision 7", "or typing.Literal['64', '32', '16', 'bf16'] or NoneType, got 7"),
     ("fit --trainer.accelerator tpus", "tpus"),
     ("fit --trainer.devices 0", "Trainer(devices='0')"),
     (
         "fit --trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_epochs x",
-        "--trainer.callbacks.every_n_epochs: Expected a <class 'int'>. Got value: x",
+        "expected --trainer.callbacks.every_n_epochs to be int or NoneType, got x",
     ),
     ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
-    ("fit --optimizer.lr abc", "--optimizer.lr: Expected a <class 'float'>. Got value: abc"),
+    ("fit --optimizer.lr abc", "expected --optimizer.lr to be float, got abc"),
     ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
     ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself, got LBFGS"),
     ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
@@ -188,6 +191,7 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     Path("unnamed.py").write_text("import torch\nfoo.bar()\n")
     Path("broken.yaml").write_text("data: broken.Task")
     Path("list.yaml").write_text("data: [1,")
+    Path("callbacks.yaml").write_text("trainer:\n  callbacks: [Timr]")
     Path("modle.yaml").write_text("data: Parity\nmodle: 3")
     Path("bomb.yaml").write_text(bomb())
     Path("empty").touch()
