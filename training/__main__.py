@@ -62,10 +62,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
-        if name in LABORATORY:
-            import_module(".cli", __package__).main(name, options)
-        else:
-            import_module(".commands", __package__).main(name, options)
+        import_module(".cli" if name in LABORATORY else ".commands", __package__).main(name, options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] not in EXTRA.split():
             raise

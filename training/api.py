@@ -57,7 +57,7 @@ def train(
     Example:
         >>> record = train(Parity(length=5), max_epochs=2)
         >>> print(record.sentence())
-        200 steps, 6 parameters: every gradient equal to nn.RNN's to round-off, the largest difference ...
+        200 steps, 6 parameters: every gradient equal to nn.RNN's to round-off; the largest difference ...
     """
     quieten()
     task.check()

@@ -22,8 +22,6 @@ from .files import note_start, save_whole, write_whole
 from .report import NAMES, Record
 
 FOREVER = 10**9
-ROOMY = 100
-"""Columns of a terminal in which the speed has room beside the bar."""
 
 
 class CompareGradients(Callback):
@@ -136,14 +134,7 @@ class StopWhenDiverged(EarlyStopping):
 
 
 class Kept(ModelCheckpoint):
-    """One checkpoint of a run, which is no other's that is named on the command line."""
-
-    def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(filename=name, enable_version_counter=False, **options)
-
-    @property
-    def state_key(self) -> str:
-        return f"{self.filename}, {super().state_key}"
+    """One checkpoint of a run; the class keeps its state apart from that of a user's ModelCheckpoint."""
 
 
 def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
@@ -151,8 +142,10 @@ def best_and_last(task: Task, save_every: int | None) -> list[Callback]:
 
     They are ModelCheckpoints of their own: ``save_last`` of the first would keep the state of the best one.
     """
-    best = Kept("best", monitor=f"val_{task.metric}/manual", mode=task.objective.mode)
-    return [best, *(Kept("last", every_n_train_steps=steps) for steps in {None, save_every})]
+    one_file: Any = {"enable_version_counter": False}
+    best = Kept(filename="best", monitor=f"val_{task.metric}/manual", mode=task.objective.mode, **one_file)
+    steps = {None, save_every}
+    return [best, *(Kept(filename="last", every_n_train_steps=n, **one_file) for n in steps)]
 
 
 class Bar(RichProgressBar):
@@ -164,7 +157,8 @@ class Bar(RichProgressBar):
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         epoch, bar, batches, *_, speed = super().configure_columns(trainer)
         bar.bar_width = 12
-        return [epoch, bar, batches, *[speed] * (Console().width >= ROOMY)]
+        has_room = Console().width >= 100
+        return [epoch, bar, batches, *[speed] * has_room]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """With the task's metric named once, to fit eighty columns: ``mse/nn.RNN: 0.05 ManualRNN: 0.04``."""
@@ -223,10 +217,7 @@ class Interrupted(Callback):
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes all predictions into ``predictions.pt`` of the run folder; of several processes each its own."""
-
-    def __init__(self) -> None:
-        super().__init__(write_interval="epoch")
+    """Writes all predictions into ``predictions.pt`` of the run folder; each process writes its own file."""
 
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any

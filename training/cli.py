@@ -46,10 +46,6 @@ LATE = ("kernel ", "Early stopping conditioned on metric")
 say = rank_zero_only(print)
 
 
-class Parser(InFewWords, LightningArgumentParser):
-    """Lightning's, with the project's words for a usage error."""
-
-
 class Laboratory(LightningCLI):
     """One command line: its settings, what they build, and the run.
 
@@ -67,7 +63,7 @@ class Laboratory(LightningCLI):
         set_loader("yaml", load_settings, (yaml.YAMLError,))
         parser: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
         own: Any = {"save_config_callback": None, "seed_everything_default": 0, "subclass_mode_data": True}
-        own |= {"parser_class": Parser, "parser_kwargs": parser, "args": list(options), "run": False}
+        own |= {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
         super().__init__(Twins, Task, **own)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -158,7 +154,7 @@ class Laboratory(LightningCLI):
     def own_callbacks(self, config: Any) -> list[Callback]:
         """Those of the run besides CompareGradients, which LightningCLI adds, and those that are given."""
         own = stoppers(self.datamodule, self.config.stop_when_solved)
-        own += [Settings(self.settings), Interrupted(), WritePredictions()]
+        own += [Settings(self.settings), Interrupted(), WritePredictions("epoch")]
         if config.enable_checkpointing is not False:
             own += best_and_last(self.datamodule, self.config.save_every)
         bars = [c for c in as_list(config.callbacks) if isinstance(c, ProgressBar)]
@@ -238,5 +234,4 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
 
 
 def main(command: str, options: Sequence[str]) -> None:
-    """One command line."""
     build(command, options).start()

@@ -31,8 +31,6 @@ from .resume import in_words, load_model, load_task
 from .tasks import TASKS
 from .twins import Network
 
-LEAST_STEPS = 3
-"""Of the example that an ONNX program is made from; it takes any number."""
 USAGE = """usage: {prog} sweep [options of fit, some with several values]
 
 Runs fit once for each combination of the values, one run after the other, and ends with a table and a
@@ -85,7 +83,7 @@ def write_onnx(network: Network, path: Path) -> None:
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     rnn: Any = network.rnn
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its news is that there is no torchvision
-    example = torch.zeros(2, LEAST_STEPS, rnn.input_size)
+    example = torch.zeros(2, 3, rnn.input_size)  # the program takes any batch and any number of steps
     names: Any = {"input_names": ["input"], "output_names": ["output", "h_n"]}
     shapes = {"input": {0: batch, 1: time}}
     program: Any = torch.onnx.export(
@@ -182,7 +180,7 @@ def run_one(options: list[str], settings: Setting) -> Outcome:
 
 
 def exit_code_of(lab: Laboratory) -> int:
-    """That of a process that ran the same; an error of a run ends the run, and not the sweep."""
+    """Runs ``fit``, and returns the exit code of a process that did; no error ends the sweep."""
     try:
         lab.start()
     except SystemExit as exit:

@@ -19,7 +19,7 @@ hundreds to thousands.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,29 +27,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 Gradients = Mapping[str, Tensor]
+Weights = Mapping[str, Tensor]
+"""All that a network holds, its buffers too; what is trained requires a gradient."""
 Loss = Callable[[nn.Module], Tensor]
 LossOnBatch = Callable[[nn.Module, Any], Tensor]
 MANY = 20
 """Nudges for a second judgement: a kink that each misses half of the time escapes them once in a million."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a network is called with: the parameters that are trained, and all else that it holds."""
-
-    trained: Mapping[str, Tensor]
-    fixed: Mapping[str, Tensor]
-
-    def double(self) -> "Weights":
-        return Weights(doubled(self.trained), doubled(self.fixed))
-
-    def nudged(self, size: float, generator: torch.Generator) -> "Weights":
-        """Moves every trained weight ``w`` by ``size * w * u``, ``u`` standard normal."""
-        moved = {}
-        for name, w in self.trained.items():
-            u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-            moved[name] = w * (1 + size * u)
-        return replace(self, trained=moved)
 
 
 @dataclass
@@ -96,9 +79,12 @@ def compare(
         >>> max(found.partings.values()) < 16
         True
     """
+    own, others = (sorted(dict(network.named_parameters())) for network in (builtin, manual))
+    if own != others:
+        raise ValueError(f"expected networks with parameters of the same names, got {own} and {others}")
     device = next(builtin.parameters()).device
     weights, size = weights_of(builtin), unit_in_the_last_place(builtin)
-    exact_weights, exact_batch = weights.double(), doubled(batch)
+    exact_weights, exact_batch = doubled(weights), doubled(batch)
 
     def of(network: nn.Module, weights: Weights, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with same_random_numbers(seed, device):
@@ -111,7 +97,7 @@ def compare(
 
     def judge(nudges: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
-        every = [exact_weights, *(exact_weights.nudged(size, generator) for _ in range(nudges))]
+        every = [exact_weights, *(nudged(exact_weights, size, generator) for _ in range(nudges))]
         here, *beside = (only(names, of(builtin, each, exact_batch)[1]) for each in every)
         return partings(found, given, round_off(given, here, beside))
 
@@ -129,19 +115,30 @@ def compare(
 
 
 def only(names: Iterable[str], gradients: Gradients) -> Gradients:
-    """Those of the named parameters."""
     return {name: gradients[name] for name in names}
+
+
+def weights_of(network: nn.Module) -> Weights:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def doubled(value: Any) -> Any:
     """Floating-point tensors in float64, all else as it is."""
-    return apply_to_collection(value, Tensor, lambda x: x.detach().double() if x.is_floating_point() else x)
+
+    def double(x: Tensor) -> Tensor:
+        return x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x
+
+    return apply_to_collection(value, Tensor, double)
 
 
-def weights_of(network: nn.Module) -> Weights:
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
-    return Weights(trained, {**frozen, **dict(network.named_buffers())})
+def nudged(weights: Weights, size: float, generator: torch.Generator) -> Weights:
+    """With every trained weight ``w`` moved by ``size * w * u``, ``u`` standard normal."""
+    moved = dict(weights)
+    for name, w in weights.items():
+        if w.requires_grad:
+            u = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+            moved[name] = (w * (1 + size * u)).detach().requires_grad_()
+    return moved
 
 
 class LossOf(nn.Module):
@@ -164,8 +161,8 @@ def gradients(
     modules that can't be copied (pruned ones, say) can be compared.
     """
     weights = weights or weights_of(network)
-    leaves = {name: w.detach().requires_grad_() for name, w in weights.trained.items()}
-    fixed = {name: w.detach().clone() for name, w in weights.fixed.items()}
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items() if w.requires_grad}
+    fixed = {name: w.detach().clone() for name, w in weights.items() if not w.requires_grad}
     called_with = {f"network.{name}": w for name, w in {**leaves, **fixed}.items()}
     value = torch.func.functional_call(LossOf(network, loss), called_with, ())
     with torch.autocast(value.device.type, enabled=False):  # Lightning's backward is outside of it, too
@@ -193,14 +190,12 @@ def same_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 
 def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     """Per parameter the largest absolute difference, ``max |a - b|``. Both must name the same parameters."""
-    return {name: largest(a[name] - b[name]) for name in same_names(a, b)}
+    return {name: largest(a[name] - b[name]) for name in a}
 
 
 def relative_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     """Per parameter ``||a - b||`` over the larger of ``||a||`` and ``||b||``; 0 where both are 0."""
-    return {
-        name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in same_names(a, b)
-    }
+    return {name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in a}
 
 
 def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients]) -> float:
@@ -210,18 +205,12 @@ def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients])
 
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
     """Per parameter ``|| manual - builtin ||`` in units of ``unit`` (see :func:`round_off`)."""
-    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in same_names(manual, builtin)}
+    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in manual}
 
 
 def within(partings: Mapping[str, float], tolerance: float) -> bool:
-    """Whether all are; NaN is within no tolerance."""
+    """Whether every parting is at most the tolerance; NaN is not."""
     return all(parting <= tolerance for parting in partings.values())
-
-
-def same_names(a: Gradients, b: Gradients) -> list[str]:
-    if a.keys() != b.keys():
-        raise ValueError(f"expected gradients of the same parameters, got {sorted(a)} and {sorted(b)}")
-    return list(a)
 
 
 def largest(x: Tensor) -> float:
@@ -238,4 +227,4 @@ def ratio(part: float, whole: float) -> float:
 
 def distance(a: Gradients, b: Gradients) -> float:
     """``|| a - b ||`` over all parameters, in float64."""
-    return sum(norm(a[name].double() - b[name].double()) ** 2 for name in same_names(a, b)) ** 0.5
+    return sum(norm(a[name].double() - b[name].double()) ** 2 for name in a) ** 0.5

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,7 +16,10 @@ from .datamodule import Task
 from .report import NAMES, Record
 
 POINTS = 120
-LOOKS = {"builtin": ("tab:blue", "-", 3.5), "manual": ("tab:orange", "--", 1.4)}
+LOOKS: dict[str, dict[str, Any]] = {
+    "builtin": {"color": "tab:blue", "linestyle": "-", "linewidth": 3.5},
+    "manual": {"color": "tab:orange", "linestyle": "--", "linewidth": 1.4},
+}
 
 
 def draw_run(record: Record, task: Task, path: Path) -> None:
@@ -31,9 +35,7 @@ def draw_run(record: Record, task: Task, path: Path) -> None:
 
 def draw_losses(axes: Axes, record: Record) -> None:
     for name, values in record.losses.items():
-        colour, style, width = LOOKS[name]
-        steps, means = stretches(record.steps, values, np.mean)
-        axes.plot(steps, means, style, color=colour, linewidth=width, label=NAMES[name])
+        axes.plot(*stretches(record.steps, values, np.mean), label=NAMES[name], **LOOKS[name])
     if all(v > 0 for values in record.losses.values() for v in values):
         axes.set_yscale("log")
     axes.set(title="Training loss", ylabel="loss")
@@ -45,8 +47,7 @@ def draw_losses(axes: Axes, record: Record) -> None:
 def draw_scores(axes: Axes, record: Record, task: Task) -> None:
     """The validations, between what guessing gives and where the task counts as solved."""
     for name, values in record.scores.items():
-        colour, style, width = LOOKS[name]
-        axes.plot(record.validated, values, style, color=colour, lw=width, marker=".", label=NAMES[name])
+        axes.plot(record.validated, values, marker=".", label=NAMES[name], **LOOKS[name])
     for level, name, colour in (task.chance, "chance", "tab:gray"), (task.solved, "solved", "tab:green"):
         axes.axhline(level, color=colour, linestyle=":", label=f"{name}: {level:.3g}")
     more = task.objective.mode == "max"

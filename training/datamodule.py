@@ -40,6 +40,8 @@ class Task(LightningDataModule):
 
     source: ClassVar[str] = ""
     metric: ClassVar[MetricName]
+    shortest: ClassVar[int] = 1
+    """The least ``length`` that makes sense."""
 
     input_size: int
     output_size: int
@@ -63,8 +65,8 @@ class Task(LightningDataModule):
         self.save_hyperparameters()
         if seed is None:  # that which Lightning's seed_everything was called with
             seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        at_least(1, length=length, batch_size=batch_size)
-        at_least(1, train_batches=train_batches, val_batches=val_batches)
+        at_least(self.shortest, length=length)
+        at_least(1, batch_size=batch_size, train_batches=train_batches, val_batches=val_batches)
         at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
@@ -116,8 +118,7 @@ class Task(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("test")
+    predict_dataloader = test_dataloader
 
     def loader(self, split: str, steps: int | None = None) -> DataLoader[Batch]:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -17,12 +17,9 @@ from torch import Tensor
 RUNS = Path("runs")
 STARTED = RUNS / "started.txt"
 """The folders of the runs, in the order of their first checkpoints."""
-NAMED = ("last", "best")
-"""The checkpoints that a run keeps."""
 CHECKPOINT = "a checkpoint that python -m training wrote"
 PARTS = ("hyper_parameters", "datamodule_hyper_parameters", "state_dict")
 FIRST = "weight_ih_l0"
-MINUTE = 60
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -74,12 +71,12 @@ def write_whole(path: Path, content: bytes) -> None:
 def remove_stray_parts(folder: Path) -> None:
     """Removes the unfinished files of killed processes: those that nobody has written for a minute."""
     for part in folder.glob("*.part"):
-        if time.time() - part.stat().st_mtime > MINUTE:
+        if time.time() - part.stat().st_mtime > 60:
             part.unlink(missing_ok=True)
 
 
 def existing(path: Path, expected: str) -> Path:
-    """The path, of a file. Raises FileNotFoundError where it is none."""
+    """Returns the path of a file. Raises FileNotFoundError where there is no file."""
     if not path.is_file():
         why = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"expected {expected}, got {path}: {why}")
@@ -138,7 +135,7 @@ def find_checkpoint(given: str, task: str = "*") -> Path:
 
     Raises ValueError for any other URL, FileNotFoundError where there is no such file or run of the task.
     """
-    if given in NAMED:
+    if given in ("last", "best"):
         return newest(given, task)
     url = urlsplit(given)
     if "://" in given and url.scheme != "file":
@@ -157,15 +154,14 @@ def newest(name: str, task: str) -> Path:
         of = "" if task == "*" else f" of {task}"
         raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
     started = STARTED.read_text().splitlines() if STARTED.is_file() else []
-    order = {folder: number for number, folder in enumerate(started)}
-    known = [path for path in found if str(path.parents[1]) in order]
-    if known:
-        return max(known, key=lambda path: order[str(path.parents[1])])
+    for folder in reversed(started):
+        if (path := Path(folder) / "checkpoints" / f"{name}.ckpt") in found:
+            return path
     return max(found, key=lambda path: read(path, CHECKPOINT).get("global_step", -1))
 
 
 def note_start(folder: Path) -> None:
-    """Notes that a run in ``folder`` has a checkpoint."""
+    """Adds a run that has its first checkpoint to the list of starts."""
     STARTED.parent.mkdir(exist_ok=True)
     with STARTED.open("a") as file:
         file.write(f"{folder}\n")

@@ -1,8 +1,8 @@
 r"""One error is a line or two: the reason, the nearest option, the names there are; exit code 2.
 
-jsonargparse explains an error in a tree of all types that it tried. Its words for an option that isn't there,
-a class and a value are read here; of any other message the last reason is told. pyproject.toml has an upper
-bound of its version.
+jsonargparse explains an error in a tree of all types that it tried. Its words for a class or an option that
+isn't there are read here; of any other error the innermost cause is told. pyproject.toml has an upper bound
+of its version.
 """
 
 import re
@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from sysconfig import get_paths
@@ -18,6 +17,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback
+from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -39,29 +39,20 @@ BASES: dict[str, type] = {
     "trainer.profiler": Profiler,
 }
 """The options that name a class, and what that is derived from."""
-NUMBERS = {
-    "int": "a whole number",
-    "float": "a number",
-    "PositiveInt": "a whole number above 0",
-    "NonNegativeInt": "a whole number from 0 on",
-    "NonNegativeFloat": "a number from 0 on",
-    "ClosedUnitInterval": "a number from 0 to 1",
-    "Threads": "a whole number from 1 to 1024",
-}
 NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' does not accept option '(\w+)'"
-EXPECTED = r"(?:Expected an?|Not of type) (?!path but|dot import)(\S.*?)(?:\. Got value|:|\n|$)"
-GIVEN = r"(?:Got|Given) value: (.*)|Not of type \w+: (\S+) does not|(?:base 10|to float): '(.*)'"
-
+REQUIRED = r"arguments are required: ([\w., ]+)"
+CLASS = r"dot import path string: (\S+)|Given value type: <class 'str'>\s+Given value: (.*)$"
+EXPECTED = r"(?m)- Expected an? (?!path |dot )(?:<class ')?(.*?)(?:'>)?$"
 DENIED = r"Importing '([\w.]+)' is not allowed"
 
 
-class InFewWords(ArgumentParser):
+class InFewWords(LightningArgumentParser):
     """A parser with the project's words for a usage error."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        usage_error(in_few_words(message, self))
+        usage_error(in_few_words(message, ex, self))
 
 
 def usage_error(message: str) -> NoReturn:
@@ -69,30 +60,30 @@ def usage_error(message: str) -> NoReturn:
     sys.exit(REFUSED)
 
 
-def in_few_words(message: str, parser: ArgumentParser) -> str:
-    """The parser's message without the types that it tried, and with the names that there are."""
-    *outer, inner = re.split(r'Parser key "', message)
-    key = ""
-    for part in (part.partition('"')[0] for part in [*outer[1:], inner] if outer):
-        key = key if key.endswith(f".{part}") else f"{key}.{part}".lstrip(".")  # of parsers within parsers
+def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser) -> str:
+    """The innermost cause of a parser's message, with the option and the names that there are."""
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))  # of parsers within parsers
     if denied := re.search(DENIED, message):
         expected = f"expected {denied[1]}, which the checkpoint's settings name, on the command line too"
         return f"{expected}: --{key} {denied[1]}, say"
-    path = re.search(r"given class_path '([\w.]+)':\s+(.*)", message)
+    if required := re.search(REQUIRED, message):
+        names = (f"--{key}.{name}" if key else f"--{name}" for name in required[1].split(", "))
+        return f"expected {' and '.join(names)}, for which there is no default"
     if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
         return f"expected an option, got {word[1]}\n--help lists all."
     if option := re.search(NO_OPTION, message):
+        path = re.search(r"given class_path '([\w.]+)'", message)
         return no_such_option(key, ".".join(filter(None, option.groups())), path and path[1], parser)
-    given = re.search(GIVEN, inner)
-    value = given[given.lastindex or 0] if given else ""
-    value = "" if value.startswith("Namespace") else value  # a class whose arguments are wrong
-    if key in BASES and value:
-        return no_such_class(key, value)
-    types = re.findall(EXPECTED, inner[: given.end()] if given else "")
-    if types and value:
-        return f"expected --{key} to be {' or '.join(dict.fromkeys(map(in_plain_words, types)))}, got {value}"
-    reason = path[2] if path else [line.strip(" -") for line in message.splitlines() if line.strip()][-1]
-    return f"--{key} {path[1] if path else ''}".rstrip() + f": {reason}" if key else reason
+    if key in BASES and (given := re.search(CLASS, message)):
+        return no_such_class(key, given[1] or given[2])
+    if not key or problem is None:
+        return " ".join(message.split())
+    reason = told(problem)
+    innermost = message.partition("Given value:")[0]
+    types = dict.fromkeys(re.findall(EXPECTED, innermost))
+    if types and "Got value: " in reason:
+        return f"expected --{key} to be {' or '.join(types)}, got {reason.partition('Got value: ')[2]}"
+    return f"--{key}: {reason}"
 
 
 def no_such_option(key: str, option: str, class_path: str | None, parser: ArgumentParser) -> str:
@@ -125,23 +116,18 @@ def no_such_class(key: str, given: str) -> str:
 
 
 def told(problem: BaseException) -> str:
-    """An exception in a line: its words, and the place in the user's own file where it was raised."""
-    cause = problem.__cause__
+    """The innermost cause of an exception in a line, and where in the user's own file it was raised."""
     tried = re.findall(r"^  - (?!Expected an? <)(.*)", str(problem), re.MULTILINE)
     given = re.search(r"class_path='([\w.]+)'", str(problem))
-    if cause is not None and places(cause):
-        problem = cause
-    elif tried and given:  # of the types that an option can have, the one that was meant
-        return f"{given[1].rpartition('.')[2]}: {tried[0]}"
-    elif isinstance(cause, ValueError | ImportError):
-        problem = cause
-    if isinstance(problem, SyntaxError):
-        return f"{problem.msg} ({problem.filename}, line {problem.lineno})"
-    where = f" ({places(problem)[-1]})" if places(problem) else ""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    words = " ".join(str(problem).split())
+    if words.startswith("Expected a <class 'list'>") and tried and given:  # the first type that was tried
+        return f"{given[1]}: {tried[0]}"
     speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
-    words = str(problem).strip()
-    return f"{name}{words if words.count(chr(10)) < 2 else ' '.join(words.split())}{where}"
+    where = f" ({places(problem)[-1]})" if places(problem) else ""
+    return f"{name}{words}{where}"
 
 
 def places(problem: BaseException) -> list[str]:
@@ -152,26 +138,15 @@ def places(problem: BaseException) -> list[str]:
     return [f"{file}, line {line}" for file, line in users]
 
 
-def in_plain_words(kind: str) -> str:
-    """A type in words: ``Literal['a', 'b']`` as its values, a class by its name."""
-    if values := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
-        return f"one of {values[1]}"
-    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
-    return NUMBERS.get(name, name)
-
-
 def meant(given: str, there: Iterable[str], prefix: str = "") -> str:
     near = get_close_matches(given, list(there), 1, 0.5)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def options_of(class_path: str) -> list[str]:
-    """The parameters of a class, those of its bases included."""
-    kind: type = resolve_name(class_path)
-    skipped = ("self", "params", "optimizer", "args", "kwargs")
-    own = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
-    names = [name for init in own for name in signature(init).parameters]
-    return [name for name in dict.fromkeys(names) if name not in skipped]
+    """The parameters of a class that are options, those of its bases included."""
+    names = ArgumentParser().add_class_arguments(resolve_name(class_path), fail_untyped=False)
+    return [name for name in names if name not in ("params", "optimizer")]
 
 
 def subclasses(base: type) -> Iterator[str]:

@@ -136,7 +136,8 @@ class Record:
         if not past:
             return None
         step, name = min(past)
-        return f"the gradient of {name} parted by more than {self.tolerance:g} times round-off at step {step}"
+        tolerance = f"the tolerance of {self.tolerance:g}"
+        return f"the gradient of {name} parted by more than {tolerance} at step {step}"
 
     @property
     def divergence(self) -> str | None:
@@ -158,8 +159,8 @@ class Record:
         shown = f"{before}{steps}, {counted(len(self.partings), 'parameter')}: every gradient"
         if self.bitwise_equal:
             return f"{shown} bitwise equal to nn.RNN's, and so every loss and both twins' whole paths"
-        largest = f"the largest difference {self.largest_parting:.2g} times round-off"
-        return f"{shown} equal to nn.RNN's to round-off, {largest}"
+        largest = f"the largest difference is {self.largest_parting:.2g} in units of round-off"
+        return f"{shown} equal to nn.RNN's to round-off; {largest}"
 
     def table(self) -> Table:
         """The extremes of each parameter."""

@@ -17,7 +17,7 @@ from jsonargparse import Namespace, get_loader, set_parsing_settings
 
 from .__main__ import Option
 from .datamodule import at_least
-from .files import CHECKPOINT, existing, read_text
+from .files import CHECKPOINT, read_text
 from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -51,22 +51,15 @@ def with_config_files(options: Iterable[Option]) -> list[Option]:
 def config_file(given: str) -> str:
     """The file of this package where ``given`` is a bare name, like ``parity``; else ``given``.
 
-    Raises ValueError for a config that isn't a mapping in YAML or JSON, FileNotFoundError for none.
+    Raises ValueError for a config without settings or not in UTF-8, FileNotFoundError for none.
     """
     if inline(given):
         return given
     own = CONFIGS / f"{given}.yaml"
     path = own if own.is_file() and not Path(given).is_file() else Path(given)
     names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
-    text = read_text(existing(path, f"a config ({names}, or a file)"), "a config")
-    try:
-        settings = load_settings(text)
-    except yaml.YAMLError as problem:
-        what = " ".join(str(problem).split())
-        raise ValueError(f"expected a config in YAML or JSON, got one with a problem {what}") from None
-    if not isinstance(settings, dict) or not settings:
-        got = f"'{text.strip()[:60]}'" if text.strip() else "an empty one"
-        raise ValueError(f"expected a config with settings, such as 'data: Parity', got {got}")
+    if not read_text(path, f"a config ({names}, or a file)").strip():
+        raise ValueError(f"expected a config with settings, such as 'data: Parity', got an empty one: {path}")
     return str(path)
 
 
@@ -79,10 +72,10 @@ def load_settings(text: str) -> Any:
     """jsonargparse's loader, but for YAML whose aliases would make it grow without bound."""
     try:
         if "*" in text and size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
-            raise yaml.YAMLError("of size: its aliases make more than 100,000 values of it")
+            raise yaml.YAMLError("its aliases make more than 100,000 values of it")
         return load_yaml(text)
     except RecursionError:
-        raise yaml.YAMLError("of depth: it is nested too deeply") from None
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def size(node: Any, known: dict[int, int]) -> int:

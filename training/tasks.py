@@ -24,10 +24,7 @@ class Adding(Task):
     metric = "mse"
     input_size, output_size = 2, 1
     chance, solved = 1 / 6, 0.0064
-
-    def __init__(self, length: PositiveInt = 20, **kwargs: Any) -> None:
-        super().__init__(length, **kwargs)
-        at_least(2, length=length)
+    shortest = 2
 
     def sample(self, generator: Generator, count: int) -> Batch:
         T = self.length
@@ -78,10 +75,10 @@ class TemporalOrder(Task):
     metric = "accuracy"
     input_size, output_size = 6, 4
     chance, solved = 1 / 4, 0.99
+    shortest = 10
 
     def __init__(self, length: PositiveInt = 40, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least(10, length=length)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         tenth, rows = self.length // 10, torch.arange(count)
@@ -122,10 +119,10 @@ class SinePrediction(Task):
     input_size, output_size = 1, 1
     chance, solved = 1 / 2, 0.001
     warm_up = 10
+    shortest = warm_up + 1
 
     def __init__(self, length: PositiveInt = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
-        at_least(self.warm_up + 1, length=length)
 
     def sample(self, generator: Generator, count: int) -> Batch:
         period = 10 + 30 * torch.rand(count, 1, generator=generator)

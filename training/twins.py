@@ -138,7 +138,7 @@ class Twins(LightningModule):
         return output, h_n
 
     def loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """Of a network on a batch; where it goes on with sequences, from the state of nn.RNN's twin."""
+        """The loss of a network on a batch; a piece of a sequence starts from the state of nn.RNN's twin."""
         return self.loss_and_state(network, Batch(*batch), "builtin")[0]
 
     def loss_and_state(self, network: nn.Module, batch: Batch, twin: str) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,10 @@ from training.compare import (
     Weights,
     compare,
     distance,
+    doubled,
     gradient_differences,
     gradients,
+    nudged,
     partings,
     relative_differences,
     round_off,
@@ -47,13 +49,13 @@ def network_and_loss() -> tuple[nn.RNN, Callable[[Any], Tensor]]:
 def judged(change: Callable[[dict[str, Tensor]], Any]) -> dict[str, float]:
     """How far gradients in which `change` was made have parted from sound ones."""
     rnn, loss = network_and_loss()
-    exactly = weights_of(rnn).double()
+    exactly = doubled(weights_of(rnn))
     _, builtin = gradients(rnn, loss)
     _, exact = gradients(rnn, loss, exactly)
-    _, nudged = gradients(rnn, loss, exactly.nudged(EPS, torch.Generator().manual_seed(0)))
+    _, beside = gradients(rnn, loss, nudged(exactly, EPS, torch.Generator().manual_seed(0)))
     changed = {name: g.float() for name, g in exact.items()}
     change(changed)
-    return partings(changed, builtin, round_off(builtin, exact, [nudged]))
+    return partings(changed, builtin, round_off(builtin, exact, [beside]))
 
 
 def test_gradients_are_those_of_backward_and_leave_grad_alone() -> None:
@@ -130,17 +132,18 @@ def test_nan_is_within_no_tolerance() -> None:
 
 
 def test_other_parameters_are_refused() -> None:
-    expected = r"expected gradients of the same parameters, got \['w'\] and \['v'\]"
-    with pytest.raises(ValueError, match=expected):
-        gradient_differences({"w": torch.zeros(1)}, {"v": torch.zeros(1)})
+    less, more = nn.RNN(3, 4, bias=False), nn.RNN(3, 4)
+    for one, other in ((less, more), (more, less)):
+        with pytest.raises(ValueError, match=r"expected networks with parameters of the same names, got \['"):
+            compare(one, other, plain_sum, torch.randn(5, 2, 3))
 
 
 def test_a_nudge_moves_every_trained_weight_a_little() -> None:
     rnn, _ = network_and_loss()
     before = weights_of(rnn)
-    after = before.nudged(1e-3, torch.Generator().manual_seed(0))
-    for name, p in before.trained.items():
-        moved = ((after.trained[name] - p) / p).abs()
+    after = nudged(before, 1e-3, torch.Generator().manual_seed(0))
+    for name, p in before.items():
+        moved = ((after[name] - p) / p).abs()
         assert moved.min() > 0
         assert moved.max() < 5e-3
 
@@ -160,10 +163,10 @@ def test_many_nudges_cross_a_kink() -> None:
     generator = torch.Generator().manual_seed(0)
     kink, at = Kink(), weights_of(Kink())
     _, here = gradients(kink, lambda kink: kink())
-    nudged = [gradients(kink, lambda kink: kink(), at.nudged(1e-7, generator))[1] for _ in range(20)]
+    beside = [gradients(kink, lambda kink: kink(), nudged(at, 1e-7, generator))[1] for _ in range(20)]
     assert torch.equal(here["w"], torch.zeros(2))
-    assert {tuple(g["w"].tolist()) for g in nudged} == {(0.0, 0.0), (3.0, 6.0)}
-    assert partings({"w": torch.tensor([3.0, 6.0])}, here, round_off(here, here, nudged)) == {"w": 1.0}
+    assert {tuple(g["w"].tolist()) for g in beside} == {(0.0, 0.0), (3.0, 6.0)}
+    assert partings({"w": torch.tensor([3.0, 6.0])}, here, round_off(here, here, beside)) == {"w": 1.0}
 
 
 def test_the_unit_in_the_last_place_is_that_of_the_precision() -> None:
@@ -223,9 +226,9 @@ def test_past_a_quarter_of_the_tolerance_many_nudges_judge(
     builtin, manual, x = nn.RNN(3, 5), ManualRNN(3, 5), torch.randn(9, 2, 3)
     numbers: list[int] = []
 
-    def judge(builtin: Gradients, exact: Gradients, nudged: list[Gradients]) -> float:
-        numbers.append(len(nudged))
-        return round_off(builtin, exact, nudged)
+    def judge(builtin: Gradients, exact: Gradients, beside: list[Gradients]) -> float:
+        numbers.append(len(beside))
+        return round_off(builtin, exact, beside)
 
     def parted(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
         return {"w": lucky_parting if len(numbers) == 1 else 0.5}
@@ -288,7 +291,7 @@ def test_the_callback_names_the_step_of_a_wrong_gradient() -> None:
     compared = CompareGradients()
     fit(Pair(wrong_from=4), compared)
     assert compared.record.failure is not None
-    assert compared.record.failure.endswith("parted by more than 16 times round-off at step 4")
+    assert compared.record.failure.endswith("parted by more than the tolerance of 16 at step 4")
 
 
 def test_the_callback_does_not_touch_the_training() -> None:
@@ -340,7 +343,7 @@ def test_options_of_the_callback_out_of_range_are_refused(options: Any) -> None:
 
 
 def test_gradients_beyond_the_tolerance_end_in_failure() -> None:
-    words = r"the gradient of \S+ parted by more than 0 times round-off at step 1"
+    words = r"the gradient of \S+ parted by more than the tolerance of 0 at step 1"
     with pytest.raises(ArithmeticError, match=words):
         trained(model={"kernel": "torch"}, compare=CompareGradients(tolerance=0))
 

@@ -29,8 +29,10 @@ def recorded(*partings: float, **options: Any) -> Record:
 
 
 def test_the_sentence_says_what_was_shown() -> None:
-    said = "3 steps, 1 parameter: every gradient equal to nn.RNN's to round-off, the largest difference 1.8"
-    assert recorded(0.5, 1.8, 0.1).sentence() == f"{said} times round-off"
+    said = (
+        "3 steps, 1 parameter: every gradient equal to nn.RNN's to round-off; the largest difference is 1.8"
+    )
+    assert recorded(0.5, 1.8, 0.1).sentence() == f"{said} in units of round-off"
     record = recorded(0.5)
     record.note_step(2, {"builtin": 1.0, "manual": 1.0})
     assert record.sentence().startswith("1 step of 2, 1 parameter: ")
@@ -39,7 +41,7 @@ def test_the_sentence_says_what_was_shown() -> None:
 
 def test_the_first_step_past_the_tolerance_is_the_failure() -> None:
     record = recorded(1.0, 16.5, 99.0)
-    assert record.failure == "the gradient of w parted by more than 16 times round-off at step 2"
+    assert record.failure == "the gradient of w parted by more than the tolerance of 16 at step 2"
     assert record.sentence() == f"FAILED: {record.failure}"
     assert recorded(16.0).failure is None
     assert "at step 2" in (recorded(1.0, nan).failure or "")
@@ -49,7 +51,7 @@ def test_of_several_parameters_the_first_to_part_is_named() -> None:
     record = Record()
     for step, partings in enumerate([{"a": 1.0, "b": 99.0, "c": 1.0}, {"a": 99.0, "b": 99.0, "c": 99.0}], 1):
         record.note_comparison(step, Comparison(partings, partings, partings, 0.0))
-    assert record.failure == "the gradient of b parted by more than 16 times round-off at step 1"
+    assert record.failure == "the gradient of b parted by more than the tolerance of 16 at step 1"
     assert [e.first_step_past for e in record.extremes.values()] == [2, 1, 2]
 
 
