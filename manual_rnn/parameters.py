@@ -209,7 +209,8 @@ class RNNBase(nn.RNNBase):
 
     check_forward_args = validation.check_forward_args
     check_input = validation.check_input
-    check_hidden_size = staticmethod(validation.check_hidden_size)
+    check_hidden_size = nn.RNNBase.check_hidden_size
+    permute_hidden = nn.RNNBase.permute_hidden
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
@@ -219,12 +220,8 @@ class RNNBase(nn.RNNBase):
             B = int(batch_sizes[0]) if len(batch_sizes) else 0
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
-    def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
-        """`hx` with its batch in another order."""
-        return hx if permutation is None else hx.index_select(1, permutation)
-
     def extra_repr(self) -> str:
-        """The sizes, and whatever differs from its default."""
+        """The sizes, and whatever differs from its default. Dynamo traces it, for `vmap` asks for a name."""
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         if self.mode not in NN_RNN_MODES and not isinstance(self.nonlinearity, nn.Module):

@@ -19,7 +19,6 @@ __all__ = [
     "check_flags",
     "check_forward_args",
     "check_function",
-    "check_hidden_size",
     "check_input",
     "check_kind",
     "check_leak",
@@ -143,14 +142,6 @@ def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
         )
-
-
-def check_hidden_size(
-    hx: Tensor, expected_hidden_size: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
-) -> None:
-    """Raise unless `hx` has the expected size, `(L * D, B, H)`."""
-    if hx.size() != expected_hidden_size:
-        raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
