@@ -23,15 +23,6 @@ from .weights import (
     shapes_of_weights,
 )
 
-__all__ = [
-    "CUSTOM_MODE",
-    "NN_RNN",
-    "NN_RNN_CACHES",
-    "RUNNER",
-    "RNNBase",
-    "weights_of",
-]
-
 PLAIN_CALL = nn.Module.__call__  # which a tracer of torch.fx replaces while it traces
 
 CUSTOM_MODE = "RNN_OWN"

@@ -19,8 +19,6 @@ from .. import KernelName, ManualRNN, use_kernel
 from ..kernels import native
 from .cases import Case
 
-__all__ = ["BUILTIN", "CONTENDERS", "Call", "rows_of", "training_step"]
-
 Call = Callable[[], Any]
 Network = Callable[[Any], tuple[Any, Any]]  # of input, or of a packed one: output, and what a caller leaves
 KERNEL_NAMES: list[KernelName] = [name for name in get_args(KernelName) if name != "vendor"]  # an alias

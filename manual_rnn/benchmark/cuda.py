@@ -16,8 +16,6 @@ from .contenders import BUILTIN
 from .tables import choices, keep, table
 from .timing import MODES, PRECISIONS, Row, cuda_clock, measure
 
-__all__ = ["run"]
-
 DEVICE = "cuda"
 NAMES = [BUILTIN, "aten", "triton", "torch"]
 

@@ -7,8 +7,6 @@ from typing import Any
 from .cases import Case
 from .timing import MODES, cpu_clock, measure
 
-__all__ = ["plot_ratio_by_hidden_size", "plot_time_by_steps"]
-
 NAMES = ["nn.RNN", "torch", "native", "limit"]
 HIDDEN_SIZES = [16, 32, 64, 128, 256, 512]
 LABELS = {"limit": "the processor's peak"}

@@ -11,8 +11,6 @@ from statistics import geometric_mean
 from .contenders import BUILTIN
 from .timing import Row
 
-__all__ = ["choices", "keep", "table"]
-
 DEFAULT = ("aten", "triton", "torch")  # on a GPU: the first that can is the default
 
 

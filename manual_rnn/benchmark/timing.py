@@ -17,8 +17,6 @@ from .. import ManualRNN, use_kernel
 from .cases import Case
 from .contenders import BUILTIN, CONTENDERS, Call, rows_of, training_step
 
-__all__ = ["MODES", "PRECISIONS", "Row", "cpu_clock", "cuda_clock", "measure", "peak_memory"]
-
 Row = dict[str, Any]
 Reading = Callable[[], float]  # gives the seconds of a call
 Clock = Callable[[Call, float], Reading]  # of a call, and of how long all its readings may take
