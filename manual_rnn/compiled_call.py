@@ -24,8 +24,6 @@ from .override import is_builtin
 from .parameters import RNNBase
 from .torch_internals import any_autocast
 
-__all__ = ["run_in_graph"]
-
 
 def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
     """What `rnn(x, hx)` returns, or None where the call isn't plain."""

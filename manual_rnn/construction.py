@@ -10,15 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "RECURRENT",
-    "check_dropout",
-    "check_nonlinearity",
-    "check_recurrent",
-    "check_sizes",
-    "refuses_projection",
-]
-
 Init = TypeVar("Init", bound=Callable[..., None])
 
 

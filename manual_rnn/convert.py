@@ -20,8 +20,6 @@ from .parameters import NN_RNN, NN_RNN_CACHES, RNNBase
 from .validation import is_kind, is_same
 from .weights import ASSIGNED, assigned_weights, same_objects
 
-__all__ = ["check_target", "convert", "shared_copy", "unsupported_reason"]
-
 ALLOWED_OVERRIDES = {"flatten_parameters"}  # the weight-drop recipe of AWD-LSTM sets it on the module
 
 

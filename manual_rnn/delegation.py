@@ -18,8 +18,6 @@ from .parameters import RUNNER, RNNBase
 from .torch_internals import functorch_active, no_tracing, torchscript
 from .weights import is_expanded
 
-__all__ = ["is_left_to_nn_rnn"]
-
 
 def is_left_to_nn_rnn(rnn: RNNBase, input: Any) -> bool:
     """Whether `nn.RNN` is to run this call, which the fast path didn't take.

@@ -12,8 +12,6 @@ from .ops import CUSTOM_STEP, choose_network_kernel
 from .override import leak_of, nonlinearity_of
 from .parameters import weights_of
 
-__all__ = ["explain_kernel"]
-
 
 def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
     r"""Say, a line for each kernel, which one `rnn(input, hx)` would run now, and why not the others.

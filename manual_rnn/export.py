@@ -14,8 +14,6 @@ from torch.export import ExportedProgram
 from .ops import decompositions
 from .validation import check_kind
 
-__all__ = ["decompositions", "export_standalone"]
-
 
 def export_standalone(
     model: nn.Module,

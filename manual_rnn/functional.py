@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bidirectional_rnn_forward", "rnn_forward"]
-
 
 def rnn_forward(
     input: Tensor,

@@ -20,8 +20,6 @@ from .ops import is_eager
 from .parameters import RNNBase
 from .validation import check_ranks
 
-__all__ = ["Layout", "layout_of"]
-
 
 class Layout:
     """A padded batch, `(T, B, I)` or with `batch_first` `(B, T, I)`; the other forms say what they change.

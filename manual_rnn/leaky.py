@@ -9,8 +9,6 @@ from . import validation
 from .module import ManualRNN
 from .override import builtin
 
-__all__ = ["LeakyRNN"]
-
 
 class LeakyRNN(ManualRNN):
     r"""An Elman network whose states leak: $\tau \dot h = -h + \phi(W_{ih} x + W_{hh} h + b)$ in Euler steps.

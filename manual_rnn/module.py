@@ -33,8 +33,6 @@ from .override import builtin, leak_of, nonlinearity_of, step_of, stepwise
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
 from .torch_internals import any_autocast
 
-__all__ = ["ManualRNN"]
-
 
 class ManualRNN(RNNBase):
     r"""A multi-layer Elman network, `torch.nn.RNN` written by hand.

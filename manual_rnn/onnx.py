@@ -28,8 +28,6 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
 from .ops import Options, run_layers
 
-__all__ = ["check_exportable", "is_exporting", "rnn"]
-
 
 def is_exporting() -> bool:
     """Whether `torch.onnx.export` is tracing."""

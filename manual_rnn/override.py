@@ -18,18 +18,6 @@ from .kernels.nonlinearities import NN_RNN_MODES, PHI_OF_MODE, name_of
 from .parameters import CUSTOM_MODE
 from .torch_internals import tracks_gradient
 
-__all__ = [
-    "builtin",
-    "is_builtin",
-    "is_recurrence",
-    "known_nonlinearity",
-    "leak_of",
-    "nonlinearity_of",
-    "overrides_step",
-    "step_of",
-    "stepwise",
-]
-
 
 def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""

@@ -10,17 +10,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = [
-    "OWN_NAMES",
-    "add_module",
-    "hide",
-    "make_visible",
-    "register_buffer",
-    "register_parameter",
-    "set_attribute",
-    "without_visible",
-]
-
 OWN_NAMES = frozenset({"begin", "step", "from_builtin", "to_builtin"})
 REGISTRIES = ("_modules", "_parameters", "_buffers")
 

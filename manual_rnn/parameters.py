@@ -23,15 +23,6 @@ from .weights import (
     shapes_of_weights,
 )
 
-__all__ = [
-    "CUSTOM_MODE",
-    "NN_RNN",
-    "NN_RNN_CACHES",
-    "RUNNER",
-    "RNNBase",
-    "weights_of",
-]
-
 PLAIN_CALL = nn.Module.__call__  # which a tracer of torch.fx replaces while it traces
 
 CUSTOM_MODE = "RNN_OWN"
@@ -212,7 +203,8 @@ class RNNBase(nn.RNNBase):
 
     check_forward_args = validation.check_forward_args
     check_input = validation.check_input
-    check_hidden_size = staticmethod(validation.check_hidden_size)
+    check_hidden_size = nn.RNNBase.check_hidden_size
+    permute_hidden = nn.RNNBase.permute_hidden
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
@@ -220,12 +212,8 @@ class RNNBase(nn.RNNBase):
         B = input.size(0 if self.batch_first else 1) if padded else int(batch_sizes[:1].sum())
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
-    def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
-        """`hx` with its batch in another order."""
-        return hx if permutation is None else hx.index_select(1, permutation)
-
     def extra_repr(self) -> str:
-        """The sizes, and whatever differs from its default."""
+        """The sizes, and whatever differs from its default. Dynamo traces it, for `vmap` asks for a name."""
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         if self.mode not in NN_RNN_MODES and not isinstance(self.nonlinearity, nn.Module):

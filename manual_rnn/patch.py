@@ -9,8 +9,6 @@ from .convert import check_target
 from .module import ManualRNN
 from .parameters import NN_RNN
 
-__all__ = ["patch_rnn"]
-
 PLACES: tuple[Any, ...] = (torch.nn, torch.nn.modules, torch.nn.modules.rnn)  # where torch offers the class
 
 

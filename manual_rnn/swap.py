@@ -11,8 +11,6 @@ from .module import ManualRNN
 from .parameters import NN_RNN
 from .validation import check_kind, is_kind
 
-__all__ = ["swap_rnn"]
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

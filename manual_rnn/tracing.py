@@ -27,8 +27,6 @@ from .ops import Nonlinearity, Options, input_projection, run_layers
 from .override import overrides_step
 from .parameters import RUNNER
 
-__all__ = ["Pass", "Trace", "trace", "trace_of", "traces_in_graph"]
-
 
 @dataclass(frozen=True)
 class Pass:

@@ -11,28 +11,6 @@ from .kernels.interface import check_memory
 from .torch_internals import any_autocast, is_wrapper
 from .weights import ASSIGNED, shapes_of_weights
 
-__all__ = [
-    "check_alpha",
-    "check_attributes",
-    "check_batch_sizes",
-    "check_counts",
-    "check_flags",
-    "check_forward_args",
-    "check_function",
-    "check_hidden_size",
-    "check_input",
-    "check_kind",
-    "check_leak",
-    "check_mode",
-    "check_ranks",
-    "check_rnn",
-    "check_state",
-    "check_step",
-    "check_tensors",
-    "is_kind",
-    "is_same",
-]
-
 
 def check_kind(name: str, value: Any, *kinds: type) -> None:
     """An argument of a public function is what it should be, before anything runs."""
@@ -145,14 +123,6 @@ def check_input(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
         )
 
 
-def check_hidden_size(
-    hx: Tensor, expected_hidden_size: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
-) -> None:
-    """Raise unless `hx` has the expected size, `(L * D, B, H)`."""
-    if hx.size() != expected_hidden_size:
-        raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
-
-
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
     """Steps that share out all packed rows, none with more rows than the one before."""
     if batch_sizes.dtype != torch.int64:
@@ -201,22 +171,22 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: Sequence[Sequenc
     """
     dtype, place = input.dtype, input.is_cpu or input.device  # of a tensor on the CPU the first is cheaper
     if hx.dtype != dtype or (hx.is_cpu or hx.device) != place:
-        raise_difference("hidden", "hx", input, hx)
+        _raise_difference("hidden", "hx", input, hx)
     for index, (group, shapes) in enumerate(zip(weights, shapes_of_weights(rnn), strict=True)):
         for x, shape in zip(group, shapes, strict=True):
             if x is not None and (x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place):
-                raise_mismatch(rnn._all_weights[index], group, shapes, input)
+                _raise_mismatch(rnn._all_weights[index], group, shapes, input)
 
 
-def raise_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
+def _raise_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
     for name, weight, shape in zip(names, group, shapes, strict=False):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
         if weight.device != input.device or weight.dtype != input.dtype:
-            raise_difference("parameter", name, input, weight)
+            _raise_difference("parameter", name, input, weight)
 
 
-def raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:
+def _raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:
     if other.device != input.device:
         raise RuntimeError(
             f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} "

@@ -11,17 +11,6 @@ import torch
 
 from .kernels.interface import PLAIN_TYPES
 
-__all__ = [
-    "ASSIGNED",
-    "FlatWeights",
-    "assigned_weights",
-    "is_expanded",
-    "names_of_weights",
-    "own_weights",
-    "same_objects",
-    "shapes_of_weights",
-]
-
 ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those tensors, and the module's own at the time
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
 

@@ -1,48 +1,49 @@
 r"""`python -m manual_rnn.benchmark [--quick] [--grid] [--dtype float64] [--threads 1 2] [--plot FOLDER]`,
 or `python -m manual_rnn.benchmark --device cuda [--quick] [--json FILE] [--limit 450]` (`cuda.py`)
 
-Every contender runs the same weights on the same input, and before anything is timed its output, or in
-training every gradient, is compared with that of `nn.RNN`. The tables have the median time of `nn.RNN`
-and ratios `nn.RNN` / contender: above 1 where the contender is faster. The limit is the processor's peak: as
+Every contender runs the same weights on the same input, and before it is timed its output, or in training
+every gradient, is compared with that of `nn.RNN` in float64. The tables have the median time of `nn.RNN` and
+ratios `nn.RNN` / contender: above 1 where the contender is faster. The limit is the processor's peak: as
 many multiply-adds as all projections and recurrences have, in training three times as many, of registers
 alone. The last column has the default's share of that.
 """
 
 import argparse
 import datetime
-import json
 import multiprocessing
 import platform
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from . import cuda
 from .cases import ALL_CASES, GRID_CASES, MEMORY_CASE, QUICK_CASES, Case
-from .contenders import CONTENDERS, absent
-from .timing import geometric_mean, peak_memory, seconds_per_call
+from .contenders import BUILTIN, CONTENDERS
+from .tables import keep, table
+from .timing import MODES, Row, cpu_clock, measure, peak_memory
 
 KERNELS: list[str] = ["native", "torch"]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the machine, one table for each mode and number of threads, and the memory."""
+    """Print the machine, one table for each mode and number of threads, who was left out, and the memory."""
     options = _parser().parse_args(arguments)
     if options.device == "cuda":
         cuda.run(options.quick, options.seconds or 0.04, options.limit, options.json)
         return
     options.seconds = options.seconds or (0.1 if options.quick else 1.0)
-    options.threads = options.threads or ([1] if options.quick else [1, 2])
-    options.rows = []
+    options.names = [BUILTIN, *(name for name in options.contenders if name != BUILTIN)]
     print(machine())
-    for name, packages in absent(options.contenders).items():
-        print(f"absent: {name}, for want of {' and '.join(packages)}")
-    for threads in options.threads:
-        for training in (False, True):
-            print(f"\n{'training step' if training else 'forward'}, threads: {threads}\n")
-            print_table(_cases(options), training, threads, options)
+    rows: list[Row] = []
+    for threads in options.threads or ([1] if options.quick else [1, 2]):
+        torch.set_num_threads(threads)
+        for mode in MODES:
+            print(f"\n{mode}, threads: {threads}\n")
+            for line in table(options.names, _measured(options, mode, rows)):
+                print(line, flush=True)
+    print_absent(rows)
     if not (options.quick or options.grid):
         print_memory(MEMORY_CASE)
     if options.plot:
@@ -52,9 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"wrote {plot(options.plot, options.seconds, options.quick)}", flush=True)
 
 
-def _cases(options: argparse.Namespace) -> list[Case]:
-    cases = GRID_CASES if options.grid else QUICK_CASES if options.quick else ALL_CASES
-    return [replace(case, dtype=getattr(torch, options.dtype)) for case in cases]
+def _measured(options: argparse.Namespace, mode: str, rows: list[Row]) -> Iterator[Row]:
+    """A row for each case, once it has been added to all rows and to the file."""
+    for case in GRID_CASES if options.grid else QUICK_CASES if options.quick else ALL_CASES:
+        row = measure(case, options.dtype, mode, options.names, options.seconds, cpu_clock)
+        rows.append({**row, "threads": torch.get_num_threads(), "machine": machine()})
+        keep(rows[-1], options.json)
+        yield row
 
 
 def machine() -> str:
@@ -66,26 +71,12 @@ def machine() -> str:
     return f"{datetime.date.today()}, {cpu}, {cores} cores, torch {torch.__version__}"
 
 
-def print_table(cases: list[Case], training: bool, threads: int, options: argparse.Namespace) -> None:
-    """One row per case, then the geometric mean of each column."""
-    torch.set_num_threads(threads)
-    names = ["nn.RNN", *(name for name in options.contenders if name != "nn.RNN")]
-    print("| (T, B, I, H) | nn.RNN | " + " | ".join(names[1:]) + " | of the peak |")
-    print("|:--|" + "--:|" * (len(names) + 1))
-    ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
-    for case in cases:
-        seconds = seconds_per_call(case, names, training, options.seconds)
-        for name in ratios.keys() & seconds.keys():
-            ratios[name].append(seconds["nn.RNN"] / seconds[name])
-        row = [f"{seconds['nn.RNN'] / seconds[name]:.2f}" if name in seconds else "" for name in ratios]
-        both = "limit" in seconds and "default" in seconds
-        row.append(f"{seconds['limit'] / seconds['default']:.2f}" if both else "")
-        print(f"| {case} | {seconds['nn.RNN'] * 1e6:,.0f} us | " + " | ".join(row) + " |", flush=True)
-        options.rows.append({"case": str(case), "training": training, "threads": threads, "seconds": seconds})
-        if options.json:  # after every row: what was measured stays, whatever comes
-            options.json.write_text(json.dumps({"machine": machine(), "rows": options.rows}, indent=1))
-    means = [f"{geometric_mean(column):.2f}" if column else "" for column in ratios.values()]
-    print("| geometric mean | | " + " | ".join(means) + " | |", flush=True)
+def print_absent(rows: Sequence[Row]) -> None:
+    """Why cells of the tables are empty."""
+    absent = dict.fromkeys(pair for row in rows for pair in row["absent"].items())
+    print("\nleft out:" if absent else "")
+    for name, reason in absent:
+        print(f"  {name}: {reason}")
 
 
 def print_memory(case: Case) -> None:

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-__all__ = ["ALL_CASES", "CUDA_CASES", "GRID_CASES", "MEMORY_CASE", "QUICK_CASES", "Case"]
-
 
 @dataclass(frozen=True)
 class Case:

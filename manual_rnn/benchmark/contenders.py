@@ -1,7 +1,7 @@
-r"""Who is timed. Each gets a case and a mode and returns a call to time, or None where it can't take part.
+r"""Who is timed. Each gets a case and a mode and returns a call to time, or the reason why it takes no part.
 
-In training a call returns the gradients of `<output, cotangent>` by the input and by every parameter;
-otherwise it returns the output, rows `(N, D * H)` for a packed batch.
+In training a call returns the gradients of `<output, cotangent>` by the input and by every parameter, those
+of an ensemble stacked; otherwise it returns the output, rows `(N, D * H)` for a packed batch.
 """
 
 import os
@@ -12,43 +12,60 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import KernelName, ManualRNN, use_kernel
 from ..kernels import native
 from .cases import Case
 
-__all__ = ["CONTENDERS", "Call", "Network", "absent", "agree", "builtin", "call_of", "training_step"]
-
 Call = Callable[[], Any]
 Network = Callable[[Any], tuple[Any, Any]]  # of input, or of a packed one: output, and what a caller leaves
-ROUND_OFF = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}  # of a sum
 KERNEL_NAMES: list[KernelName] = [name for name in get_args(KernelName) if name != "vendor"]  # an alias
+BUILTIN = "nn.RNN"
 
 
 def builtin(case: Case, training: bool) -> Call:
-    """`torch.nn.RNN`."""
-    rnn = case.network()
-    return call_of(rnn, case, training, list(rnn.parameters()))
+    """`torch.nn.RNN`; of an ensemble that of each member in turn."""
+    rnns = [case.network(member) for member in range(case.members)]
+    weights = [weight for same in zip(*(rnn.parameters() for rnn in rnns), strict=True) for weight in same]
+    if case.members == 1:
+        return call_of(rnns[0], case, training, weights)
+    call = call_of(
+        lambda input: (torch.stack([rnn(input)[0] for rnn in rnns]), None), case, training, weights
+    )
+
+    def stacked() -> tuple[Tensor, ...]:
+        dx, *others = call()
+        each = range(0, len(others), case.members)
+        return dx, *(torch.stack(others[at : at + case.members]) for at in each)
+
+    return stacked if training else call
 
 
-def manual(kernel: KernelName, case: Case, training: bool) -> Call | None:
-    """`ManualRNN` with one kernel."""
-    rnn = ManualRNN.from_builtin(case.network())
-    call = call_of(rnn, case, training, list(rnn.parameters()))
+def manual(kernel: KernelName, case: Case, training: bool) -> Call:
+    """`ManualRNN` with one kernel; an ensemble under `vmap`."""
+    rnn, weights = _ensemble(case) if case.members > 1 else _one(case)
+    call = call_of(rnn, case, training, weights)
 
-    if kernel == "default":
-        return call
-
-    def run() -> Any:
+    def asked() -> Any:
         with use_kernel(kernel):
             return call()
 
-    try:
-        run()
-    except RuntimeError:
-        return None
-    return run
+    return call if kernel == "default" else asked
+
+
+def _one(case: Case) -> tuple[Network, list[Tensor]]:
+    rnn = ManualRNN.from_builtin(case.network())
+    return rnn, list(rnn.parameters())
+
+
+def _ensemble(case: Case) -> tuple[Network, list[Tensor]]:
+    """All members at once, and their weights."""
+    rnns = [ManualRNN.from_builtin(case.network(member)) for member in range(case.members)]
+    weights = stack_module_state(rnns)[0]  # type: ignore[arg-type]
+    run = lambda input: vmap(lambda own: functional_call(rnns[0], own, (input,))[0])(weights)  # noqa: E731
+    return lambda input: (run(input), None), list(weights.values())
 
 
 def call_of(rnn: Network, case: Case, training: bool, weights: Sequence[Tensor]) -> Call:
@@ -61,30 +78,33 @@ def _inference(rnn: Network, case: Case) -> Call:
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return _rows(rnn(input)[0])
+            return rows_of(rnn(input)[0])
 
     return forward
 
 
 def training_step(rnn: Network, case: Case, weights: Sequence[Tensor]) -> Call:
     """Forward and backward, to the input and to the weights; of an ensemble by one cotangent for all."""
-    input, cotangent = case.input(), _rows(case.pack(case.cotangent()))
+    input, cotangent = case.input(), rows_of(case.pack(case.cotangent()))
 
     def step() -> tuple[Tensor, ...]:
-        output = _rows(rnn(case.pack(input))[0])
+        output = rows_of(rnn(case.pack(input))[0])
         return torch.autograd.grad(output, [input, *weights], cotangent.expand_as(output))
 
     return step
 
 
-def _rows(output: Tensor | PackedSequence) -> Tensor:
+def rows_of(output: Tensor | PackedSequence) -> Tensor:
+    """The rows of a packed batch, and any other as it is."""
     return output.data if isinstance(output, PackedSequence) else output
 
 
-def jax_scan(case: Case, training: bool) -> Call | None:
+def jax_scan(case: Case, training: bool) -> Call | str:
     """A jitted `lax.scan` over one padded layer."""
-    if absent(["JAX"]) or case.layers > 1 or case.dtype is not torch.float32:
-        return None
+    if case.layers > 1 or case.dtype is not torch.float32:
+        return "it runs one layer in float32"
+    if find_spec("jax") is None:
+        return "it isn't installed"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import jax.numpy as jnp
@@ -112,11 +132,12 @@ def jax_scan(case: Case, training: bool) -> Call | None:
     return call
 
 
-def onnx_runtime(case: Case, training: bool) -> Call | None:
+def onnx_runtime(case: Case, training: bool) -> Call | str:
     """The ONNX `RNN` node of one padded layer, forward only."""
-    padded = case.layers == 1 and not case.shortest and case.dtype is torch.float32
-    if training or not padded or absent(["ONNX Runtime"]):
-        return None
+    if training or case.layers > 1 or case.shortest or case.dtype is not torch.float32:
+        return "it runs one padded layer in float32, forward"
+    if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+        return "it or onnx isn't installed"
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -138,10 +159,12 @@ def onnx_runtime(case: Case, training: bool) -> Call | None:
     return lambda: session.run(None, {"X": input})[0][:, 0]
 
 
-def opacus(case: Case, training: bool) -> Call | None:
+def opacus(case: Case, training: bool) -> Call | str:
     """Opacus' handwritten `DPRNN`, padded."""
-    if absent(["Opacus"]) or case.shortest or case.dtype is not torch.float32:
-        return None
+    if case.shortest or case.dtype is not torch.float32:
+        return "it runs padded sequences in float32"
+    if find_spec("opacus") is None:
+        return "it isn't installed"
     from opacus.layers import DPRNN
 
     rnn = DPRNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
@@ -153,45 +176,21 @@ def opacus(case: Case, training: bool) -> Call | None:
     return training_step(rnn, case, [cell[i] for cell in cells for i in (0, 2, 1, 3)])
 
 
-def limit(case: Case, training: bool) -> Call | None:
+def limit(case: Case, training: bool) -> Call | str:
     """The multiply-adds of the case, in training three times as many, of registers alone, spread evenly over
-    the threads: the peak of the processor."""
+    the threads: the peak of the processor. It returns no numbers."""
     if native.unavailable is not None:
-        return None
+        return native.unavailable
     count = case.flops() / 2 * (3 if training else 1) / torch.get_num_threads()
-    return lambda: native.peak_fma(count, case.dtype)
+
+    def call() -> None:
+        native.peak_fma(count, case.dtype)
+
+    return call
 
 
-def agree(case: Case, found: Any, expected: Any) -> bool:
-    """Whether outputs, or all gradients, match to the round-off of their dtype, of the largest entry."""
-    if isinstance(expected, tuple):
-        return all(_close(_tensor(left), right) for left, right in zip(found, expected, strict=True))
-    found = _tensor(found)
-    if found.shape != expected.shape:  # padded rows of a contender that can't pack
-        found = _rows(case.pack(found))
-    return _close(found, expected)
-
-
-def _tensor(found: Any) -> Tensor:
-    return found if isinstance(found, Tensor) else torch.from_dlpack(found)
-
-
-def _close(left: Tensor, right: Tensor) -> bool:
-    bound = ROUND_OFF[right.dtype] * max(1.0, right.abs().max().item())
-    return left.shape == right.shape and (left - right).abs().max().item() <= bound
-
-
-PACKAGES = {"JAX": ["jax"], "ONNX Runtime": ["onnxruntime", "onnx"], "Opacus": ["opacus"]}
-
-
-def absent(names: list[str]) -> dict[str, list[str]]:
-    """Of the named contenders those that can't take part, with the packages that aren't installed."""
-    missing = {name: [p for p in PACKAGES.get(name, []) if find_spec(p) is None] for name in names}
-    return {name: packages for name, packages in missing.items() if packages}
-
-
-CONTENDERS: dict[str, Callable[[Case, bool], Call | None]] = {
-    "nn.RNN": builtin,
+CONTENDERS: dict[str, Callable[[Case, bool], Call | str]] = {
+    BUILTIN: builtin,
     **{name: partial(manual, name) for name in KERNEL_NAMES},
     "JAX": jax_scan,
     "ONNX Runtime": onnx_runtime,

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .timing import seconds_per_call
-
-__all__ = ["plot_ratio_by_hidden_size", "plot_time_by_steps"]
+from .timing import MODES, cpu_clock, measure
 
 NAMES = ["nn.RNN", "torch", "native", "limit"]
 HIDDEN_SIZES = [16, 32, 64, 128, 256, 512]
@@ -49,10 +47,10 @@ def plot_time_by_steps(folder: Path, seconds: float, quick: bool = False) -> Pat
 def _picture(path: Path, cases: list[Case], seconds: float, draw: Callable[[Any, Any], None]) -> Path:
     """Measures case after case, and draws the picture anew with each: what was measured stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, list[dict[str, float]]] = {"forward": [], "training step": []}
+    measured: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     for case in cases:
         for mode, times in measured.items():
-            times.append(seconds_per_call(case, NAMES, mode == "training step", seconds))
+            times.append(measure(case, "float32", mode, NAMES, seconds, cpu_clock)["seconds"])
         _write(path, measured, draw)
     return path
 
