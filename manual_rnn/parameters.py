@@ -92,8 +92,8 @@ class RNNBase(nn.RNNBase):
         self.reset_parameters()
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
-        r"""Draw every parameter from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, those of a subclass too, then change the
-        recurrent weights. Parameters of a nonlinearity, and an alpha, stay as they are.
+        r"""Draw every parameter from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, a subclass's too; then change
+        the recurrent weights. Parameters of a nonlinearity, and an alpha, stay as they are.
 
         Args:
             recurrent: "identity" for $W_{hh} = 1$ and both biases 0, which with ReLU is the IRNN of Le,
@@ -208,8 +208,7 @@ class RNNBase(nn.RNNBase):
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
-        padded = batch_sizes is None
-        B = input.size(0 if self.batch_first else 1) if padded else int(batch_sizes[:1].sum())
+        B = int(batch_sizes[:1].sum()) if batch_sizes is not None else input.size(not self.batch_first)
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
     def extra_repr(self) -> str:
