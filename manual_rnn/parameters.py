@@ -208,7 +208,8 @@ class RNNBase(nn.RNNBase):
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
-        B = int(batch_sizes[:1].sum()) if batch_sizes is not None else input.size(not self.batch_first)
+        axis = 0 if self.batch_first else 1
+        B = input.size(axis) if batch_sizes is None else int(batch_sizes[:1].sum())
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
     def extra_repr(self) -> str:

@@ -117,9 +117,10 @@ class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
         if torch.compiler.is_compiling():
             _newest = self.entered.pop()
             return
-        own = [block for block in self.entered if block in _own.get()]
-        block = (own or self.entered)[-1]  # not its own: a generator that another thread closes
-        self.entered.remove(block)
+        with _lock:  # one object may be entered in several threads
+            own = [block for block in self.entered if block in _own.get()]
+            block = (own or self.entered)[-1]  # not its own: a generator that another thread closes
+            self.entered.remove(block)
         _leave(block)
 
     def __call__(self, function: Function) -> Function:

@@ -117,8 +117,8 @@ def register(modes: Iterable[Any] = ()) -> None:
         for name, formula in FORMULAS.items()
         if hasattr(torch.ops.manual_rnn, name)
     }
-    for packet in known.keys() - module.flop_registry.keys():
-        module.register_flop_formula(packet, get_raw=True)(known[packet])
+    for packet, formula in known.items():  # by torch's own function two threads at once would fail
+        module.flop_registry.setdefault(packet, formula)
     for mode in modes:
         counter = getattr(mode, "counter", None)
         if isinstance(counter, module.FlopCounterMode):

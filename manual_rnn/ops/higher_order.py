@@ -62,9 +62,9 @@ def _arguments(
 
 
 @cache
-def batching_rule() -> Any:
-    """Give the derivative of ATen's operator one, unless it has; what comes back keeps it."""
-    return register_cudnn_backward_vmap(_of_many)
+def batching_rule() -> None:
+    """Give the derivative of ATen's operator one, unless it has."""
+    register_cudnn_backward_vmap(_of_many)
 
 
 def _of_many(*args: Any) -> tuple[Any, ...]:

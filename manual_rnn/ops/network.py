@@ -17,12 +17,12 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.interface import NetworkOptions, Saved
-from ..torch_internals import Function, profiling
+from ..torch_internals import Function, compiles_graph, profiling
 from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
 from .profiler import record_network
-from .saved_tensors import alias, as_nn_rnn, saved_by
+from .saved_tensors import alias, as_nn_rnn, copy, graph_copies, saved_by
 
 __all__ = ["Network", "aliases", "as_separate_output", "compute", "network"]
 
@@ -50,7 +50,7 @@ def network(
 def aliases(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> list[Any]:
     """What the node saves, as tensors of its own; no derivative reads a bias."""
     biases = weights[0].dim() - 1
-    return [as_nn_rnn(alias(x)), alias(hx), *(w if w.dim() == biases else alias(w) for w in weights)]
+    return [as_nn_rnn(alias(x)), copy(hx), *(w if w.dim() == biases else alias(w) for w in weights)]
 
 
 def as_separate_output(x: Tensor) -> Tensor:
@@ -95,12 +95,15 @@ class Network(Function):
         hx: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
+        needed = _needed(ctx.needs_input_grad[2:], x, hx, weights, options)
+        if compiles_graph():
+            needed[:2] = graph_copies(*needed[:2])
+            x, hx = x if needed[0] is None else needed[0], hx if needed[1] is None else needed[1]
         output, h_n, states = run(x, hx, list(weights), *options[:4], True)
         ctx.options, ctx.states = options._replace(alpha=None), len(states)
         ctx.set_materialize_grads(False)
         ctx.shapes = [w.shape for w in weights if w.dim() > h_n.dim() - 2]
         ctx.input_shape, ctx.hx_shape = x.shape, hx if hx is None else hx.shape
-        needed = _needed(ctx.needs_input_grad[2:], x, hx, weights, options)
         ctx.saved = [t is not None for t in needed]
         leak = () if options.alpha is None else (options.alpha,)
         ctx.save_for_backward(*states, *(t for t in needed if t is not None), *leak)

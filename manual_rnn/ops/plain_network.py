@@ -31,6 +31,7 @@ from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
     cudnn_rnn,
+    forward_mode_is_active,
     is_mapped,
     profiling,
     transforms_active,
@@ -206,6 +207,9 @@ def _run_aten(
     try:
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
+        if batch_first and forward_mode_is_active():  # it moves an axis in place, and not that of many tangents
+            output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
+            return output.transpose(0, 1), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)
     except RuntimeError:  # as above
         return None

@@ -1,6 +1,7 @@
 r"""The operators `torch.ops.manual_rnn.*`, and the rule that the dispatcher finds for each dispatch key.
 
     network              network_vjp            elman            linear_recurrence
+    copies               of what compiled code saves, below all transforms (`saved_tensors.py`)
 
     Autograd    an autograd node                                     `autograd_rules.py`
     vmap        an axis of the batch, or of an ensemble              `vmap_rules.py`
@@ -9,7 +10,7 @@ r"""The operators `torch.ops.manual_rnn.*`, and the rule that the dispatcher fin
     otherwise   the kernel that `kernels.choose` finds, in Python
 
 Each has an overload `kernel`, whose argument behind those of the other names the kernel that was asked for;
-and an overload `compiled` without the rules of the first two lines, which compiled code calls, since its
+and an overload `compiled` without the rule of the first line, which compiled code calls, since its
 derivatives are part of its graph: a call takes 8 us for 17 (Zen 4).
 The first two may have a last argument, `alpha`, of a leak; PyTorch leaves it out where it is None.
 """
@@ -25,10 +26,12 @@ from ..torch_internals import compiles_graph, run_vmap_rule, under_legacy_vmap
 from . import autograd_rules, dispatch, fake_rules, network, network_vjp, vmap_rules
 from .dispatch import NAMESPACE
 from .recurrences import Elman, LinearRecurrence
+from .saved_tensors import copies
 
 __all__ = ["NETWORK"]
 
 DEFAULT = "default"
+COPIES = f"{NAMESPACE}::copies"
 
 
 class Rules(NamedTuple):
@@ -68,17 +71,31 @@ def define() -> None:
             schema = f"({arguments}{more}{optional}) -> {result}"
             compute = rules.compute if more else partial(_default, rules.compute, len(arguments.split(", ")))
             operator = partial(_call, name, overload[1:] or DEFAULT)
-            above = {} if overload == ".compiled" else _above_the_backend(rules, operator)
+            above = _above_the_backend(rules, operator)
+            if overload == ".compiled":
+                del above["Autograd"]
             steps: dict[str, Callable[[], Any]] = {
                 "schema": partial(_define_schema, qualified, schema),
                 "fake": partial(torch.library.register_fake, qualified, rules.fake),
             }
             for key, rule in {"CompositeExplicitAutograd": compute, **above}.items():
                 steps[key] = partial(torch.library.impl, qualified, key, rule)
-            for step, register in steps.items():
-                if (qualified, step) not in done:
-                    register()
-                    done.add((qualified, step))
+            _take(steps, qualified, done)
+    key = "CompositeExplicitAutograd"
+    steps = {
+        "schema": partial(_define_schema, COPIES, "(Tensor[] tensors) -> Tensor[]"),
+        "fake": partial(torch.library.register_fake, COPIES, copies),
+        key: partial(torch.library.impl, COPIES, key, copies),
+    }
+    _take(steps, COPIES, done)
+
+
+def _take(steps: dict[str, Callable[[], Any]], qualified: str, done: set[Any]) -> None:
+    """Each step of an operator's registration that isn't done yet."""
+    for step, register in steps.items():
+        if (qualified, step) not in done:
+            register()
+            done.add((qualified, step))
 
 
 def _above_the_backend(rules: Rules, operator: Callable[..., Any]) -> dict[str, Callable[..., Any]]:

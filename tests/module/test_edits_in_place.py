@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KERNELS, PHI, error, twins
+from helpers import KERNELS, PHI, error, packed, twins
 from internals import KernelName, elman, saved_tensors
 from loop import NETWORKS, build, sample
 from torch import Tensor, nn
-from torch.func import grad, vjp
+from torch.func import functional_call, grad, vjp
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -64,7 +64,28 @@ def test_editing_h_n_in_place_survives(kernel: KernelName) -> None:
 
 
 @KERNELS
-@pytest.mark.parametrize("edited", ["input", "hx", "weight_hh_l0", "weight_ih_l1"])
+@pytest.mark.parametrize("form", ["padded", "packed", "functional"])
+@pytest.mark.parametrize("wanted", ["input", "weight_ih_l0", "bias_ih_l0"])
+def test_hx_may_be_edited_where_its_numbers_are_not_read(wanted: str, form: str, kernel: KernelName) -> None:
+    """A buffer that takes `h_n`, and a gradient of something else: a node checks all that it has saved."""
+    found: list[Tensor] = []
+    x, h0 = torch.randn(9, 3, 4), torch.randn(1, 3, 6)
+    for rnn in twins(4, 6):
+        leaf, hx = x.clone().requires_grad_(wanted == "input"), h0.clone()
+        given = packed(leaf, [9, 9, 9]) if form == "packed" else leaf
+        with use_kernel(kernel):
+            weights: dict[str, Tensor] = dict(rnn.named_parameters())
+            output, h_n = (
+                functional_call(rnn, weights, (given, hx)) if form == "functional" else rnn(given, hx)
+            )
+        hx.copy_(h_n.detach())
+        output = output.data if form == "packed" else output
+        found += torch.autograd.grad(output.sum(), weights.get(wanted, leaf))
+    assert error(*found) < 2e-6
+
+
+@KERNELS
+@pytest.mark.parametrize("edited", ["input", "weight_hh_l0", "weight_ih_l1"])
 def test_editing_an_argument_before_backward_raises(edited: str, kernel: KernelName) -> None:
     for rnn in twins(4, 6, 2):
         arguments = {"input": torch.randn(5, 3, 4), "hx": torch.randn(2, 3, 6)}
@@ -90,7 +111,8 @@ def test_an_edit_of_any_argument_before_backward_does_what_it_does_with_nn_rnn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of an optimizer, say, which edits all weights: it raises, or changes no gradient. Also where the
-    weights are too many numbers to be copied."""
+    weights are too many numbers to be copied. `hx` is always copied, so its edit may change nothing though
+    `nn.RNN` raises."""
     if not copied:
         monkeypatch.setattr(saved_tensors, "FEW", 0)
     builtin, manual = twins(4, 6, **options)
@@ -113,6 +135,10 @@ def test_an_edit_of_any_argument_before_backward_does_what_it_does_with_nn_rnn(
                 found.append("inplace" in str(reason))
             with torch.no_grad():
                 tensors[edited].copy_(before)
+        if edited == "hx" and isinstance(found[1], tuple):
+            arguments = {name: x.clone().requires_grad_(name in wanted) for name, x in given.items()}
+            inputs = [x for x in [*arguments.values(), *builtin.parameters()] if x.requires_grad]
+            found[0] = torch.autograd.grad(builtin(**arguments)[0].sum(), inputs)
         assert [type(f) for f in found] == [type(found[0])] * 2, f"{edited}: {found[1]}"
         if isinstance(found[0], tuple):
             assert max(map(error, *found)) < 2e-6, edited

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from manual_rnn import ManualRNN, fast_path, swap_rnn
 
-PUBLIC = {"begin", "step", "from_builtin", "to_builtin", "__prepare_scriptable__"}
+PUBLIC = {"begin", "step", "from_builtin", "to_builtin", "__prepare_scriptable__", "_manual_rnn_leaky"}
 CACHES = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs"}  # in the object, of an nn.RNN
 PRIVATE = ["_drop", "_run", "_check", "_weights", "_grouped", "_assigned", "_directions"]
 WORDS = ["begin", "step", "from_builtin", "to_builtin"]

@@ -74,6 +74,13 @@ bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped)
     return made != NULL;
 }
 
+bool copy_result(Call *call, Value from)
+{
+    const Handle made = copy_tensor((Handle)from);
+    add(&call->results, made, release_tensor);
+    return made != NULL;
+}
+
 /* A list doesn't own its tensors: whoever has it releases each of them. */
 static void take_tensors(Call *call, Value list)
 {

@@ -28,6 +28,9 @@ bool read_batch_sizes(Call *call, int64_t **sizes, int64_t *count, Value from);
  * not their memory. */
 bool make_result(Call *call, Tensor *x, long type, Shape shape, bool swapped);
 
+/* The call's next result: a copy. */
+bool copy_result(Call *call, Value from);
+
 /* Runs a kernel's body and releases what the call held; raises torch's exception where the body returned false. There
  * is a letter for each argument, and one for each result:
  *

@@ -2,6 +2,7 @@
  * in a C++ program alike.
  *
  *     manual_rnn::network, network_vjp, elman, linear_recurrence    the project's own
+ *     manual_rnn::copies                                            of what a compiled backward pass reads
  *     aten::_cudnn_rnn, _cudnn_rnn_backward                         cuDNN's, which have no kernel on a CPU; their
  *                                                                   autograd node is torch's own, in C++
  *
@@ -73,7 +74,8 @@ static bool register_all(void)
             if (!define_operator(schema) || !register_kernel("manual_rnn", "CPU", name, OPERATORS[i].kernel))
                 return false;
         }
-    return true;
+    return define_operator("copies(Tensor[] tensors) -> Tensor[]")
+        && register_kernel("manual_rnn", "CPU", "copies", copies_kernel);
 }
 
 __attribute__((constructor)) static void load(void)

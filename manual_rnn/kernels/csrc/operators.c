@@ -139,7 +139,17 @@ static bool run_one(Call *call, const Value *args, bool slope)
 static bool run_elman(Call *call, const Value *args) { return run_one(call, args, false); }
 static bool run_linear_recurrence(Call *call, const Value *args) { return run_one(call, args, true); }
 
+static bool run_copies(Call *call, const Value *args)
+{
+    const size_t count = list_size(args[0]);
+    for (size_t i = 0; i < count; i++)
+        if (!copy_result(call, list_item(args[0], i)))
+            return false;
+    return true;
+}
+
 KERNEL(network_kernel, "tolos---o", "ttl", run_network)
 KERNEL(network_vjp_kernel, "ntollooos-o", "l", run_network_vjp)
 KERNEL(elman_kernel, "tttos-", "t", run_elman)
 KERNEL(linear_recurrence_kernel, "tttos-", "t", run_linear_recurrence)
+KERNEL(copies_kernel, "l", "l", run_copies)

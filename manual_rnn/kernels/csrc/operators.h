@@ -18,7 +18,7 @@ bool make_output(Call *call, Network *net);
 bool make_h_n(Call *call, Network *net);
 bool make_gradients(Call *call, Network *net, const bool *need);
 
-Kernel network_kernel, network_vjp_kernel, elman_kernel, linear_recurrence_kernel;
+Kernel network_kernel, network_vjp_kernel, elman_kernel, linear_recurrence_kernel, copies_kernel;
 Kernel cudnn_rnn_kernel, network_backward_kernel, cudnn_rnn_backward_autograd;
 
 #endif

@@ -39,6 +39,7 @@ long tensor_dims(Value tensor);
 
 /* A tensor of the type, the sizes and the strides of x, whose memory x gets; NULL where there is none. */
 Handle new_tensor(Tensor *x);
+Handle copy_tensor(Handle from);
 Value undefined_tensor(void);
 
 /* A list hands over what was appended to it: its reader releases each tensor once, and then the list. */

@@ -170,6 +170,14 @@ Handle new_tensor(Tensor *x)
     return made;
 }
 
+Handle copy_tensor(Handle from)
+{
+    Handle made = NULL;
+    if (torch.aoti_torch_clone(from, &made))
+        fail("no memory for a copy");
+    return made;
+}
+
 Value undefined_tensor(void)
 {
     Handle made = NULL;
