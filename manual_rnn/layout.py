@@ -30,9 +30,11 @@ class Layout:
         data: the same rows as they came, for the checks that `nn.RNN` makes of them.
         hx: the states to begin with, `(L * D, B, H)` in the order of the rows, or None.
         batch_sizes: how many rows each step has, `(T,)`; None for a padded batch.
+        order: which sequence of the batch each row of the first step belongs to, if they were sorted.
     """
 
     batch_sizes: Tensor | None = None
+    order: Tensor | None = None
     input: Any
 
     def __init__(self, rnn: RNNBase, data: Tensor, hx: Tensor | None) -> None:

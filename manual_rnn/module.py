@@ -204,8 +204,7 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     weights = weights_of(rnn)
     data, batch_sizes, hx = layout.data, layout.batch_sizes, layout.hx
     if hx is None:
-        size = rnn.get_expected_hidden_size(data, batch_sizes)  # a graph may break here
-        hx = data.new_zeros(size)
+        hx = data.new_zeros(_expected_size(rnn, layout))
     rnn.check_forward_args(data, hx, batch_sizes)
     if batch_sizes is not None:
         validation.check_batch_sizes(batch_sizes, len(data))
@@ -216,6 +215,15 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     options = Options(phi, batch_sizes, rnn.bidirectional, dropout, alpha)
     run = rnn.__dict__.get(RUNNER) or (onnx.rnn if exporting else run_rnn)
     return run(x, hx, weights, options)
+
+
+def _expected_size(rnn: ManualRNN, layout: Layout) -> tuple[int, int, int]:
+    """Of the states to begin with. How many rows the first step has is data, at which a graph breaks; a batch
+    that was sorted says how many sequences there are."""
+    own = type(rnn).get_expected_hidden_size is not RNNBase.get_expected_hidden_size
+    if own or layout.order is None or not torch.compiler.is_compiling():
+        return rnn.get_expected_hidden_size(layout.data, layout.batch_sizes)
+    return rnn.num_layers * (1 + rnn.bidirectional), layout.order.size(0), rnn.hidden_size
 
 
 def _dropout(p: float, output: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def _run_aten(
     try:
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-        if batch_first and forward_mode_is_active():  # it moves an axis in place, and not that of many tangents
+        if batch_first and forward_mode_is_active():  # it moves an axis in place, but none of many tangents
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
             return output.transpose(0, 1), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)

@@ -174,6 +174,22 @@ def test_what_is_given_is_checked(args: tuple[Tensor, ...]) -> None:
     assert_alike(answer(torch.compile(rnn, backend="aot_eager"), *args), answer(rnn, *args))
 
 
+class Named(Tensor):
+    """A subclass that changes nothing."""
+
+
+@pytest.mark.parametrize("form", ["padded", "unbatched", "with a child"])
+def test_results_belong_to_the_subclass_of_the_input(form: str) -> None:
+    rnn, x = ManualRNN(3, 4), torch.randn(4, 4, 3)
+    x = (x[0] if form == "unbatched" else x).as_subclass(Named)
+    if form == "with a child":
+        rnn.child = nn.Identity()
+    output, h_n = torch.compile(rnn, backend="aot_eager")(x)
+    assert type(output) is type(h_n) is Named
+    torch.testing.assert_close((output, h_n), rnn(x))
+    output.sum().backward()
+
+
 def test_a_step_put_on_the_class_itself_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, x = ManualRNN(3, 4), torch.randn(5, 2, 3)
     compiled = torch.compile(rnn, backend="aot_eager")

@@ -88,6 +88,28 @@ def test_many_threads_at_once_leave_nothing_behind() -> None:
         sys.setswitchinterval(interval)
 
 
+def test_threads_that_share_one_object() -> None:
+    """A block that ends takes back its own request, and not that of another thread."""
+    shared, wrong = use_kernel("torch"), []
+
+    def many(_: int) -> None:
+        for _ in range(2000):
+            with use_kernel("reference"):
+                with shared:
+                    wrong.append(kernels.requested_kernel() != "torch")
+                wrong.append(kernels.requested_kernel() != "reference")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(many, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(wrong) == 8 * 2 * 2000
+    assert not any(wrong)
+
+
 def test_what_runs_is_what_this_thread_asked_for() -> None:
     """Of complex numbers the C kernel can't run: only the thread that asked for it is told so."""
     rnn, input = ManualRNN(3, 4, dtype=torch.complex64), torch.randn(5, 2, 3, dtype=torch.complex64)

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_same
 from loop import CASES, NETWORKS, Loop, as_function, build, case_id, sample, wrap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.autograd.functional import hvp
+from torch.autograd.functional import hvp, jacobian
 
 from manual_rnn import ManualRNN
 
@@ -113,3 +113,15 @@ def _second(kind, network, layout, part):
     second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), list(leaves.values()))
     names = [f"{order} {name}" for order in ("first", "second") for name in leaves]
     return dict(zip(names, [*(g.detach() for g in first), *second], strict=True))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("steps", [1, 3, 9])
+def test_tangents_of_all_columns_at_once(steps: int, batch_first: bool) -> None:
+    """With `batch_first` those of `nn.RNN` are wrong; the other way through the graph judges."""
+    rnn = ManualRNN(3, 4, batch_first=batch_first, dtype=torch.float64)
+    x = torch.randn(2, steps, 3, dtype=torch.float64)
+    for at in (0, 1):
+        expected = jacobian(lambda x, at=at: rnn(x)[at], x)
+        found = jacobian(lambda x, at=at: rnn(x)[at], x, vectorize=True, strategy="forward-mode")
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
