@@ -30,7 +30,7 @@ def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
     """What `rnn(x, hx)` returns, or None where the call isn't plain. Results belong to the subclass of the
     input, if it is one that changes nothing, to which operators of ours mean nothing."""
     kind = type(x)
-    if kind is Tensor or not isinstance(x, Tensor) or non_plain_reason(x) is not None:
+    if kind is Tensor or torch.compiler.is_exporting() or not isinstance(x, Tensor) or non_plain_reason(x):
         return _run(rnn, x, hx)
     output, h_n = rnn.forward(x.as_subclass(Tensor), hx)
     return output.as_subclass(kind), h_n.as_subclass(kind)

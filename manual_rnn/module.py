@@ -204,7 +204,8 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     weights = weights_of(rnn)
     data, batch_sizes, hx = layout.data, layout.batch_sizes, layout.hx
     if hx is None:
-        hx = data.new_zeros(_expected_size(rnn, layout))
+        size = _expected_size(rnn, layout)  # a graph may break here
+        hx = data.new_zeros(size)
     rnn.check_forward_args(data, hx, batch_sizes)
     if batch_sizes is not None:
         validation.check_batch_sizes(batch_sizes, len(data))

@@ -35,3 +35,4 @@ def _any_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "users_lengths" not in request.keywords:
         monkeypatch.setattr(aten, "SHORT", 0)
         monkeypatch.setattr(aten, "SINGLE", 0)
+        monkeypatch.setattr(aten, "OF_A_LEAF", 0)

@@ -29,17 +29,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if "_live" not in globals():  # a module that is loaded again has blocks already
     _live: dict[object, str] = {}  # for each block of any thread the kernel it asks for, the newest last
-    _newest: str | None = None  # the kernel of that one
+    _newest: str = DEFAULT  # the kernel of that one
     _own: ContextVar[tuple[object, ...]] = ContextVar("the blocks of this thread or task", default=())
     _lock = RLock()  # may be taken twice: a collected generator can leave its block anywhere
 
 
 def requested_kernel() -> str:
     """The kernel that was asked for, or "default"."""
-    newest = _newest
-    if newest is None or torch.compiler.is_compiling():
-        return newest or DEFAULT
-    return next(filter(None, map(_live.get, reversed(_own.get()))), newest)
+    if torch.compiler.is_dynamo_compiling() or not _live:
+        return _newest
+    return next(filter(None, map(_live.get, reversed(_own.get()))), _newest)
 
 
 def _leave(*blocks: object) -> None:
@@ -47,7 +46,7 @@ def _leave(*blocks: object) -> None:
     with _lock:
         for block in blocks:
             _live.pop(block, None)
-        _newest = [None, *_live.values()][-1]
+        _newest = [DEFAULT, *_live.values()][-1]
     _own.set(tuple(block for block in _own.get() if block in _live))
 
 
@@ -102,7 +101,7 @@ class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
     def __enter__(self) -> None:
         global _newest
         self.unused = False
-        if torch.compiler.is_compiling():  # one thread at a time, and blocks end in order
+        if torch.compiler.is_dynamo_compiling():  # one thread at a time, and blocks end in order
             self.entered.append(_newest)
             _newest = self.name
             return
@@ -114,7 +113,7 @@ class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
 
     def __exit__(self, *_: Any) -> None:
         global _newest
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             _newest = self.entered.pop()
             return
         with _lock:  # one object may be entered in several threads

@@ -53,7 +53,10 @@ def composed_network_backward(
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
-    few = (len(batch_sizes) or x.size(0)) <= aten.SHORT  # PyTorch's nodes cost less than ours
+    if c_states is not None and len(c_states) == 1:
+        c, c_states = composed.add(c, c_states[0]), None
+    steps = len(batch_sizes) or x.size(0)
+    few = torch.is_grad_enabled() and steps <= aten.SHORT  # PyTorch's nodes cost less than ours
     kernel = REFERENCE if few else DEFAULT
     options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, kernel, cx)
     h0 = None if hx.dim() == 1 else hx

@@ -26,7 +26,7 @@ from ..torch_internals import compiles_graph, run_vmap_rule, under_legacy_vmap
 from . import autograd_rules, dispatch, fake_rules, network, network_vjp, vmap_rules
 from .dispatch import NAMESPACE
 from .recurrences import Elman, LinearRecurrence
-from .saved_tensors import copies
+from .saved_tensors import copies, fake_copies
 
 __all__ = ["NETWORK"]
 
@@ -84,7 +84,7 @@ def define() -> None:
     key = "CompositeExplicitAutograd"
     steps = {
         "schema": partial(_define_schema, COPIES, "(Tensor[] tensors) -> Tensor[]"),
-        "fake": partial(torch.library.register_fake, COPIES, copies),
+        "fake": partial(torch.library.register_fake, COPIES, fake_copies),
         key: partial(torch.library.impl, COPIES, key, copies),
     }
     _take(steps, COPIES, done)

@@ -101,12 +101,16 @@ def test_a_few_steps_are_left_to_nn_rnn(name: str, options: dict[str, Any], engi
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["frozen weights", "the gradient of a leaf", "a penalty"])
-def test_more_steps_are_not(name: str, engine: list[str]) -> None:
-    x = torch.randn(9, 3, 4)
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("frozen weights", 8), ("grad", 8), ("the gradient of a leaf", 16), ("a penalty", 16), ("hvp", 16)],
+)
+def test_more_steps_are_not(name: str, most: int, more: int, engine: list[str]) -> None:
+    x = torch.randn(most + more, 3, 4)
     for a, b in zip(*(flat(FEW[name](rnn, x)) for rnn in twins(4, 6)), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
-    assert engine
+    assert bool(engine) == bool(more)
 
 
 @pytest.mark.parametrize("hx", [None, torch.randn(1, 3, 6)], ids=["zeros", "hx"])

@@ -49,7 +49,7 @@ def test_before_forward(name: str, H: int, shrink: str, kernel: KernelName, dtyp
 
 @EVERY_KERNEL
 @EVERY_LOSS
-@pytest.mark.parametrize("name", ["input", "hx", "weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("name", ["input", "weight_ih_l0", "weight_hh_l0"])
 def test_between_forward_and_backward(name: str, shrink: str, kernel: KernelName, dtype: torch.dtype) -> None:
     rnn, tensors = drawn(dtype)
     tensors["input"].requires_grad_()

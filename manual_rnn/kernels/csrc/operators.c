@@ -142,9 +142,11 @@ static bool run_linear_recurrence(Call *call, const Value *args) { return run_on
 static bool run_copies(Call *call, const Value *args)
 {
     const size_t count = list_size(args[0]);
-    for (size_t i = 0; i < count; i++)
-        if (!copy_result(call, list_item(args[0], i)))
+    for (size_t i = 0; i < count; i++) {
+        Tensor x; /* whose memory is checked */
+        if (!read(call, &x, "a tensor to copy", list_item(args[0], i)) || !copy_result(call, list_item(args[0], i)))
             return false;
+    }
     return true;
 }
 
