@@ -30,8 +30,6 @@ from .torch_internals import (
 )
 from .weights import ASSIGNED
 
-__all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
-
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip

@@ -20,25 +20,7 @@ from torch.nn import Parameter
 from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense, has_amx
 from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
 from .nonlinearities import PHI
-from .torch_loop import elman, linear_recurrence
-
-__all__ = [
-    "HAS_LEAK",
-    "NONLINEARITIES",
-    "autocasts_to_half",
-    "by_cudnn",
-    "cudnn",
-    "elman",
-    "fit",
-    "flatten",
-    "has_recurrence",
-    "is_faster",
-    "layer",
-    "linear_recurrence",
-    "nn_rnn",
-    "runs_cudnn",
-    "unsupported_reason",
-]
+from .torch_loop import elman, linear_recurrence  # noqa: F401  # offered too, as by every kernel
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 NONLINEARITIES, HAS_LEAK = tuple(RUN), False

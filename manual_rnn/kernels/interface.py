@@ -25,17 +25,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = [
-    "PLAIN_TYPES",
-    "Kernel",
-    "LayerWeights",
-    "NetworkOptions",
-    "Saved",
-    "check_memory",
-    "grouped",
-    "non_plain_reason",
-]
-
 PLAIN_TYPES = frozenset({Tensor, Parameter})
 TRACERS = "torch._subclasses"  # where torch keeps the tensors without numbers with which it traces
 

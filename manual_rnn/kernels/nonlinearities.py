@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from ..torch_internals import has_global_hooks, torchscript
 
-__all__ = ["NN_RNN_MODES", "PHI", "PHI_OF_CODE", "PHI_OF_MODE", "Phi", "name_of"]
-
 
 class Phi(NamedTuple):
     """A nonlinearity.

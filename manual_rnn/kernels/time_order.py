@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Walk", "carry", "check_sizes", "time_of_rows"]
-
 
 class Walk(NamedTuple):
     """A direction through time, along the axis `dim` of padded or packed tensors."""

@@ -19,8 +19,6 @@ from .fake_rules import leak_of
 from .network import Network, aliases, as_separate_output
 from .network_vjp import NetworkVjp
 
-__all__ = ["network", "network_vjp", "recurrence"]
-
 
 def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
     if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):

@@ -24,9 +24,6 @@ from .dispatch import statically
 from .leaky_recurrence import leaky_elman, leaky_elman_vjp
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
 
-__all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
-
-
 Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
 
 

@@ -21,8 +21,6 @@ from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
 from . import aten_node, composed
 
-__all__ = ["batching_rule", "with_derivatives"]
-
 
 def with_derivatives(
     kernel: kernels.KernelName, grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]

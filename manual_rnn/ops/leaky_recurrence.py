@@ -23,8 +23,6 @@ from ..kernels import reference
 from ..kernels.nonlinearities import PHI
 from ..kernels.time_order import Walk
 
-__all__ = ["leaky_elman", "leaky_elman_vjp"]
-
 
 def leaky_elman(
     z: Tensor, h0: Tensor, w: Tensor, alpha: Tensor, phi: str, walk: Walk

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ..kernels.interface import NetworkOptions, Saved
 
-__all__ = ["check_network", "check_network_vjp", "check_recurrence"]
-
 
 def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
     """Nothing broadcasts: raise unless the shapes fit to the last axis."""

@@ -43,8 +43,6 @@ from .network import as_separate_output
 from .profiler import record_call
 from .saved_tensors import node_inputs
 
-__all__ = ["PlainOptions", "is_recorded", "plain_kernel", "run_plain_network"]
-
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
 _loaded = vars(torch.utils)
 
@@ -207,7 +205,7 @@ def _run_aten(
     try:
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-        if batch_first and forward_mode_is_active():  # it moves an axis in place, and not that of many tangents
+        if batch_first and forward_mode_is_active():  # it moves an axis in place, not that of many tangents
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
             return output.transpose(0, 1), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)

@@ -38,15 +38,6 @@ from .operator_checks import check_recurrence
 from .profiler import record_recurrence
 from .saved_tensors import alias, saved_by
 
-__all__ = [
-    "Elman",
-    "LinearRecurrence",
-    "elman",
-    "linear_recurrence",
-    "rows_matmul",
-    "weight_gradient",
-]
-
 
 def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """A node's `jvp` that another jvp around it can differentiate.

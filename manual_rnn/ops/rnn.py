@@ -21,8 +21,6 @@ from . import composed, cudnn, custom_step, dispatch
 from .custom_step import CustomStep
 from .network import network
 
-__all__ = ["Nonlinearity", "choose_network_kernel", "run_layers", "run_rnn"]
-
 Nonlinearity = str | Callable[[Tensor, Tensor], CustomStep]  # a name, or what gives a step of one's own
 Dropout = Callable[[Tensor], Tensor]
 
