@@ -185,14 +185,6 @@ def _matrices_first(count: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ..
     return itemgetter(*sorted(range(count), key=lambda at: at % 4 // 2))
 
 
-@cache
-def shapes(layers: int, D: int, I: int, H: int, bias: bool) -> list[tuple[int, ...]]:  # noqa: E741
-    """Of the weights of a network: of each layer and direction matrices, and biases if there are any."""
-    widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
-    biases = [(H,), (H,)] if bias else []
-    return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
-
-
 def fit(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether the weights have these shapes and, with the input, one device and one dtype, autocast aside."""
     if [w.shape for w in weights] != shapes:

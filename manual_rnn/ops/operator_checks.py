@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels.interface import NetworkOptions, Saved
+from ..kernels.interface import NetworkOptions, Saved, weight_shapes
 
 
 def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
@@ -33,16 +33,14 @@ def check_network(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], optio
     rank = len(G) + (3 if options.batch_sizes is None else 2)
     if x.dim() != rank:
         raise ValueError(f"network: expected an input of {rank} axes, got {x.dim()}")
-    groups = len(weights) * options.D // size
-    tensors, expected = [x, *weights], [(*G, *x.shape[len(G) :])]
-    for at in range(groups):
-        width = x.size(-1) if at < options.D else options.D * H
-        expected += [(*G, H, width), (*G, H, H), (*G, H), (*G, H)][: size // options.D]
+    layers = len(weights) // size
+    shapes = [x.shape[len(G) :], *weight_shapes(layers, options.D, x.size(-1), H, options.has_biases)]
+    tensors, expected = [x, *weights], [(*G, *shape) for shape in shapes]
     if options.alpha is not None:
         tensors, expected = [*tensors, options.alpha], [*expected, (*G, H)]
     if hx is not None:
         B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, hx)
-        tensors, expected = [*tensors, hx], [*expected, (*G, groups, B, H)]
+        tensors, expected = [*tensors, hx], [*expected, (*G, layers * options.D, B, H)]
     _compare("network", tensors, expected)
 
 
