@@ -83,6 +83,15 @@ class Walk(NamedTuple):
         return torch.zeros_like(x.select(self.dim, 0) if self.batch_sizes is None else x)
 
 
+def batch_size(x: Tensor, batch_sizes: Tensor | None, state: Tensor | None = None) -> int:
+    """The size `B` of a batch with the rows `x`; without any steps, a packed one has that of its state."""
+    if batch_sizes is None:
+        return x.size(-2)
+    if batch_sizes.numel():
+        return int(batch_sizes[0])
+    return 0 if state is None else state.size(-2)
+
+
 def check_sizes(batch_sizes: Tensor | None, N: int) -> None:
     """Sizes share out the rows, none larger than the one before. Python's ints can't overflow.
 
