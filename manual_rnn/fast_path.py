@@ -30,8 +30,6 @@ from .torch_internals import (
 )
 from .weights import ASSIGNED
 
-__all__ = ["kernel_of_plain_call", "packed_sizes", "try_fast_path"]
-
 METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip
@@ -159,12 +157,10 @@ def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
 
 def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | None) -> str | None:
     """The kernel that the fast path would run on a CPU; None where the call isn't plain."""
-    x: Tensor
-    sizes: Sequence[int] | None
+    x: Any = input
+    sizes: Sequence[int] | None = ()
     if isinstance(input, PackedSequence):
         x, sizes = input.data, packed_sizes(input.batch_sizes, input.data)
-    else:
-        x, sizes = input, ()
     if sizes is None or type(x) not in PLAIN_TYPES or not no_tracing():
         return None
     call = _plain_call(rnn, x, hx, sizes)

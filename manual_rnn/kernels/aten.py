@@ -20,25 +20,7 @@ from torch.nn import Parameter
 from ..torch_internals import below_autograd, cudnn_rnn, flatten_dense, has_amx
 from .interface import LayerWeights, NetworkOptions, check_memory, non_plain_reason
 from .nonlinearities import PHI
-from .torch_loop import elman, linear_recurrence
-
-__all__ = [
-    "HAS_LEAK",
-    "NONLINEARITIES",
-    "autocasts_to_half",
-    "by_cudnn",
-    "cudnn",
-    "elman",
-    "fit",
-    "flatten",
-    "has_recurrence",
-    "is_faster",
-    "layer",
-    "linear_recurrence",
-    "nn_rnn",
-    "runs_cudnn",
-    "unsupported_reason",
-]
+from .torch_loop import elman, linear_recurrence  # noqa: F401  # offered too, as by every kernel
 
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 NONLINEARITIES, HAS_LEAK = tuple(RUN), False
@@ -201,14 +183,6 @@ def flatten(flat: Sequence[Tensor | None]) -> None:
 def _matrices_first(count: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
     """Puts so many weights, four to a layer and direction, in cuDNN's order."""
     return itemgetter(*sorted(range(count), key=lambda at: at % 4 // 2))
-
-
-@cache
-def shapes(layers: int, D: int, I: int, H: int, bias: bool) -> list[tuple[int, ...]]:  # noqa: E741
-    """Of the weights of a network: of each layer and direction matrices, and biases if there are any."""
-    widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
-    biases = [(H,), (H,)] if bias else []
-    return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
 
 
 def fit(x: Tensor, weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:

@@ -19,22 +19,12 @@ Letters: `T` steps, `B` batch, `I` input size, `H` hidden size, `L` layers, `D` 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-
-__all__ = [
-    "PLAIN_TYPES",
-    "Kernel",
-    "LayerWeights",
-    "NetworkOptions",
-    "Saved",
-    "check_memory",
-    "grouped",
-    "non_plain_reason",
-]
 
 PLAIN_TYPES = frozenset({Tensor, Parameter})
 TRACERS = "torch._subclasses"  # where torch keeps the tensors without numbers with which it traces
@@ -78,6 +68,14 @@ def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:
     """A flat list of weights, for each layer and direction."""
     size = 4 if has_biases else 2
     return [LayerWeights(*weights[at : at + size]) for at in range(0, len(weights), size)]
+
+
+@cache
+def weight_shapes(layers: int, D: int, I: int, H: int, has_biases: bool) -> list[tuple[int, ...]]:  # noqa: E741
+    """The shapes of a network's weights: for each layer and direction of the matrices, and of the biases."""
+    widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
+    biases = [(H,), (H,)] if has_biases else []
+    return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
 
 
 class Kernel(Protocol):

@@ -21,19 +21,6 @@ from torch import Tensor
 from ..torch_internals import below_autograd, offers_cudnn_node
 from .interface import PLAIN_TYPES, NetworkOptions, Saved, non_plain_reason
 
-__all__ = [
-    "SCHEMAS",
-    "elman",
-    "has_aten_node",
-    "linear_recurrence",
-    "network",
-    "network_vjp",
-    "peak_fma",
-    "runs",
-    "unavailable",
-    "unsupported_reason",
-]
-
 
 class Schema(NamedTuple):
     """Of an operator; `optional` are arguments behind all others."""

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from ..torch_internals import has_global_hooks, torchscript
 
-__all__ = ["NN_RNN", "NN_RNN_MODES", "PHI", "PHI_OF_CODE", "PHI_OF_MODE", "Phi", "name_of"]
-
 
 class Phi(NamedTuple):
     """A nonlinearity.
@@ -151,8 +149,7 @@ PHI: dict[str, Phi] = {
 }
 PHI_OF_MODE = {row.mode: name for name, row in PHI.items()}
 PHI_OF_CODE = {row.code: name for name, row in PHI.items()}
-NN_RNN = ("tanh", "relu")  # those that `nn.RNN` has, and cuDNN
-NN_RNN_MODES = tuple(PHI[name].mode for name in NN_RNN)
+NN_RNN_MODES = PHI["tanh"].mode, PHI["relu"].mode  # those that `nn.RNN` has, and cuDNN
 
 
 def name_of(function: Any) -> str | None:

@@ -16,8 +16,6 @@ from .interface import LayerWeights, NetworkOptions
 from .nonlinearities import PHI
 from .time_order import Walk, carry
 
-__all__ = ["Step", "elman", "layer", "linear_recurrence", "scan", "unsupported_reason"]
-
 Step = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -20,8 +20,6 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-__all__ = ["DEFAULT", "KernelName", "requested_kernel", "use_kernel"]
-
 KernelName = Literal["default", "native", "triton", "torch", "aten", "reference", "vendor"]
 ALIASES: dict[str, KernelName] = {"vendor": "aten"}  # its older name
 DEFAULT: KernelName = "default"

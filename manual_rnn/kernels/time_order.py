@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Walk", "carry", "check_sizes", "time_of_rows"]
-
 
 class Walk(NamedTuple):
     """A direction through time, along the axis `dim` of padded or packed tensors."""
@@ -83,6 +81,15 @@ class Walk(NamedTuple):
         """Zeros for the state before the first step; for packed rows at least one per sequence, since
         how many there are a graph can't know."""
         return torch.zeros_like(x.select(self.dim, 0) if self.batch_sizes is None else x)
+
+
+def batch_size(x: Tensor, batch_sizes: Tensor | None, state: Tensor | None = None) -> int:
+    """The size `B` of a batch with the rows `x`; without any steps, a packed one has that of its state."""
+    if batch_sizes is None:
+        return x.size(-2)
+    if batch_sizes.numel():
+        return int(batch_sizes[0])
+    return 0 if state is None else state.size(-2)
 
 
 def check_sizes(batch_sizes: Tensor | None, N: int) -> None:

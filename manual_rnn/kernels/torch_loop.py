@@ -14,8 +14,6 @@ from .interface import non_plain_reason
 from .nonlinearities import PHI
 from .time_order import Walk, carry, check_sizes
 
-__all__ = ["elman", "linear_recurrence", "unsupported_reason"]
-
 ACCUMULATE = {2: Tensor.addmm_, 3: Tensor.baddbmm_}
 
 

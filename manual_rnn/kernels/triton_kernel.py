@@ -14,8 +14,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["recurrence"]
-
 # What differs from call to call, but from which no call wants code of its own.
 RUN_TIME: Any = ("T", "B", "rows", "m_g", "m_k", "m_n", "relu", "reverse")
 

@@ -26,16 +26,6 @@ from . import torch_loop
 from .interface import PLAIN_TYPES, non_plain_reason
 from .time_order import check_sizes
 
-__all__ = [
-    "CONFIGURATIONS",
-    "HAS_LEAK",
-    "NONLINEARITIES",
-    "Configuration",
-    "elman",
-    "linear_recurrence",
-    "unsupported_reason",
-]
-
 DEVICE = "cuda"
 CAPABILITY = (8, 0)  # of the first cards that multiply tf32 and bfloat16
 TILE = 16  # sequences to a program: the fewest rows that a tensor core multiplies

@@ -18,8 +18,6 @@ from ..torch_internals import CUDNN_SCHEMAS
 from . import composed
 from .network_vjp import network_vjp
 
-__all__ = ["define", "of_many"]
-
 NAME = "manual_rnn::composed_network_backward"
 
 

@@ -19,8 +19,6 @@ from .fake_rules import leak_of
 from .network import Network, aliases, as_separate_output
 from .network_vjp import NetworkVjp
 
-__all__ = ["network", "network_vjp", "recurrence"]
-
 
 def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
     if not dispatch.requires_grad(x, y, w) and not carry_tangents(x, y, w):
@@ -33,18 +31,14 @@ def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *optio
 
 
 def network(operator: Any, x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any) -> Any:
-    batch_sizes, phi, bidirectional, has_biases, save_states, *rest = options
-    kernel, alpha = _kernel_and_leak(rest)
-    composes = carry_tangents(x, hx, *weights) or _has_derivative(alpha)
-    if not composes and not dispatch.requires_grad(x, hx, *weights):
-        with below_autograd():
-            return operator(x, hx, weights, *options)
-    sizes = without_gradient_levels(batch_sizes)
-    named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if composes:
+    how, save_states, rest = options[:4], options[4], options[5:]
+    named = _options_of(how, rest)
+    if carry_tangents(x, hx, *weights) or _has_derivative(named.alpha):
         output, h_n, states = composed.network(x, hx, weights, named)
         return output.clone(), h_n, states if save_states else []
-    rest, named = _without_levels(rest), named._replace(alpha=without_gradient_levels(alpha))
+    if not dispatch.requires_grad(x, hx, *weights):
+        with below_autograd():
+            return operator(x, hx, weights, *options)
     run = partial(dispatch.run_in_node, operator)
     eager = dispatch.is_eager(x, hx, *weights)
     inputs = aliases(x, hx, weights) if eager else (x, hx, *weights)
@@ -67,19 +61,15 @@ def network_vjp(
     c_last: Tensor | None,
     *options: Any,
 ) -> list[Tensor]:
-    batch_sizes, phi, bidirectional, *other = options
-    kernel, alpha = _kernel_and_leak(other)
+    has_biases, other = len(need) - 2 == 2 * len(matrices), options[3:]
+    named = _options_of((*options[:3], has_biases), other)
     tensors = x, hx, *matrices, *states, c, c_last
-    composes = carry_tangents(*tensors) or _has_derivative(alpha)
-    if not composes and not dispatch.requires_grad(*tensors):
+    if carry_tangents(*tensors) or _has_derivative(named.alpha):
+        gradients = composed.network_vjp(need, Saved(x, hx, matrices, states), (c, c_last), named)
+        return [g for g in gradients if g is not None]
+    if not dispatch.requires_grad(*tensors):
         with below_autograd():
             return operator(need, x, hx, matrices, states, c, c_last, *options)
-    sizes, has_biases = without_gradient_levels(batch_sizes), len(need) - 2 == 2 * len(matrices)
-    named = NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, alpha)
-    if composes:
-        found = composed.network_vjp(need, Saved(x, hx, matrices, states), (c, c_last), named)
-        return [g for g in found if g is not None]
-    other, named = _without_levels(other), named._replace(alpha=without_gradient_levels(alpha))
     run = partial(dispatch.run_in_node, operator)
     rest = len(matrices), x, hx, c, c_last, *matrices, *states
     found = dispatch.apply_at_functorch_level(
@@ -88,15 +78,15 @@ def network_vjp(
     return list(found)
 
 
-def _kernel_and_leak(rest: Sequence[Any]) -> tuple[Any, Any]:
-    """What an operator was given behind its other arguments."""
-    return next((each for each in rest if isinstance(each, str)), DEFAULT), leak_of(rest)
+def _options_of(how: Sequence[Any], rest: Sequence[Any]) -> NetworkOptions:
+    """The options by name: the first four, and what an operator was given behind its other arguments."""
+    batch_sizes, phi, bidirectional, has_biases = how
+    kernel = next((each for each in rest if isinstance(each, str)), DEFAULT)
+    sizes = without_gradient_levels(batch_sizes)
+    return NetworkOptions(sizes, phi, bidirectional, has_biases, kernel, leak_of(rest))
 
 
 def _has_derivative(alpha: Tensor | None) -> bool:
-    """Whether a derivative by the leak may be wanted, which the composed form has."""
+    """Whether a derivative by the leak may be wanted, which the composed form has. A leak that a transform's
+    gradient level wraps is such a one, so no node saves its wrapper."""
     return alpha is not None and tracks_gradient(alpha)
-
-
-def _without_levels(rest: Sequence[Any]) -> list[Any]:
-    return [without_gradient_levels(each) if isinstance(each, Tensor) else each for each in rest]

@@ -19,13 +19,10 @@ from torch import Tensor
 
 from ..kernels import REFERENCE, reference
 from ..kernels.interface import LayerWeights, NetworkOptions, Saved, grouped
-from ..kernels.time_order import Walk
+from ..kernels.time_order import Walk, batch_size
 from .dispatch import statically
 from .leaky_recurrence import leaky_elman, leaky_elman_vjp
 from .recurrences import elman, linear_recurrence, rows_matmul, weight_gradient
-
-__all__ = ["add", "input_projection", "network", "network_vjp", "run_direction", "run_layer"]
-
 
 Direction = Callable[[Tensor, Tensor, LayerWeights, bool, NetworkOptions], tuple[Tensor, Tensor]]
 
@@ -75,8 +72,7 @@ def _stacked(states: Sequence[Tensor]) -> Tensor:
 
 
 def _zero_state(x: Tensor, groups: Sequence[LayerWeights], options: NetworkOptions) -> Tensor:
-    sizes, weight = options.batch_sizes, groups[0].weight_hh
-    B = x.size(-2) if sizes is None else int(sizes[0]) if sizes.numel() else 0
+    B, weight = batch_size(x, options.batch_sizes), groups[0].weight_hh
     return x.new_zeros(*weight.shape[:-2], len(groups), B, weight.size(-1))
 
 

@@ -15,8 +15,6 @@ from ..kernels.interface import NetworkOptions
 from . import dispatch
 from .higher_order import batching_rule, with_derivatives
 
-__all__ = ["run_cudnn"]
-
 
 def run_cudnn(
     x: Tensor, hx: Tensor, flat: Sequence[Tensor], options: NetworkOptions, batch_first: bool = False

@@ -14,8 +14,6 @@ from ..validation import check_state, check_step
 from . import dispatch
 from .composed import input_projection
 
-__all__ = ["CUSTOM_STEP", "CustomStep", "run_direction"]
-
 CustomStep = Callable[[Tensor, Tensor, Tensor], Tensor]  # (gates, hidden, weight_hh) -> hidden
 CUSTOM_STEP = "it knows nonlinearities by name, and this recurrence is your own"  # a kernel's reason
 

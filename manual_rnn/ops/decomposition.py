@@ -23,8 +23,6 @@ from ..torch_internals import scan_op
 from . import composed
 from .dispatch import packet_of
 
-__all__ = ["decompositions"]
-
 Step = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]  # (state, weight, what a step reads) -> state
 
 

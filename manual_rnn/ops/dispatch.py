@@ -35,22 +35,6 @@ from ..torch_internals import (
 )
 from . import flop_formulas
 
-__all__ = [
-    "apply_at_functorch_level",
-    "can_bypass_dispatcher",
-    "dispatch",
-    "is_dynamic",
-    "is_eager",
-    "named",
-    "needs_reference",
-    "op",
-    "packet_of",
-    "requires_grad",
-    "run_in_node",
-    "statically",
-    "tell_counters",
-]
-
 Operator = Callable[..., Any]
 NAMESPACE = "manual_rnn"
 

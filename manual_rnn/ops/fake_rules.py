@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["leak_of", "network", "network_vjp", "recurrence"]
-
 
 def recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: Any) -> Tensor:
     """Shaped as the first tensor."""

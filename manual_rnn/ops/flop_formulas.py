@@ -16,8 +16,6 @@ import torch
 
 from ..torch_internals import cudnn_rnn_packet
 
-__all__ = ["FORMULAS", "network_products", "network_vjp_products", "register"]
-
 Product = tuple[int, int, int]  # rows, inner size, columns
 
 

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import aten
-from ..kernels.interface import NetworkOptions, Saved
+from ..kernels.interface import NetworkOptions, Saved, weight_shapes
 from ..kernels.nonlinearities import PHI_OF_CODE
 from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
 from . import aten_node, composed
-
-__all__ = ["batching_rule", "with_derivatives"]
 
 
 def with_derivatives(
@@ -54,7 +51,7 @@ def _arguments(
     x, *flat, hx = inputs
     layers, has_biases = saved.num_layers, saved.weight_stride0 == 4
     D = hx.size(0) // layers
-    shapes = aten.shapes(layers, D, x.size(-1), hx.size(-1), has_biases)
+    shapes = weight_shapes(layers, D, x.size(-1), hx.size(-1), has_biases)
     weights = [w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)]
     sizes = torch.tensor(saved.batch_sizes, device="cpu") if saved.batch_sizes else None
     options = NetworkOptions(sizes, PHI_OF_CODE[saved.mode], D == 2, has_biases, kernel)

@@ -7,8 +7,6 @@ from ..kernels.interface import LayerWeights, NetworkOptions
 from . import composed
 from .network import network
 
-__all__: list[str] = []
-
 SCHEMA = (
     "layer(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? bias_ih, Tensor? bias_hh, "
     "Tensor? batch_sizes, str phi, bool reverse, str kernel) -> (Tensor, Tensor)"

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from ..kernels import reference
 from ..kernels.nonlinearities import PHI
-from ..kernels.time_order import Walk
-
-__all__ = ["leaky_elman", "leaky_elman_vjp"]
+from ..kernels.time_order import Walk, batch_size
 
 
 def leaky_elman(
@@ -56,7 +54,6 @@ def leaky_elman_vjp(
         g = c_t + (1 - alpha) * g + dz @ w
         return torch.cat([g, times_slope(sum(of_rates, alpha * g), r_t)], -1)
 
-    B = c.size(-2) if walk.batch_sizes is None else int(walk.batch_sizes[0])
-    zeros = read.new_zeros(*w.shape[:-2], B, 2 * w.size(-1))
+    zeros = read.new_zeros(*w.shape[:-2], batch_size(c, walk.batch_sizes), 2 * w.size(-1))
     g, dz = reference.scan(step, read, zeros, back)[0].chunk(2, -1)
     return g, dz

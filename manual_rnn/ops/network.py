@@ -24,8 +24,6 @@ from .operator_checks import check_network
 from .profiler import record_network
 from .saved_tensors import alias, as_nn_rnn, copy, graph_copies, saved_by
 
-__all__ = ["Network", "aliases", "as_separate_output", "compute", "network"]
-
 Results = tuple[Tensor, Tensor, list[Tensor]]
 
 

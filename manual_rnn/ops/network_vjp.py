@@ -22,8 +22,6 @@ from .operator_checks import check_network_vjp
 from .profiler import record_network_vjp
 from .saved_tensors import saved_by
 
-__all__ = ["NetworkVjp", "compute_vjp", "network_vjp"]
-
 
 def network_vjp(
     need: Sequence[bool],

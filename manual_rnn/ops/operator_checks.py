@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels.interface import NetworkOptions, Saved
-
-__all__ = ["check_network", "check_network_vjp", "check_recurrence"]
+from ..kernels.interface import NetworkOptions, Saved, weight_shapes
+from ..kernels.time_order import batch_size
 
 
 def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None) -> None:
@@ -20,7 +19,7 @@ def check_recurrence(name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Te
     if x.dim() != w.dim() + (batch_sizes is None):
         rank = w.dim() + (batch_sizes is None)
         raise ValueError(f"{name}: expected its first tensor to have {rank} axes, got {x.dim()}")
-    B = x.size(-2) if batch_sizes is None else _first_size(batch_sizes, y)
+    B = batch_size(x, batch_sizes, y)
     state = (*G, B, H) if name == "elman" else x.shape
     _compare(name, (x, y, w), ((*G, *x.shape[len(G) :]), state, (*G, H, H)))
 
@@ -35,16 +34,14 @@ def check_network(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], optio
     rank = len(G) + (3 if options.batch_sizes is None else 2)
     if x.dim() != rank:
         raise ValueError(f"network: expected an input of {rank} axes, got {x.dim()}")
-    groups = len(weights) * options.D // size
-    tensors, expected = [x, *weights], [(*G, *x.shape[len(G) :])]
-    for at in range(groups):
-        width = x.size(-1) if at < options.D else options.D * H
-        expected += [(*G, H, width), (*G, H, H), (*G, H), (*G, H)][: size // options.D]
+    layers = len(weights) // size
+    shapes = [x.shape[len(G) :], *weight_shapes(layers, options.D, x.size(-1), H, options.has_biases)]
+    tensors, expected = [x, *weights], [(*G, *shape) for shape in shapes]
     if options.alpha is not None:
         tensors, expected = [*tensors, options.alpha], [*expected, (*G, H)]
     if hx is not None:
-        B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, hx)
-        tensors, expected = [*tensors, hx], [*expected, (*G, groups, B, H)]
+        B = batch_size(x, options.batch_sizes, hx)
+        tensors, expected = [*tensors, hx], [*expected, (*G, layers * options.D, B, H)]
     _compare("network", tensors, expected)
 
 
@@ -67,17 +64,11 @@ def check_network_vjp(
     c, c_last = cotangents
     H, h = matrices[0].size(-2), states[0]
     shape = (*x.shape[:-1], options.D * H)
-    B = x.size(-2) if options.batch_sizes is None else _first_size(options.batch_sizes, c_last)
+    B = batch_size(x, options.batch_sizes, c_last)
     last = (*h.shape[: matrices[0].dim() - 2], len(matrices) // 2, B, H)
     tensors = [*states, *(t for t in (c, c_last) if t is not None)]
     expected = [shape] * (len(states) + (c is not None)) + [last] * (c_last is not None)
     _compare("network_vjp", tensors, expected)
-
-
-def _first_size(batch_sizes: Tensor, state: Tensor | None) -> int:
-    if len(batch_sizes):
-        return int(batch_sizes[0])
-    return 0 if state is None else state.size(-2)
 
 
 def _check_real(name: str, x: Tensor) -> None:

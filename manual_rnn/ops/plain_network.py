@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import aten, native
-from ..kernels.interface import PLAIN_TYPES, NetworkOptions
+from ..kernels.interface import PLAIN_TYPES, NetworkOptions, weight_shapes
 from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
@@ -50,8 +50,6 @@ from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
 from .saved_tensors import node_inputs
-
-__all__ = ["PlainOptions", "is_recorded", "plain_kernel", "run_plain_network"]
 
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
 _loaded = vars(torch.utils)
@@ -205,7 +203,7 @@ def _run_aten(
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation, which checks all but the shape of a bias."""
     phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes = options  # noqa: E741
-    if [w.shape for w in weights] != aten.shapes(layers, 1 + bidirectional, I, H, has_biases):
+    if [w.shape for w in weights] != weight_shapes(layers, 1 + bidirectional, I, H, has_biases):
         return None  # the checks have the words
     shape = options.hx_shape(x)
     if hx is None:
@@ -233,7 +231,7 @@ def _run_cudnn(
         return None
     if not aten.has_recurrence(phi, alpha) or aten.unsupported_reason(x) is not None:
         return None
-    if not aten.fit(x, weights, aten.shapes(layers, options.directions, I, H, has_biases)):
+    if not aten.fit(x, weights, weight_shapes(layers, options.directions, I, H, has_biases)):
         return None
     shape = options.hx_shape(x)
     hx = x.new_zeros(shape) if hx is None else hx

@@ -10,8 +10,6 @@ from torch import Tensor
 from ..torch_internals import below_autograd, record_function_fast
 from .flop_formulas import Product, network_products, network_vjp_products
 
-__all__ = ["record_call", "record_network", "record_network_vjp", "record_recurrence"]
-
 
 def record_network(x: Tensor, weights: Sequence[Tensor]) -> None:
     """Tell it of the products of a network."""

@@ -31,21 +31,12 @@ from torch.autograd import forward_ad
 
 from .. import kernels
 from ..kernels.nonlinearities import PHI
-from ..kernels.time_order import Walk
+from ..kernels.time_order import Walk, batch_size
 from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
 from .saved_tensors import alias, saved_by
-
-__all__ = [
-    "Elman",
-    "LinearRecurrence",
-    "elman",
-    "linear_recurrence",
-    "rows_matmul",
-    "weight_gradient",
-]
 
 
 def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,7 +135,7 @@ class LinearRecurrence(Function):
         """By a kernel, below autograd."""
         check_recurrence("linear_recurrence", v, h, a, batch_sizes)
         if profiling() and kernel != kernels.REFERENCE:
-            record_recurrence(v, a, v.size(-2) if batch_sizes is None else int(batch_sizes[0]))
+            record_recurrence(v, a, batch_size(v, batch_sizes))
         able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes, phi=phi)
         return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
 

@@ -28,8 +28,6 @@ from .dispatch import NAMESPACE
 from .recurrences import Elman, LinearRecurrence
 from .saved_tensors import copies, fake_copies
 
-__all__ = ["NETWORK"]
-
 DEFAULT = "default"
 COPIES = f"{NAMESPACE}::copies"
 

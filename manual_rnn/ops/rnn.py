@@ -21,10 +21,7 @@ from . import composed, cudnn, custom_step, dispatch
 from .custom_step import CustomStep
 from .network import network
 
-__all__ = ["LayerRunner", "Nonlinearity", "choose_network_kernel", "run_layers", "run_rnn"]
-
 Nonlinearity = str | Callable[[Tensor, Tensor], CustomStep]  # a name, or what gives a step of one's own
-LayerRunner = Callable[[Tensor, Tensor, Sequence[LayerWeights], Any], tuple[Tensor, Tensor]]
 Dropout = Callable[[Tensor], Tensor]
 
 

@@ -23,8 +23,6 @@ from .dispatch import statically
 # training step of (T, B, I, H) = (3, 2, 2, 3) takes 112 us, with an alias 130, on an AMD EPYC (Zen 4).
 FEW = 2**14
 
-__all__ = ["alias", "as_nn_rnn", "copies", "copy", "fake_copies", "graph_copies", "node_inputs", "saved_by"]
-
 
 def alias(x: Any) -> Any:
     """`x` over the same memory, with the same gradient; `x` itself if it is None or belongs to a

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .fake_rules import leak_of
 
-__all__ = ["network", "network_vjp", "recurrence"]
-
 
 def recurrence(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
     """A new axis joins the batch, or the ensemble where members differ in weights."""

@@ -3,8 +3,6 @@ r"""How a private name of torch is looked up, and which were missing."""
 from importlib import import_module
 from typing import Any
 
-__all__ = ["MISSING", "find", "never"]
-
 MISSING: list[str] = []
 
 

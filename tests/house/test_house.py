@@ -73,8 +73,8 @@ STOREYS = {
         "composed",
         "recurrences",
         "leaky_recurrence",
-        "saved_tensors",
-        "operator_checks profiler dispatch fake_rules",
+        "saved_tensors operator_checks profiler fake_rules",
+        "dispatch",
         "flop_formulas",
     ],
     "kernels": [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from manual_rnn import ManualRNN, explain_kernel, export_standalone, swap_rnn, use_kernel
-from manual_rnn.kernels.nonlinearities import NN_RNN
+from manual_rnn.kernels.aten import NONLINEARITIES as NN_RNN
 from manual_rnn.kernels.nonlinearities import PHI as ROWS
 
 EACH = pytest.mark.parametrize("name", ROWS)

@@ -141,6 +141,14 @@ def test_batch_sizes_of_other_rows_raise():
         elman(torch.zeros(9, 2), torch.zeros(3, 2), torch.zeros(2, 2), SIZES, "tanh", False, "default")
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_packed_batch_without_steps_under_a_profiler(name):
+    x, w, sizes = torch.ones(0, 2), torch.ones(2, 2), torch.tensor([], dtype=torch.int64)
+    with torch.profiler.profile():
+        out = FUNCTIONS[name](x, x, w, sizes, "tanh", False, "default")
+    assert out.shape == (0, 2)
+
+
 def test_relu_has_no_slope_at_zero_and_one_at_nan():
     z = torch.tensor([[[0.0, -1.0, 2.0, float("nan")]]], requires_grad=True)
     h = elman(z, torch.zeros(1, 4), torch.zeros(4, 4), None, "relu", False, "torch")
