@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import kernels
-from .kernels.interface import non_plain_reason
 from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import NETWORK
 from .override import is_builtin
@@ -27,16 +26,7 @@ from .torch_internals import any_autocast
 
 
 def run_in_graph(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
-    """What `rnn(x, hx)` returns, or None where the call isn't plain. Results belong to the subclass of the
-    input, if it is one that changes nothing, to which operators of ours mean nothing."""
-    kind = type(x)
-    if kind is Tensor or torch.compiler.is_exporting() or not isinstance(x, Tensor) or non_plain_reason(x):
-        return _run(rnn, x, hx)
-    output, h_n = rnn.forward(x.as_subclass(Tensor), hx)
-    return output.as_subclass(kind), h_n.as_subclass(kind)
-
-
-def _run(rnn: Any, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
+    """What `rnn(x, hx)` returns, or None where the call isn't plain."""
     if type(x) is not Tensor or x.dim() not in (2, 3) or not x.is_floating_point():
         return None
     if any_autocast() or torch.compiler.is_exporting():

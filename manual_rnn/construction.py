@@ -70,6 +70,14 @@ def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
         raise ValueError("num_layers must be greater than zero")
 
 
+def drawn_parameters(rnn: Any) -> list[Tensor]:
+    """All but those of a nonlinearity and of a leak, which `nn.RNN` hasn't."""
+    beyond = {"nonlinearity", "alpha"} if rnn._manual_rnn_leaky else {"nonlinearity"}
+    named = rnn.named_parameters(remove_duplicate=False)
+    kept = {id(w) for name, w in named if name.removeprefix("parametrizations.").split(".")[0] in beyond}
+    return [w for w in rnn.parameters() if id(w) not in kept]
+
+
 def _identity_(weight_hh: Tensor, *biases: Tensor) -> None:
     nn.init.eye_(weight_hh)
     for bias in biases:

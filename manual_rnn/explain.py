@@ -7,8 +7,8 @@ from . import kernels, validation
 from .delegation import is_left_to_nn_rnn
 from .fast_path import kernel_of_plain_call
 from .layout import layout_of
-from .module import ManualRNN, autocast
-from .ops import CUSTOM_STEP, choose_network_kernel
+from .module import ManualRNN
+from .ops import CUSTOM_STEP, autocast, choose_network_kernel
 from .override import leak_of, nonlinearity_of
 from .parameters import weights_of
 

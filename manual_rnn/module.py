@@ -13,6 +13,7 @@ The parameters stand in `parameters.py`, the equations in `ops/recurrences.py`.
 
 import warnings
 from functools import partial
+from types import MethodType
 from typing import Any, overload
 
 import torch
@@ -24,14 +25,11 @@ from .compiled_call import run_in_graph
 from .convert import check_target, shared_copy
 from .delegation import is_left_to_nn_rnn
 from .fast_path import try_fast_path
-from .kernels.aten import autocasts_to_half
-from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
-from .ops import CustomStep, Options, run_rnn
+from .ops import CustomStep, Options, autocast, run_rnn
 from .override import builtin, leak_of, nonlinearity_of, step_of, stepwise
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
-from .torch_internals import any_autocast
 
 
 class ManualRNN(RNNBase):
@@ -221,7 +219,8 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
 def _expected_size(rnn: ManualRNN, layout: Layout) -> tuple[int, int, int]:
     """Of the states to begin with. How many rows the first step has is data, at which a graph breaks; a batch
     that was sorted says how many sequences there are."""
-    own = type(rnn).get_expected_hidden_size is not RNNBase.get_expected_hidden_size
+    asked = rnn.get_expected_hidden_size
+    own = type(asked) is not MethodType or asked.__func__ is not RNNBase.get_expected_hidden_size
     if own or layout.order is None or not torch.compiler.is_compiling():
         return rnn.get_expected_hidden_size(layout.data, layout.batch_sizes)
     return rnn.num_layers * (1 + rnn.bidirectional), layout.order.size(0), rnn.hidden_size
@@ -235,23 +234,3 @@ def _dropout(p: float, output: Tensor) -> Tensor:
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed
 # the rest of its model.
 torch.serialization.add_safe_globals([ManualRNN])
-
-
-def autocast(
-    input: Tensor, hx: Tensor, weights: list[LayerWeights]
-) -> tuple[Tensor, Tensor, list[LayerWeights]]:
-    """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does: on CUDA in
-    float16, the one that PyTorch's autocast knows for cuDNN's networks."""
-    if not any_autocast():
-        return input, hx, weights
-    kind = input.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return input, hx, weights
-    dtype = torch.float16 if autocasts_to_half(input) else torch.get_autocast_dtype(kind)
-
-    def cast(x: Tensor | None) -> Any:
-        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
-            return x
-        return x.to(dtype)
-
-    return cast(input), cast(hx), [LayerWeights(*map(cast, group)) for group in weights]

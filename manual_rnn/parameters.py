@@ -106,10 +106,8 @@ class RNNBase(nn.RNNBase):
         """
         construction.check_recurrent(self, recurrent)
         bound = 1.0 / math.sqrt(self.hidden_size)
-        beyond = ("nonlinearity.", "alpha") if self._manual_rnn_leaky else "nonlinearity."
-        for name, weight in self.named_parameters():
-            if not name.startswith(beyond):
-                nn.init.uniform_(weight, -bound, bound)
+        for weight in construction.drawn_parameters(self):
+            nn.init.uniform_(weight, -bound, bound)
         if recurrent is not None:
             for _, weight_hh, *biases in self.all_weights:
                 construction.RECURRENT[recurrent](weight_hh, *biases)

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Buffer, Parameter
 
-PLAIN_TYPES = frozenset({Tensor, Parameter})
+PLAIN_TYPES = frozenset({Tensor, Parameter, Buffer})  # the last for Dynamo; to Python a buffer is a Tensor
 TRACERS = "torch._subclasses"  # where torch keeps the tensors without numbers with which it traces
 
 

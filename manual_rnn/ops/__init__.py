@@ -21,7 +21,7 @@ from .decomposition import decompositions
 from .dispatch import is_eager, tell_counters
 from .plain_network import PlainOptions, is_recorded, plain_kernel, run_plain_network
 from .registration import NETWORK
-from .rnn import Nonlinearity, Options, choose_network_kernel, run_layers, run_rnn
+from .rnn import Nonlinearity, Options, autocast, choose_network_kernel, run_layers, run_rnn
 
 __all__ = [
     "CUSTOM_STEP",
@@ -31,6 +31,7 @@ __all__ = [
     "Options",
     "PlainOptions",
     "aten_node",
+    "autocast",
     "choose_network_kernel",
     "decompositions",
     "input_projection",

@@ -166,13 +166,14 @@ def _run_native(
         layer = size * options.directions
         x, hx, weights = node_inputs(x, hx, weights, options.steps(x), layer, batch_first)
         alpha = alpha if alpha is None else alpha.detach()
-    if hx is None:
-        hx = _NO_STATE[x.dtype]
+    given, hx = hx, _NO_STATE[x.dtype] if hx is None else hx
     how = PHI[phi].code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, size, None, hx, alpha, *how)
-    except (RuntimeError, TypeError):  # something doesn't fit, for which the checks have the words
-        return None
+    except (RuntimeError, TypeError):
+        if _fit(x, given, weights, options):
+            raise
+        return None  # the checks have the words
     if profiling():
         record_call(x.transpose(0, 1) if batch_first else x, hx, weights, layers, sizes, h_n)
     if not recorded:
@@ -218,25 +219,36 @@ def _run_aten(
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
             return output.transpose(0, 1), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)
-    except RuntimeError:  # as above
-        return None
+    except RuntimeError:
+        if _fit(x, hx, weights, options):
+            raise
+        return None  # as above
+
+
+def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions) -> bool:
+    """Whether all tensors fit each other, so that an error would have another cause."""
+    _, has_biases, *_, layers, I, H, _, alpha, _ = options  # noqa: E741
+    if alpha is not None or not options.steps(x):
+        return False
+    if not aten.fit(x, weights, weight_shapes(layers, options.directions, I, H, has_biases)):
+        return False
+    if hx is None:
+        return True
+    alike = hx.device == x.device and (hx.dtype == x.dtype or any_autocast())
+    return alike and hx.shape == options.hx_shape(x)
 
 
 def _run_cudnn(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
-    phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, alpha, sizes = options  # noqa: E741
+    phi, has_biases, batch_first, bidirectional, *_, dropout, alpha, sizes = options
     if dropout or transforms_active() or asked not in (kernels.DEFAULT, kernels.ATEN):
         return None
-    if not aten.has_recurrence(phi, alpha) or aten.unsupported_reason(x) is not None:
+    able = aten.has_recurrence(phi, alpha) and aten.unsupported_reason(x) is None
+    if not (able and _fit(x, hx, weights, options)):
         return None
-    if not aten.fit(x, weights, weight_shapes(layers, options.directions, I, H, has_biases)):
-        return None
-    shape = options.hx_shape(x)
-    hx = x.new_zeros(shape) if hx is None else hx
-    if hx.shape != shape:
-        return None
+    hx = x.new_zeros(options.hx_shape(x)) if hx is None else hx
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
     how = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, asked)
     return run_cudnn(x, hx, weights, how, batch_first)

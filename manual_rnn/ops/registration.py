@@ -79,12 +79,16 @@ def define() -> None:
             for key, rule in {"CompositeExplicitAutograd": compute, **above}.items():
                 steps[key] = partial(torch.library.impl, qualified, key, rule)
             _take(steps, qualified, done)
-    key = "CompositeExplicitAutograd"
     steps = {
         "schema": partial(_define_schema, COPIES, "(Tensor[] tensors) -> Tensor[]"),
         "fake": partial(torch.library.register_fake, COPIES, fake_copies),
-        key: partial(torch.library.impl, COPIES, key, copies),
     }
+    for key, rule in {
+        "CompositeExplicitAutograd": copies,
+        "Autograd": fake_copies,
+        "FuncTorchBatched": fake_copies,
+    }.items():
+        steps[key] = partial(torch.library.impl, COPIES, key, rule)
     _take(steps, COPIES, done)
 
 

@@ -16,7 +16,7 @@ from .. import kernels
 from ..kernels import aten, native, reference
 from ..kernels.interface import LayerWeights, NetworkOptions
 from ..kernels.time_order import Walk
-from ..torch_internals import functorch_active, in_draft_export
+from ..torch_internals import any_autocast, functorch_active, in_draft_export
 from . import composed, cudnn, custom_step, dispatch
 from .custom_step import CustomStep
 from .network import network
@@ -59,6 +59,26 @@ def run_rnn(
     if dropout is None:
         return run(x, hx, _flat(weights), how)
     return run_layers(lambda x, h, group: run(x, h, _flat(group), how), x, hx, weights, how.D, dropout)
+
+
+def autocast(
+    input: Tensor, hx: Tensor, weights: list[LayerWeights]
+) -> tuple[Tensor, Tensor, list[LayerWeights]]:
+    """Under autocast all but float64 and complex runs in the lower precision, as `nn.RNN` does: on CUDA in
+    float16, the one that PyTorch's autocast knows for cuDNN's networks."""
+    if not any_autocast():
+        return input, hx, weights
+    kind = input.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return input, hx, weights
+    dtype = torch.float16 if aten.autocasts_to_half(input) else torch.get_autocast_dtype(kind)
+
+    def cast(x: Tensor | None) -> Any:
+        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
+            return x
+        return x.to(dtype)
+
+    return cast(input), cast(hx), [LayerWeights(*map(cast, group)) for group in weights]
 
 
 def _run_aten(x: Tensor, hx: Tensor, weights: list[Tensor], options: NetworkOptions) -> tuple[Tensor, Tensor]:

@@ -174,20 +174,39 @@ def test_what_is_given_is_checked(args: tuple[Tensor, ...]) -> None:
     assert_alike(answer(torch.compile(rnn, backend="aot_eager"), *args), answer(rnn, *args))
 
 
-class Named(Tensor):
-    """A subclass that changes nothing."""
+class Wrapped(ManualRNN):
+    """A `forward` of the user's, which runs once."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        output, h_n = super().forward(input, hx)
+        return output + 1, h_n
 
 
-@pytest.mark.parametrize("form", ["padded", "unbatched", "with a child"])
-def test_results_belong_to_the_subclass_of_the_input(form: str) -> None:
-    rnn, x = ManualRNN(3, 4), torch.randn(4, 4, 3)
-    x = (x[0] if form == "unbatched" else x).as_subclass(Named)
-    if form == "with a child":
-        rnn.child = nn.Identity()
-    output, h_n = torch.compile(rnn, backend="aot_eager")(x)
-    assert type(output) is type(h_n) is Named
-    torch.testing.assert_close((output, h_n), rnn(x))
-    output.sum().backward()
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda x: x,
+    "Parameter": nn.Parameter,
+    "Buffer": nn.Buffer,
+}
+
+
+@pytest.mark.parametrize("kind", [ManualRNN, Wrapped])
+@pytest.mark.parametrize("of_hx", [None, *KINDS])
+@pytest.mark.parametrize("of_input", KINDS)
+def test_of_whatever_kind_the_arguments_are(of_input: str, of_hx: str | None, kind: type[ManualRNN]) -> None:
+    rnn, x = kind(3, 4), KINDS[of_input](torch.randn(5, 2, 3))
+    args = (x,) if of_hx is None else (x, KINDS[of_hx](torch.randn(1, 2, 4)))
+    found, expected = torch.compile(rnn, backend="aot_eager", fullgraph=True)(*args), rnn(*args)
+    assert [type(each) for each in found] == [type(each) for each in expected]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_size_of_the_users_own_on_the_object_is_asked_for() -> None:
+    rnn: Any = ManualRNN(3, 4)
+    asked: list[int] = []
+    rnn.get_expected_hidden_size = lambda *_: (asked.append(0), (1, 2, 4))[1]  # type: ignore[func-returns-value]
+    packed = nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(3, 3)], enforce_sorted=False)
+    torch.compile(rnn, backend="eager")(packed)
+    assert asked
 
 
 def test_a_step_put_on_the_class_itself_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

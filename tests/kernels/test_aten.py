@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, on_no_card, packed
-from internals import aten, module
+from internals import aten
 from internals import rnn as ops_rnn
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -71,12 +71,12 @@ def test_autocast_on_a_card_is_one_of_float16(
     monkeypatch.setattr(aten, "HAS_CUDNN", True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(module, "any_autocast", lambda: True)
+    monkeypatch.setattr(ops_rnn, "any_autocast", lambda: True)
     with FakeTensorMode():
         input, hx, weight = (
             torch.empty(3, 3, 3, dtype=d, device="cuda") for d in (dtype, *[torch.float32] * 2)
         )
-        found, state, weights = module.autocast(input, hx, [LayerWeights(weight, weight)])
+        found, state, weights = ops_rnn.autocast(input, hx, [LayerWeights(weight, weight)])
     assert {found.dtype, state.dtype, weights[0][0].dtype} == {expected}
     assert not aten.autocasts_to_half(torch.empty(3))
     with torch.backends.cudnn.flags(enabled=False):

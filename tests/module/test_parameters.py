@@ -63,12 +63,34 @@ def test_default_redraws_all_that_the_builtin_redraws() -> None:
     assert not torch.equal(values(rnn)["gain"], torch.ones(5))
 
 
-def test_a_trained_leak_is_not_redrawn() -> None:
+class Sigmoid(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sigmoid()
+
+    def right_inverse(self, y: torch.Tensor) -> torch.Tensor:
+        return y.logit()
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_trained_leak_is_not_redrawn(computed: bool) -> None:
     rnn = LeakyRNN(3, 5, alpha=0.25)
     del rnn.alpha
     rnn.alpha = nn.Parameter(torch.full((5,), 0.25))
+    rnn.alphabet = nn.Parameter(torch.zeros(5))
+    if computed:
+        nn.utils.parametrize.register_parametrization(rnn, "alpha", Sigmoid())
     rnn.reset_parameters()
-    assert torch.equal(rnn.alpha, torch.full((5,), 0.25))
+    torch.testing.assert_close(rnn.alpha, torch.full((5,), 0.25))
+    assert rnn.alphabet.abs().min() > 0
+
+
+def test_a_nonlinearity_that_has_two_names_is_not_redrawn() -> None:
+    rnn = ManualRNN(3, 5, nonlinearity=nn.PReLU())
+    phi: Any = rnn.nonlinearity
+    del rnn.nonlinearity
+    rnn.act, rnn.nonlinearity = phi, phi
+    rnn.reset_parameters()
+    assert phi.weight.item() == 0.25
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,7 +1,7 @@
 r"""Whoever reads the saved tensors of a graph, as torchviz does, meets tensors and nothing else."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -95,3 +95,24 @@ def test_a_mode_changes_nothing_of_what_is_saved(kernel: KernelName, mode: str) 
             rnn(x)
         found.append(saved)
     assert found[0] == found[1] != []
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+@pytest.mark.parametrize("steps", [4, 30])
+@pytest.mark.users_lengths
+def test_an_error_of_a_hook_is_raised(steps: int, at: int) -> None:
+    """And nothing else runs in the place of what it stopped."""
+    count, x = 0, torch.randn(steps, 2, 3, requires_grad=True)
+
+    def pack(t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise RuntimeError("of the hook")
+        return t
+
+    rnn = ManualRNN(3, 4)
+    with saved_tensors_hooks(pack, lambda t: t), suppress(RuntimeError):
+        rnn(x)
+        assert count < at
+    assert count <= at
