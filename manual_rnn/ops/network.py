@@ -116,11 +116,12 @@ class Network(Function):
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         options = ctx.options._replace(alpha=next(kept, None))
         x = _unread(states[0], ctx.input_shape) if x is None else x
-        if hx is None and ctx.hx_shape is not None:
+        need = ctx.needs_input_grad[2:]
+        if hx is None and need[1]:  # whose gradient has its shape
             hx = _unread(states[0], ctx.hx_shape)
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
         matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
-        need, given = ctx.needs_input_grad[2:], Saved(x, hx, matrices, states)
+        given = Saved(x, hx, matrices, states)
         inner = c_states if c_states.count(None) < count else ()
         if inner and count == 1:
             c, inner = composed.add(c, inner[0]), ()
