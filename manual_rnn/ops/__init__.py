@@ -5,7 +5,7 @@ plain_network.py     a plain call's network, as one operator of PyTorch's
 network.py           any other, as one operation;  network_vjp.py: its gradients, which have derivatives
 composed.py          the same, composed of the two recurrences
 recurrences.py       the two recurrences: formula, vjp, jvp;  leaky_recurrence.py: that with a leak
-registration.py      the four operators; autograd_rules.py, vmap_rules.py, fake_rules.py: what each does there
+registration.py      the operators; autograd_rules.py, vmap_rules.py, fake_rules.py: what each does there
 dispatch.py          the one question: may the dispatcher be bypassed?
 saved_tensors.py     what a node saves
 custom_step.py       a step of one's own

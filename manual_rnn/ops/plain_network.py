@@ -69,10 +69,6 @@ class PlainOptions(NamedTuple):
     alpha: Tensor | None  # of a leak
     sizes: Sequence[int]  # batch_sizes of packed input, else empty
 
-    @property
-    def directions(self) -> int:
-        return 1 + self.bidirectional
-
     def steps(self, x: Tensor) -> int:
         return len(self.sizes) or x.shape[self.batch_first]
 
@@ -163,15 +159,15 @@ def _run_native(
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
             register_flop_formulas()
-        layer = size * options.directions
+        layer = size * (1 + bidirectional)
         x, hx, weights = node_inputs(x, hx, weights, options.steps(x), layer, batch_first)
         alpha = alpha if alpha is None else alpha.detach()
     given, hx = hx, _NO_STATE[x.dtype] if hx is None else hx
     how = PHI[phi].code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, size, None, hx, alpha, *how)
-    except (RuntimeError, TypeError):
-        if _fit(x, given, weights, options):
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, RuntimeError) and _fit(x, given, weights, options):
             raise
         return None  # the checks have the words
     if profiling():
@@ -185,7 +181,7 @@ def _run_with_dropout(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
-    D, layers, size = options.directions, options.layers, len(weights) // options.layers
+    D, layers, size = 1 + options.bidirectional, options.layers, len(weights) // options.layers
     output, last = x.transpose(0, 1) if options.batch_first else x, []
     for at in range(layers):
         layer = weights[at * size : (at + 1) * size]
@@ -227,10 +223,10 @@ def _run_aten(
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions) -> bool:
     """Whether all tensors fit each other, so that an error would have another cause."""
-    _, has_biases, *_, layers, I, H, _, alpha, _ = options  # noqa: E741
-    if alpha is not None or not options.steps(x):
+    _, has_biases, _, bidirectional, layers, I, H, _, alpha, _ = options  # noqa: E741
+    if alpha is not None or not options.steps(x) or {w.layout for w in weights} != {torch.strided}:
         return False
-    if not aten.fit(x, weights, weight_shapes(layers, options.directions, I, H, has_biases)):
+    if not aten.fit(x, weights, weight_shapes(layers, 1 + bidirectional, I, H, has_biases)):
         return False
     if hx is None:
         return True

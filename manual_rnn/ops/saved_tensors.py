@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.interface import check_memory
-from ..torch_internals import functorch_active, is_wrapper, unnoticed_alias, unwrap_if_dead
+from ..torch_internals import below_autograd, functorch_active, is_wrapper, unnoticed_alias, unwrap_if_dead
 from .dispatch import statically
 
 # Up to so many numbers a copy is cheaper than an alias that notices no edit: with a copy of weight_ih a
@@ -76,7 +76,8 @@ def graph_copies(x: Tensor | None, hx: Tensor | None) -> tuple[Tensor | None, Te
     pass.
     """
     given = [x if x is not None and not _is_evenly_spaced(x) else None, hx]
-    found = iter(torch.ops.manual_rnn.copies([t for t in given if t is not None]))
+    with below_autograd():
+        found = iter(torch.ops.manual_rnn.copies([t for t in given if t is not None]))
     own = [t if t is None else next(found) for t in given]
     return own[0] if own[0] is not None else x, own[1]
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import kernels_for
-from internals import KernelName
+from internals import OPS, KernelName
 from situations import AROUND
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad, vmap
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -116,3 +117,11 @@ def test_an_error_of_a_hook_is_raised(steps: int, at: int) -> None:
         rnn(x)
         assert count < at
     assert count <= at
+
+
+def test_copies_are_differentiated_and_mapped() -> None:
+    """Though nothing but a graph calls them, below autograd."""
+    x = torch.randn(3, 2)
+    (found,) = vmap(OPS.copies)([x])
+    assert torch.equal(found, x)
+    assert torch.equal(grad(lambda x: OPS.copies([x])[0].sum())(x), torch.ones(3, 2))
