@@ -75,18 +75,20 @@ def graph_copies(x: Tensor | None, hx: Tensor | None) -> tuple[Tensor | None, Te
     A graph would save its argument itself, and make a copy that the forward pass doesn't read in the backward
     pass.
     """
-    given = [x if x is not None and not _is_evenly_spaced(x) else None, hx]
+    own_x = None if x is None or _is_evenly_spaced(x) else x
+    given = [t for t in (own_x, hx) if t is not None]
+    if not given:
+        return x, hx
     with below_autograd():
-        found = iter(torch.ops.manual_rnn.copies([t for t in given if t is not None]))
-    own = [t if t is None else next(found) for t in given]
-    return own[0] if own[0] is not None else x, own[1]
+        found = iter(torch.ops.manual_rnn.copies(given))
+    return x if own_x is None else next(found), hx if hx is None else next(found)
 
 
 def _is_evenly_spaced(x: Tensor) -> bool:
     """Whether all rows of `x (T, B, I)` or `(N, I)` are at one distance from each other in memory."""
     if x.dim() == 2 or statically(x.size(0), 1) or statically(x.size(1), 1):
         return True
-    return statically(x.stride(0), x.size(1) * x.stride(1))
+    return statically(x.stride(0) - x.size(1) * x.stride(1), 0)
 
 
 def saved_by(ctx: Any) -> Any:
