@@ -285,7 +285,9 @@ def test_a_graph_holds_the_operator_without_rules(form: str) -> None:
     seen: list[str] = []
 
     def note(graph: Any, inputs: Any) -> Any:
-        seen.extend(str(node.target) for node in graph.graph.nodes if "manual_rnn" in str(node.target))
+        seen.extend(
+            str(node.target) for node in graph.graph.nodes if "manual_rnn.network" in str(node.target)
+        )
         return make_boxed_func(graph.forward)
 
     rnn, x = ManualRNN(3, 4), torch.randn(5, 2, 3)
