@@ -51,8 +51,6 @@ def composed_network_backward(
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
     x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
-    if c_states is not None and len(c_states) == 1:
-        c, c_states = composed.add(c, c_states[0]), None
     steps = len(batch_sizes) or x.size(0)
     few = torch.is_grad_enabled() and steps <= aten.SHORT  # PyTorch's nodes cost less than ours
     kernel = REFERENCE if few else DEFAULT
@@ -60,11 +58,9 @@ def composed_network_backward(
     h0 = None if hx.dim() == 1 else hx
     need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
     saved = Saved(x, h0, [w for w in weight if w.dim() == 2], states.unbind(0))
-    if c_states is None and not few:
-        dx, dhx, *dweights = network_vjp(need, saved, (c, c_last), options)
-    else:
-        inner = () if c_states is None else c_states.unbind(0)
-        dx, dhx, *dweights = composed.network_vjp(need, saved, (c, c_last, *inner), options)
+    run = composed.network_vjp if few else network_vjp
+    inner = () if c_states is None else c_states.unbind(0)
+    dx, dhx, *dweights = run(need, saved, (c, c_last, *inner), options)
     found = None if dx is None else dx.transpose(0, first), dhx, *dweights
     return [gradient for gradient in found if gradient is not None]
 

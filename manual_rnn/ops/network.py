@@ -121,14 +121,7 @@ class Network(Function):
             hx = _unread(states[0], ctx.hx_shape)
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
         matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
-        given = Saved(x, hx, matrices, states)
-        inner = c_states if c_states.count(None) < count else ()
-        if inner and count == 1:
-            c, inner = composed.add(c, inner[0]), ()
-        if inner:
-            grads = composed.network_vjp(need, given, (c, c_last, *inner), options)
-        else:
-            grads = network_vjp(need, given, (c, c_last), options)
+        grads = network_vjp(need, Saved(x, hx, matrices, states), (c, c_last, *c_states), options)
         return None, None, *grads
 
 

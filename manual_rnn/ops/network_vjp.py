@@ -26,17 +26,21 @@ from .saved_tensors import saved_by
 def network_vjp(
     need: Sequence[bool],
     saved: Saved,
-    cotangents: tuple[Tensor | None, Tensor | None],
+    cotangents: Sequence[Tensor | None],
     options: NetworkOptions,
 ) -> list[Tensor | None]:
-    """Gradients of `x`, `hx` and each weight where `need` has True, from the cotangents of the output and
-    `h_n`."""
-    (x, hx, matrices, states), (c, c_last) = saved, cotangents
+    """Gradients of `x`, `hx` and each weight where `need` has True, from the cotangents of the output, of
+    `h_n`, and perhaps of the states of every layer, which a second derivative brings."""
+    (x, hx, matrices, states), (c, c_last, *inner) = saved, cotangents
+    if len(inner) == 1:  # those of the only layer are the output
+        c, inner = composed.add(c, inner[0]), []
+    if inner.count(None) < len(inner):
+        return composed.network_vjp(need, saved, cotangents, options)
     if c is None and c_last is None:
         return [None] * len(need)
     tensors = x, hx, *matrices, *states, c, c_last, options.alpha
     if forward_mode_is_active():
-        return composed.network_vjp(need, saved, cotangents, options)
+        return composed.network_vjp(need, saved, (c, c_last), options)
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, options.D, options.batch_sizes)
     how = options[:3]
