@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from ..kernels.interface import check_memory
-from ..torch_internals import below_autograd, functorch_active, is_wrapper, unnoticed_alias, unwrap_if_dead
+from ..torch_internals import (
+    below_autograd,
+    copy_all,
+    functorch_active,
+    is_wrapper,
+    unnoticed_alias,
+    unwrap_if_dead,
+)
 from .dispatch import statically
 
 # Up to so many numbers a copy is cheaper than an alias that notices no edit: with a copy of weight_ih a
@@ -111,12 +118,21 @@ def node_inputs(
     carried = steps > 1 or (hx is not None and hx.requires_grad)
     first = [x.requires_grad, carried] * (layer // 2)
     above = [True, carried] * ((len(weights) - layer) // 2)
-    check_memory([hx, *weights])
-    found = [
-        w[...] if read and w.dim() == 2 else w.clone() if w.numel() <= FEW else unnoticed_alias(w, w.shape)
-        for w, read in zip(weights, first + above, strict=True)
-    ]
-    return _input_alias(x, batch_first), None if hx is None else hx.clone(), found
+    found, copied = list(weights), []
+    for at, read in enumerate(first + above):
+        w = weights[at]
+        if read and w.dim() == 2:
+            found[at] = w[...]
+        elif w.numel() <= FEW:
+            copied.append(at)
+        else:
+            found[at] = unnoticed_alias(w, w.shape)
+    if copied:
+        own = [weights[at] for at in copied]
+        check_memory(own)
+        for at, w in zip(copied, copy_all(own), strict=True):
+            found[at] = w
+    return _input_alias(x, batch_first), copy(hx), found
 
 
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:

@@ -70,10 +70,10 @@ static bool check_options(const Network *net, const Value *options)
 }
 
 /* States of all layers as one tensor, and of each as a part of it. */
-static void split_states(Network *net, const Tensor *all)
+static void split(Tensor *of_layers, long count, const Tensor *all)
 {
-    for (long i = 0; i < saved_states(net); i++)
-        net->states[i] = part_of(all, i);
+    for (long i = 0; i < count; i++)
+        of_layers[i] = part_of(all, i);
 }
 
 static bool make_empty(Call *call, const Network *net)
@@ -87,7 +87,7 @@ static bool make_states(Call *call, Network *net)
     Tensor all;
     if (!make_result(call, &all, net->type, prepended(saved_states(net), states_shape(net)), false))
         return false;
-    split_states(net, &all);
+    split(net->states, saved_states(net), &all);
     return true;
 }
 
@@ -106,14 +106,14 @@ static void read_mask(bool *mask, Value list)
         mask[i] = list_item(list, i) & 1;
 }
 
-static bool read_states(Call *call, Network *net, Value from)
+static bool read_states(Call *call, Tensor *of_layers, long count, const char *name, Value from)
 {
     Tensor all;
-    if (!read(call, &all, "states", from))
+    if (!read(call, &all, name, from))
         return false;
-    if (all.dims < 1 || all.size[0] != saved_states(net))
-        return fail("_cudnn_rnn_backward: expected %ld tensors of states", saved_states(net));
-    split_states(net, &all);
+    if (all.dims < 1 || all.size[0] != count)
+        return fail("_cudnn_rnn_backward: expected %ld tensors of %s", count, name);
+    split(of_layers, count, &all);
     return true;
 }
 
@@ -133,10 +133,10 @@ static bool run_backward(Call *call, const Value *args)
     Network net = {0};
     bool mask[4];
     read_mask(mask, args[OUTPUT_MASK]);
-    if (is_defined(args[GRAD_OUTPUT]))
-        return fail("_cudnn_rnn_backward: its states have no cotangent here");
     return read_network(call, &net, args, options) && check_options(&net, options)
-        && read_states(call, &net, args[OUTPUT]) && read(call, &net.c, "grad_output", args[GRAD_CY])
+        && read_states(call, net.states, saved_states(&net), "states", args[OUTPUT])
+        && (!is_defined(args[GRAD_OUTPUT]) || read_states(call, net.c_states, net.L, "grad_output", args[GRAD_OUTPUT]))
+        && read(call, &net.c, "grad_output", args[GRAD_CY])
         && read(call, &net.c_last, "grad_h_n", args[GRAD_HY]) && check_network(&net)
         && make_masked_gradients(call, &net, mask) && network_backward(&net);
 }
@@ -159,13 +159,16 @@ static void spread(Value *stack, const bool *mask, bool has_hx)
     release_list((Handle)list);
 }
 
-/* Above autograd: gradients that are themselves to be differentiated, or that of the states, which a second derivative
- * brings, are Python's to compose. All others go on through the dispatcher, so that a mode sees them. */
+static bool is_given(Value optional) { return optional && is_defined(*(Value *)optional); }
+
+/* Above autograd: gradients that are themselves to be differentiated are Python's to compose, and so is that of a leak's
+ * states and rates, which a second derivative brings. All others go on through the dispatcher, so that a mode sees
+ * them. */
 void cudnn_rnn_backward_autograd(Value *stack, uint64_t arguments, uint64_t count)
 {
     (void)arguments, (void)count;
-    const Value of_states = stack[GRAD_OUTPUT] ? *(Value *)stack[GRAD_OUTPUT] : 0;
-    const bool plain = !grad_mode_is_enabled() && !is_defined(of_states);
+    const bool leaky_states = is_given(stack[GRAD_OUTPUT]) && is_given(stack[CX]);
+    const bool plain = !grad_mode_is_enabled() && !leaky_states;
     bool mask[4];
     read_mask(mask, stack[OUTPUT_MASK]);
     const bool has_hx = tensor_dims(stack[HX]) != 1;

@@ -146,6 +146,19 @@ static void copy_states(const JobContext *run, const Block *block)
             memcpy(job->copy.data + r * row, job->y.data + r * row, bytes);
 }
 
+/* The sum of two cotangents of a block's states, where dz will be written over it. */
+static void add_cotangents(JobContext *run, const Block *block)
+{
+    const Job *job = run->job;
+    const Share mine = my_share(run, block->rows);
+    const View *both[] = {&job->z, &job->added};
+    for (int i = 0; i < 2; i++)
+        run->variant->gather(job, both[i], job->H, block, mine.from, mine.to, i, run->memory + run->plan->z,
+                             run->plan->ld);
+    barrier_wait(&run->member->meeting);
+    run->work.z = block_view(run, block);
+}
+
 static void run_block(JobContext *run, const Block *block, bool first, Barrier *crew)
 {
     const Job *job = run->job;
@@ -155,6 +168,8 @@ static void run_block(JobContext *run, const Block *block, bool first, Barrier *
         run->work.z = block_view(run, block);
     } else if (layer)
         run->work.y = block_view(run, block);
+    if (job->added.data)
+        add_cotangents(run, block);
     recur(run, block, crew);
     if (!layer)
         return;

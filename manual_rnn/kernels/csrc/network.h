@@ -18,12 +18,13 @@ typedef struct {
     long B, rows;             /* batch; rows of all steps */
     long type;
     Tensor x, hx;             /* data NULL where there is none, here and below */
-    Tensor *weights;          /* L * D * each; states and gradients lie behind them */
+    Tensor *weights;          /* L * D * each; the other arrays lie behind them */
     Tensor *states;           /* of each layer, and with a leak behind them its rates; forward, data NULL where they
                                  aren't saved */
     Tensor alpha;             /* of a leak, (H,); data NULL where there is none */
     Tensor output, h_n;       /* forward */
-    Tensor c, c_last;         /* backward: cotangents of output and h_n */
+    Tensor c, c_last;         /* backward: cotangents of output and h_n, and */
+    Tensor *c_states;         /* of the states of each layer, which a second derivative brings */
     Tensor *gradients;        /* backward: of x, hx and the weights, data NULL where they aren't wanted */
 } Network;
 

@@ -19,7 +19,9 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
         : rows_view(net, &net->x, net->batch_first);
     Job job = shared_job(net, below, layer, d);
     job.kind += SLOPE, job.reverse = !job.reverse;
+    const View of_states = rows_view(net, &net->c_states[layer], false);
     job.z = c.data ? columns_from(c, d * net->H) : zero_row(net, zeros);
+    job.added = columns_from(of_states, d * net->H);
     job.h = columns_from(rows_view(net, &net->states[layer], false), d * net->H);
     job.start = state_view(&net->c_last, index), job.end = state_view(&net->gradients[1], index);
     job.h0 = net->hx.data ? state_view(&net->hx, index) : zero_row(net, zeros);

@@ -4,11 +4,12 @@
 
 long weights_of(const Network *net) { return net->L * net->D * net->each; }
 
-long tensors_of(const Network *net) { return 2 * weights_of(net) + 2 * net->L + 2; }
+long tensors_of(const Network *net) { return 2 * weights_of(net) + 3 * net->L + 2; }
 
 void place_tensors(Network *net, Tensor *tensors)
 {
-    net->weights = tensors, net->states = tensors + weights_of(net), net->gradients = net->states + 2 * net->L;
+    net->weights = tensors, net->states = tensors + weights_of(net), net->c_states = net->states + 2 * net->L;
+    net->gradients = net->c_states + net->L;
 }
 
 long layer_inputs(const Network *net, long layer) { return layer ? net->D * net->H : net->I; }
@@ -93,7 +94,7 @@ bool check_network(const Network *net)
         || !fits(net, &net->c_last, hx_shape(net)))
         return false;
     for (long i = 0; i < saved_states(net); i++)
-        if (!fits(net, &net->states[i], states))
+        if (!fits(net, &net->states[i], states) || (i < net->L && !fits(net, &net->c_states[i], states)))
             return false;
     if (net->batch_first)
         states.size[0] = net->B, states.size[1] = net->T;

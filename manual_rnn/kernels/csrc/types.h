@@ -39,6 +39,7 @@ typedef struct {
     View start, end;           /* rows (B, H) that a carry begins with or, backward, has added to it; and where
                                   that of each sequence goes: its last state, or the gradient of h_0 */
     View copy;                 /* forward: where y is written to a second time */
+    View added;                /* backward: what is added to z, a second cotangent of the states */
     View alpha, rates;         /* of a leak, one for each column; and r = phi(z + y W), y = (1 - alpha) y + alpha r:
                                   forward where it is written, backward what the slope is written through */
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
