@@ -70,7 +70,10 @@ def linear_recurrence(
     walk = Walk(a.dim() - 2, reverse, batch_sizes)
     times_slope = PHI[phi].times_slope
     slopes = iter(walk.steps(h))
-    step: Step = lambda v_t, y: times_slope(v_t + y @ a, next(slopes))  # noqa: E731
     B = v.size(-2) if batch_sizes is None else int(batch_sizes[0])
     zeros = v.new_zeros(*a.shape[:-2], B, v.size(-1))
+
+    def step(v_t: Tensor, y: Tensor) -> Tensor:
+        return times_slope(v_t if y is zeros else v_t + y @ a, next(slopes))
+
     return scan(step, v, zeros, walk)[0]

@@ -50,7 +50,9 @@ def composed_network_backward(
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
-    x, c = input.transpose(0, first), None if c is None else c.transpose(0, first)
+    x = input
+    if first:
+        x, c = x.transpose(0, 1), None if c is None else c.transpose(0, 1)
     steps = len(batch_sizes) or x.size(0)
     few = torch.is_grad_enabled() and steps <= aten.SHORT  # PyTorch's nodes cost less than ours
     kernel = REFERENCE if few else DEFAULT
@@ -61,8 +63,8 @@ def composed_network_backward(
     run = composed.network_vjp if few else network_vjp
     inner = () if c_states is None else c_states.unbind(0)
     dx, dhx, *dweights = run(need, saved, (c, c_last, *inner), options)
-    found = None if dx is None else dx.transpose(0, first), dhx, *dweights
-    return [gradient for gradient in found if gradient is not None]
+    dx = dx.transpose(0, 1) if first and dx is not None else dx
+    return [gradient for gradient in (dx, dhx, *dweights) if gradient is not None]
 
 
 def of_many(*args: Any) -> tuple[Any, ...]:

@@ -142,7 +142,7 @@ def network_vjp(
                 (source, None if hx is None else hx.select(-3, at), *matrices[2 * at : 2 * at + 2]),
                 (h, r),
                 (
-                    None if c is None else c.chunk(D, -1)[d],
+                    _part([c], 0, d, D),
                     None if c_last is None else c_last.select(-3, at),
                     c_r,
                 ),
@@ -159,7 +159,7 @@ def network_vjp(
 def _part(of_layers: Sequence[Tensor | None], layer: int, d: int, D: int) -> Any:
     """Of a layer what belongs to one direction, or None where there is nothing."""
     x = of_layers[layer] if of_layers else None
-    return None if x is None else x.chunk(D, -1)[d]
+    return x if x is None or D == 1 else x.chunk(D, -1)[d]
 
 
 def _direction_vjp(
@@ -173,26 +173,30 @@ def _direction_vjp(
     """Gradients of a layer's input, first state and weights in one direction, where `need` has True."""
     (x, h0, w_ih, w_hh), (h, _), (c, c_last, c_r) = inputs, saved, cotangents
     need_x, need_h0, need_ih, need_hh, *need_biases = need
-    dh0: Tensor | None
+    dh0: Any = None
     walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
-    h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3) if h0 is None else h0
+    if h0 is None and need_h0:
+        h0 = _zero_state(h, [LayerWeights(w_ih, w_hh)], options).squeeze(-3)
     c = torch.zeros_like(h) if c is None else c
     if statically(h.size(walk.dim), 0):
-        dz, dh0 = c, torch.zeros_like(h0) if c_last is None else c_last.clone()
+        dz = c
+        if need_h0:
+            dh0 = torch.zeros_like(h0) if c_last is None else c_last.clone()
     else:
         c = c if c_last is None else walk.add_to_last(c, c_last)
         dz, g = _recurrence_vjp((c, c_r), saved, w_hh, walk, options)
-        dh0 = rows_matmul(walk.first(dz, h0.size(-2)), w_hh) if need_h0 else None
-        if dh0 is not None and g is not None:
+        if need_h0:
+            dh0 = rows_matmul(walk.first(dz, h0.size(-2)), w_hh)
+        if need_h0 and g is not None:
             dh0 = dh0 + (1 - options.alpha.unsqueeze(-2)) * walk.first(g, h0.size(-2))
     count = dz.size(-2) if options.batch_sizes is not None else dz.size(-3) * dz.size(-2)
     rows = dz.reshape(*w_hh.shape[:-2], count, dz.size(-1))
     dbiases = [rows.sum(-2) if needed else None for needed in need_biases]
     return [
         rows_matmul(dz, w_ih) if need_x else None,
-        dh0 if need_h0 else None,
+        dh0,
         rows.mT @ x.reshape(*w_hh.shape[:-2], count, x.size(-1)) if need_ih else None,
-        _recurrent_gradient(dz, h, h0, walk) if need_hh else None,
+        _recurrent_gradient(dz, h, h0, w_hh, walk) if need_hh else None,
         *dbiases,
     ]
 
@@ -216,9 +220,9 @@ def _recurrence_vjp(
     return dz, g
 
 
-def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor, walk: Walk) -> Tensor:
+def _recurrent_gradient(dz: Tensor, h: Tensor, h0: Tensor | None, w_hh: Tensor, walk: Walk) -> Tensor:
     if statically(dz.size(walk.dim), 0):
-        return dz.new_zeros(*h0.shape[:-2], h.size(-1), h.size(-1))
+        return dz.new_zeros(w_hh.shape)
     return weight_gradient(dz, h, h0, walk)
 
 

@@ -169,7 +169,7 @@ class LinearRecurrence(Function):
             after = rows_matmul(walk.back().previous(m, zero), a.mT)
             dh = slope_derivative(h) * (c + after) * (v + rows_matmul(walk.previous(y, zero), a))
         if ctx.needs_input_grad[3]:
-            da = weight_gradient(m, y, zero, walk).mT
+            da = weight_gradient(m, y, None, walk).mT
         return None, m, dh, da, None, None, None, None
 
     @staticmethod
@@ -206,18 +206,21 @@ def rows_matmul(x: Tensor, w: Tensor) -> Tensor:
     return x @ (w.unsqueeze(1) if x.dim() > w.dim() else w)
 
 
-def weight_gradient(m: Tensor, x: Tensor, start: Tensor, walk: Walk) -> Tensor:
-    r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`."""
+def weight_gradient(m: Tensor, x: Tensor, start: Tensor | None, walk: Walk) -> Tensor:
+    r"""$\sum_t m_t^T x_{t-1}$, one matrix product over all steps, `(H, H)` or `(G, H, H)`. Before
+    the first step x is `start`, None for zeros."""
     if walk.batch_sizes is not None:
-        return m.mT @ walk.previous(x, start)
-    B, rows = start.size(-2), (*start.shape[:-2], -1, start.size(-1))  # B rows for each step
+        return m.mT @ walk.previous(x, walk.zero_start(x) if start is None else start)
+    B, rows = m.size(-2), (*m.shape[:-3], -1, m.size(-1))  # B rows for each step
     m, x = m.reshape(rows), x.reshape(rows)  # `flatten` has no batching rule for is_grads_batched
     n = m.size(-2) - B
     if dispatch.statically(n, 0):
-        return m.mT @ start
+        return m.mT @ (torch.zeros_like(x) if start is None else start)
     at, later, earlier = (n, 0, B) if walk.reverse else (0, B, 0)
-    at_first = m.narrow(-2, at, B).mT @ start
     later_m, earlier_x = m.narrow(-2, later, n).mT, x.narrow(-2, earlier, n)
+    if start is None:
+        return later_m @ earlier_x
+    at_first = m.narrow(-2, at, B).mT @ start
     if at_first.dim() == 2:
         return torch.addmm(at_first, later_m, earlier_x)
     return at_first + later_m @ earlier_x

@@ -33,7 +33,7 @@ class View(ctypes.Structure):
 Job = structure(
     "Job",
     ("long", "kind reverse packed type threads contiguous_weights G T B H I steps sizes"),
-    ("View", "z h y w start end copy alpha rates x u bias0 bias1 h0 dx du dw db0 db1"),
+    ("View", "z h y w start end copy added alpha rates x u bias0 bias1 h0 dx du dw db0 db1"),
     ("long", "block_owner"),
 )
 Plan = structure(

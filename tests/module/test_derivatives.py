@@ -1,13 +1,16 @@
 r"""Derivatives through the module: numeric checks of every mode; arguments that ask for gradients in part."""
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, packed, twins
+from internals import native
 from loop import CASES, NETWORKS, Loop, as_function, build, case_id, sample, wrap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.functional import hvp, jacobian
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_rnn import ManualRNN
 
@@ -125,3 +128,42 @@ def test_tangents_of_all_columns_at_once(steps: int, batch_first: bool) -> None:
         expected = jacobian(lambda x, at=at: rnn(x)[at], x)
         found = jacobian(lambda x, at=at: rnn(x)[at], x, vectorize=True, strategy="forward-mode")
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not native.has_aten_node, reason="no compiler, or another torch")
+@pytest.mark.parametrize("layout", ["batched", "batch_first", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("steps", [2, 20])
+@pytest.mark.users_lengths
+def test_second_derivative_by_weights(
+    steps: int, options: dict[str, Any], dtype: torch.dtype, layout: str
+) -> None:
+    """An inner step of meta-learning brings a cotangent of the states, which C adds to that of the output."""
+    shape = (4, steps, 5) if layout == "batch_first" else (steps, 4, 5)
+    x = torch.randn(shape, dtype=dtype)
+    input = packed(x, [steps, steps, 2, 1]) if layout == "packed" else x
+    found = []
+    for rnn in twins(5, 6, batch_first=layout == "batch_first", dtype=dtype, **options):
+        weights = list(rnn.parameters())
+        output, h_n = rnn(input)
+        rows = output.data if layout == "packed" else output
+        inner = torch.autograd.grad(rows.square().sum() + h_n.sum(), weights, create_graph=True)
+        with Operators() as seen:
+            outer = torch.autograd.grad(sum(g.square().sum() for g in inner), weights)
+        found.append({str(at): g for at, g in enumerate([*inner, *outer])})
+        if isinstance(rnn, ManualRNN):
+            assert "manual_rnn::network_backward" in seen.names
+    assert_same(found[1], found[0], 1e-12 if dtype is torch.float64 else 2e-5)
