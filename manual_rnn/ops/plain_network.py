@@ -17,13 +17,14 @@ thread:
       8           0.93         1.50     0.80             0.86             1.0 to 2.4
      16           1.5          2.2      1.0              1.5              1.6 to 3.9
 
-The same where the gradient of a leaf is wanted, (B, I, H) = (1, 3, 16) and (16, 16, 64), on a Zen 4:
+The same where the gradient of a leaf is wanted, (B, I, H) = (1, 3, 16) and (16, 16, 64), on a Zen 5:
 
-    steps    first derivative    penalty    Hessian-vector product    Hessian
-      9         1.5 to 2.0     0.6 to 0.8            0.56               0.5
-     12         2.2 to 2.4     0.9 to 1.0            0.7                0.65
-     16         2.5 to 2.7     1.1 to 1.2         0.8 to 0.9            0.8
-     20         2.4 to 2.9     1.2 to 1.4         1.0 to 1.1            0.96
+    steps    first derivative     penalty      Hessian-vector product    Hessian
+      2          1.2, 1.2        0.74, 0.79          0.71, 0.73            0.89
+      4          1.6, 1.6        0.94, 0.99          0.85, 0.89            1.14
+      6          2.1, 2.0        1.09, 1.15          0.98, 1.02            1.32
+      9          2.5, 2.5        1.27, 1.36          1.04, 1.09            1.47
+     16          4.1, 3.3        1.57, 1.58          1.19, 1.22            1.66
 """
 
 from collections.abc import Sequence
@@ -115,9 +116,9 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, for the gradients of a
     few steps and where it is faster.
 
-    A few are 8 under a transform or where some weights are frozen, and 16 where the gradient of a leaf is
-    wanted, which is often differentiated itself. Else they are a single one of padded input, whose second
-    derivative PyTorch has in less time.
+    A few are 8 under a transform, where some weights are frozen, or where the gradient of a leaf is wanted,
+    which is often differentiated itself. Else they are a single one of padded input, whose second derivative
+    PyTorch has in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
@@ -128,9 +129,9 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        few = aten.SHORT if recorded is None else 0 if options.sizes else aten.SINGLE
-        if recorded and x.requires_grad and _is_leaf(x):
-            few = aten.OF_A_LEAF
+        few = 0 if options.sizes else aten.SINGLE
+        if recorded is None or (recorded and x.requires_grad and _is_leaf(x)):
+            few = aten.SHORT
         if recorded is not False and 0 < options.steps(x) <= few:
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):

@@ -118,6 +118,7 @@ def node_inputs(
     carried = steps > 1 or (hx is not None and hx.requires_grad)
     first = [x.requires_grad, carried] * (layer // 2)
     above = [True, carried] * ((len(weights) - layer) // 2)
+    check_memory(weights)
     found, copied = list(weights), []
     for at, read in enumerate(first + above):
         w = weights[at]
@@ -128,9 +129,7 @@ def node_inputs(
         else:
             found[at] = unnoticed_alias(w, w.shape)
     if copied:
-        own = [weights[at] for at in copied]
-        check_memory(own)
-        for at, w in zip(copied, copy_all(own), strict=True):
+        for at, w in zip(copied, copy_all([weights[at] for at in copied]), strict=True):
             found[at] = w
     return _input_alias(x, batch_first), copy(hx), found
 

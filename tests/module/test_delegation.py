@@ -102,12 +102,9 @@ def test_a_few_steps_are_left_to_nn_rnn(name: str, options: dict[str, Any], engi
 
 
 @pytest.mark.parametrize("more", [0, 1])
-@pytest.mark.parametrize(
-    ("name", "most"),
-    [("frozen weights", 8), ("grad", 8), ("the gradient of a leaf", 16), ("a penalty", 16), ("hvp", 16)],
-)
-def test_more_steps_are_not(name: str, most: int, more: int, engine: list[str]) -> None:
-    x = torch.randn(most + more, 3, 4)
+@pytest.mark.parametrize("name", ["frozen weights", "grad", "the gradient of a leaf", "a penalty", "hvp"])
+def test_more_steps_are_not(name: str, more: int, engine: list[str]) -> None:
+    x = torch.randn(8 + more, 3, 4)
     for a, b in zip(*(flat(FEW[name](rnn, x)) for rnn in twins(4, 6)), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
     assert bool(engine) == bool(more)
