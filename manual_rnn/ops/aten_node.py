@@ -21,8 +21,8 @@ from .network_vjp import network_vjp
 NAME = "manual_rnn::composed_network_backward"
 
 # Up to so many steps each runs as PyTorch's operations, whose nodes cost less than ours. The time of `nn.RNN`
-# by ours of an inner step of meta-learning, (B, I, H) = (4, 8, 16) and (16, 16, 64), with FEW = 8, 20 and 64, on
-# a Zen 5, one thread:
+# by ours of an inner step of meta-learning, (B, I, H) = (4, 8, 16) and (16, 16, 64), with FEW = 8, 20 and 64,
+# on a Zen 5, one thread:
 #
 #      9 steps    1.21, 1.22    1.62, 1.48    1.58, 1.55
 #     32          3.4,  2.2     3.1,  2.3     2.4,  2.2
