@@ -52,6 +52,7 @@ SCHEMAS = {  # as the library of C defines them
     ),
 }
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as they are numbered in C
+MOST_BITS = 63  # of a size, which has no sign
 LIBRARY = Path(__file__).with_name("engine.so")
 
 
@@ -106,6 +107,17 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
             dtypes = {str(x.dtype) for x in given}
             return f"expected tensors of one dtype, got {' and '.join(sorted(dtypes))}"
     return None
+
+
+def frozen_bits(wanted: Sequence[bool]) -> int:
+    """Which weights want no gradient, as ATen's operator is told by its argument `proj_size`: weight `i` by
+    bit `i`. Of more than 63 weights none is left out."""
+    return sum((not want) << at for at, want in enumerate(wanted)) if len(wanted) <= MOST_BITS else 0
+
+
+def wanted_weights(any_wanted: bool, frozen: int, count: int) -> list[bool]:
+    """The same read back: which of `count` weights want a gradient."""
+    return [any_wanted and not frozen >> at & 1 for at in range(count)]
 
 
 def runs(kernel: str, x: Tensor) -> bool:

@@ -6,6 +6,7 @@ brings.
 """
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ def composed_network_backward(
     reserve: Tensor,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
-    """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx`; of its results those
-    that the mask asks for, as one list."""
+    """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx` and the frozen weights
+    as `proj_size`; of its results those that are asked for, as one list."""
     first, sizes = int(batch_first and not batch_sizes), None
     if batch_sizes:
         sizes = torch.tensor(batch_sizes, device="cpu")
@@ -66,7 +67,8 @@ def composed_network_backward(
     kernel = REFERENCE if few else DEFAULT
     options = NetworkOptions(sizes, PHI_OF_CODE[mode], bidirectional, weight_stride0 == 4, kernel, cx)
     h0 = None if hx.dim() == 1 else hx
-    need = output_mask[0], output_mask[1] and h0 is not None, *[output_mask[3]] * len(weight)
+    of_weights = native.wanted_weights(output_mask[3], proj_size, len(weight))
+    need = output_mask[0], output_mask[1] and h0 is not None, *of_weights
     saved = Saved(x, h0, [w for w in weight if w.dim() == 2], states.unbind(0))
     run = composed.network_vjp if few else network_vjp
     inner = () if c_states is None else c_states.unbind(0)
@@ -80,13 +82,17 @@ def of_many(*args: Any) -> tuple[Any, ...]:
     mask, no_state = args[-1], args[4].dim() == 1
     found = iter(composed_network_backward(*args))
     dx, dhx = (next(found) if wanted else None for wanted in (mask[0], mask[1] and not no_state))
-    return dx, dhx, None, list(found)
+    weights, frozen = args[1], args[12]
+    wanted = native.wanted_weights(mask[3], frozen, len(weights))
+    of_weights = [next(found) if want else w for want, w in zip(wanted, weights, strict=True)]
+    return dx, dhx, None, of_weights if mask[3] else []
 
 
 def fake_backward(input: Tensor, weight: Sequence[Tensor], *args: Any) -> list[Tensor]:
     """The shapes of the node's own backward, for tracing."""
-    hx, mask = args[2], args[19]
-    found = [input] * mask[0] + [hx] * (mask[1] and hx.dim() > 1) + list(weight) * mask[3]
+    hx, frozen, mask = args[2], args[10], args[19]
+    wanted = native.wanted_weights(mask[3], frozen, len(weight))
+    found = [input] * mask[0] + [hx] * (mask[1] and hx.dim() > 1) + list(compress(weight, wanted))
     return [x.new_empty(x.shape) for x in found]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..kernels import native
 from ..torch_internals import cudnn_rnn_packet
 
 Product = tuple[int, int, int]  # rows, inner size, columns
@@ -89,8 +90,9 @@ def cudnn_rnn(x: Any, weight: Sequence[Any], *_: Any, out_val: Any = None, **__:
 def cudnn_rnn_backward(x: Any, weight: Sequence[Any], *args: Any, out_val: Any = None, **__: Any) -> int:
     if not x.is_cpu:
         return 0
-    hx, batch_first, directions, sizes, mask = args[2], args[12], 1 + args[15], args[16], args[19]
-    need = mask[0], mask[1] and hx.dim() > 1, *[mask[3]] * len(weight)
+    hx, frozen, mask = args[2], args[10], args[19]
+    batch_first, directions, sizes = args[12], 1 + args[15], args[16]
+    need = mask[0], mask[1] and hx.dim() > 1, *native.wanted_weights(mask[3], frozen, len(weight))
     rows = x.transpose(0, 1) if batch_first and not sizes else x
     matrices = [w for w in weight if w.dim() == 2]
     return _flops(network_vjp_products(need, rows, matrices, directions, sizes or None))

@@ -22,7 +22,7 @@ from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
 from .profiler import record_network
-from .saved_tensors import alias, as_nn_rnn, copy, graph_copies, saved_by
+from .saved_tensors import alias, as_nn_rnn, copy, graph_copies, read_by_backward, saved_by
 
 Results = tuple[Tensor, Tensor, list[Tensor]]
 
@@ -134,16 +134,8 @@ def _needed(
     need: Sequence[bool], x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: NetworkOptions
 ) -> list[Tensor | None]:
     """`x`, `hx` and the matrices, or None for each that backward doesn't read for the gradients wanted."""
-    need_x, need_hx, *need_w = need
-    size = 4 if options.has_biases else 2
-    layer = options.D * size
-    sizes = options.batch_sizes
+    size, sizes = 4 if options.has_biases else 2, options.batch_sizes
     steps = x.size(-3) if sizes is None else sizes.size(0)
-    carried = need_hx or not dispatch.statically(steps, 1)
-    needed: list[Tensor | None] = []
-    for at in range(0, len(weights), size):
-        before = at - at % layer  # weights of the layers below
-        reads_dx = need_x or (before and (need_hx or any(need_w[:before])))
-        needed += [weights[at] if reads_dx else None, weights[at + 1] if carried else None]
-    need_ih, need_hh = any(need_w[:layer:size]), any(need_w[1::size])
-    return [x if need_ih else None, hx if need_hh else None, *needed]
+    read = read_by_backward(tuple(need), dispatch.statically(steps, 1), options.D * size, size)
+    needed = [t if is_read else None for t, is_read in zip((x, hx, *weights), read, strict=True)]
+    return [*needed[:2], *(w for at, w in enumerate(needed[2:]) if at % size < 2)]

@@ -4,18 +4,17 @@ r"""A plain network as one operator, whose autograd node is PyTorch's, in C++.
     aten      torch.rnn_tanh and rnn_relu on a CPU, of a few steps
     cuDNN     aten::_cudnn_rnn on CUDA                                       `cudnn.py`
 
-The tensors are plain ones, and nothing traces. `_cudnn_rnn` runs where derivatives are autograd's alone, and
-wanted of all weights or of nothing.
+The tensors are plain ones, and nothing traces. `_cudnn_rnn` runs where derivatives are autograd's alone.
 
 PyTorch's operation runs a few steps where that isn't so, or under autocast: the way to a kernel of ours takes
 some 200 us there. The time of `nn.RNN` by that of the engine, B = 1 and 8, on a Xeon (Sapphire Rapids), one
 thread:
 
-    steps    frozen weights    grad    jacrev    Hessian-vector product    autocast
-      2           0.46         0.88     0.54             0.35                0.93
-      4           0.63         1.08     0.65             0.52             0.7 to 1.5
-      8           0.93         1.50     0.80             0.86             1.0 to 2.4
-     16           1.5          2.2      1.0              1.5              1.6 to 3.9
+    steps     grad    jacrev    Hessian-vector product    autocast
+      2       0.88     0.54             0.35                0.93
+      4       1.08     0.65             0.52             0.7 to 1.5
+      8       1.50     0.80             0.86             1.0 to 2.4
+     16       2.2      1.0              1.5              1.6 to 3.9
 
 The same where the gradient of a leaf is wanted, (B, I, H) = (1, 3, 16) and (16, 16, 64), on a Zen 5:
 
@@ -45,12 +44,13 @@ from ..torch_internals import (
     profiling,
     transforms_active,
 )
+from . import dispatch
 from .cudnn import run_cudnn
 from .flop_formulas import register as register_flop_formulas
 from .higher_order import batching_rule
 from .network import as_separate_output
 from .profiler import record_call
-from .saved_tensors import node_inputs
+from .saved_tensors import forget, node_inputs, read_by_backward
 
 _NO_STATE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in native.TYPES}
 _loaded = vars(torch.utils)
@@ -91,34 +91,23 @@ def run_plain_network(
     kernel = plain_kernel(x, recorded, options)
     if kernel == kernels.NATIVE:
         run = _run_with_dropout if options.dropout else _run_native
-        return run(x, hx, weights, options, bool(recorded))
+        return run(x, hx, weights, options)
     if kernel is None or (recorded is None and is_mapped(x, hx, *weights)):
         return None
     return _run_aten(x, hx, weights, options)
 
 
 def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
-    """Whether a gradient is wanted of all weights. None where it is of some, or where a transform wants it.
-
-    ATen's node has one flag for all weights, and would save and compute more than is needed for some.
-    """
-    if transforms_active():
-        return None
-    if not torch.is_grad_enabled():
-        return False
-    wanted = [w.requires_grad for w in weights]
-    if False not in wanted:
-        return True
-    return None if True in wanted or x.requires_grad or (hx is not None and hx.requires_grad) else False
+    """Whether autograd records the call. None where a transform may want a derivative."""
+    return None if transforms_active() else dispatch.requires_grad(x, hx, *weights)
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
     """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, for the gradients of a
     few steps and where it is faster.
 
-    A few are 8 under a transform, where some weights are frozen, or where the gradient of a leaf is wanted,
-    which is often differentiated itself. Else they are a single one of padded input, whose second derivative
-    PyTorch has in less time.
+    A few are 8 under a transform, or where the gradient of a leaf is wanted, which is often differentiated
+    itself. Else they are a single one of padded input, whose second derivative PyTorch has in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
@@ -150,21 +139,27 @@ def _is_constant(alpha: Tensor | None) -> bool:
 
 
 def _run_native(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     phi, has_biases, batch_first, bidirectional, layers, _, H, _, alpha, sizes = options
     size = 4 if has_biases else 2
     if False in [w.is_cpu for w in weights] or not (hx is None or hx.is_cpu):
         return None
+    recorded, frozen, read = dispatch.requires_grad(x, hx, *weights), 0, [True]
     if recorded:
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
             register_flop_formulas()
-        layer = size * (1 + bidirectional)
-        x, hx, weights = node_inputs(x, hx, weights, options.steps(x), layer, batch_first)
+        wanted = [w.requires_grad for w in weights]
+        if False in wanted:
+            frozen = native.frozen_bits(wanted)
+            wanted = native.wanted_weights(True, frozen, len(wanted))
+        need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
+        read = read_by_backward(need, options.steps(x) == 1, size * (1 + bidirectional), size)
+        x, hx, weights = node_inputs(x, hx, weights, read, batch_first)
         alpha = alpha if alpha is None else alpha.detach()
     given, hx = hx, _NO_STATE[x.dtype] if hx is None else hx
-    how = PHI[phi].code, H, 0, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
+    how = PHI[phi].code, H, frozen, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
     try:
         _, h_n, output, _, _ = cudnn_rnn(x, weights, size, None, hx, alpha, *how)
     except (RuntimeError, TypeError) as error:
@@ -175,11 +170,13 @@ def _run_native(
         record_call(x.transpose(0, 1) if batch_first else x, hx, weights, layers, sizes, h_n)
     if not recorded:
         return output, h_n
+    if not read[0]:
+        forget(x)
     return as_separate_output(output), as_separate_output(h_n)
 
 
 def _run_with_dropout(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
     D, layers, size = 1 + options.bidirectional, options.layers, len(weights) // options.layers
@@ -188,7 +185,7 @@ def _run_with_dropout(
         layer = weights[at * size : (at + 1) * size]
         of_layer = options._replace(batch_first=False, layers=1, input_size=output.size(-1))
         h0 = hx if hx is None else hx.narrow(0, at * D, D)
-        found = _run_native(output, h0, layer, of_layer, recorded)
+        found = _run_native(output, h0, layer, of_layer)
         if found is None:
             return None
         output = torch.dropout(found[0], options.dropout, True) if at + 1 < layers else found[0]

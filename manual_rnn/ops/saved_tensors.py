@@ -10,6 +10,7 @@ node_inputs     all of a plain call for ATen's node, which saves whatever it is 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -107,31 +108,50 @@ def saved_by(ctx: Any) -> Any:
     return tuple(x if x is None else unwrap_if_dead(x) for x in tensors)
 
 
-def node_inputs(
-    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], steps: int, layer: int, batch_first: bool
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Aliases of all that ATen's node is given, and a copy of `hx`.
+@cache
+def read_by_backward(need: tuple[bool, ...], single: bool, layer: int, size: int) -> list[bool]:
+    """Whether backward reads `x`, `hx` and each weight, for the gradients of these that are wanted, of a
+    single step or more. A layer has `layer` weights, one direction of it `size`, two matrices first."""
+    need_x, need_hx, *need_w = need
+    carried = need_hx or not single
+    read = [any(need_w[:layer:size]), any(need_w[1::size])]
+    for at in range(0, len(need_w), size):
+        above = at - at % layer  # weights of the layers below
+        below = need_x or (above > 0 and (need_hx or any(need_w[:above])))
+        reached = below or need_hx or any(need_w[above : above + layer])
+        read += [below, carried and reached, *[False] * (size - 2)]
+    return read
 
-    An edit in place is noticed, but of what backward doesn't read: a bias, `weight_ih` of the first `layer`
-    weights where the input wants no gradient, `weight_hh` of a single step whose `hx` wants none.
-    """
-    carried = steps > 1 or (hx is not None and hx.requires_grad)
-    first = [x.requires_grad, carried] * (layer // 2)
-    above = [True, carried] * ((len(weights) - layer) // 2)
+
+def node_inputs(
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], read: Sequence[bool], batch_first: bool
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Aliases of all that ATen's node is given, and a copy of `hx`. `read` says of `x`, `hx` and each weight
+    whether backward reads it: there an edit in place is noticed."""
     check_memory(weights)
     found, copied = list(weights), []
-    for at, read in enumerate(first + above):
-        w = weights[at]
-        if read and w.dim() == 2:
+    for at, w in enumerate(weights):
+        if read[2 + at]:
             found[at] = w[...]
         elif w.numel() <= FEW:
             copied.append(at)
         else:
-            found[at] = unnoticed_alias(w, w.shape)
+            found[at] = _unread_alias(w)
     if copied:
         for at, w in zip(copied, copy_all([weights[at] for at in copied]), strict=True):
             found[at] = w
-    return _input_alias(x, batch_first), copy(hx), found
+    x = _input_alias(x, batch_first)
+    return x if read[0] else _unread_alias(x), copy(hx), found
+
+
+def _unread_alias(x: Tensor) -> Tensor:
+    """One that notices no edit; a node saves no inference tensor, so of one a copy."""
+    return x.clone() if x.is_inference() else unnoticed_alias(x, x.shape)
+
+
+def forget(x: Tensor) -> None:
+    """Let go of the memory of a tensor that a node has saved and won't read."""
+    x.data = x.new_zeros(()).expand(x.shape)
 
 
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:

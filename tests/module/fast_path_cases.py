@@ -117,6 +117,10 @@ def swapped(build: Build) -> Any:
     return functional_call(rnn, {"weight_hh_l0": 2 * rnn.weight_hh_l0.detach()}, (X,))
 
 
+def frozen(rnn: Any) -> None:
+    rnn.weight_hh_l0.requires_grad_(False)
+
+
 def hooked(rnn: Any) -> None:
     rnn.register_forward_hook(lambda _, __, result: (result[0] + 1, result[1]))
 
@@ -148,6 +152,8 @@ FAST: dict[str, Callable[[Build], Any]] = {
     "inference": call(X, under=torch.inference_mode),
     "a default device": call(X, under=CPU),
     "frozen": changed(lambda rnn: rnn.requires_grad_(False)),
+    "a frozen weight": changed(frozen),
+    "frozen, but not the input": changed(lambda rnn: rnn.requires_grad_(False), X.clone().requires_grad_()),
     "hooked": changed(hooked),
     "an input with a history": call(X.clone().requires_grad_() * 2),
     "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T)),
@@ -178,8 +184,6 @@ OTHER: dict[str, Callable[[Build], Any]] = {
     "forward mode": jvp,
     "autocast": call(X, under=lambda: torch.autocast("cpu", torch.bfloat16)),
     "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
-    "a frozen weight": changed(lambda rnn: rnn.weight_hh_l0.requires_grad_(False) and None),
-    "frozen, but not the input": changed(lambda rnn: rnn.requires_grad_(False), X.clone().requires_grad_()),
     "parametrized": changed(
         lambda rnn: parametrizations.weight_norm(rnn, "weight_hh_l0")  # type: ignore[arg-type]
     ),

@@ -71,7 +71,7 @@ def test_the_nodes_of_ours_are_among_them() -> None:
     rnn = ManualRNN(3, 4, dtype=torch.float64)
     rnn.bias_ih_l0.requires_grad_(False)
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-    with use_kernel("native"):
+    with use_kernel("torch"):
         output = rnn(x)[0]
         grads = torch.autograd.grad(output.sum(), x, create_graph=True)
     found = read(output, *grads)

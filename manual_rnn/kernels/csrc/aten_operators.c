@@ -7,8 +7,10 @@
  *     forward     states, h_n, output, -, -  <-  input, weights, -, hx, ...
  *
  * The node saves its first result, the states of every layer, `(L, T, B, D * H)`, which no user sees: so the output,
- * its third result, may be edited in place. Without `train` there are no states. A leak's alpha comes as `cx`, which an
- * Elman network hasn't; its rates lie behind the states.
+ * its third result, may be edited in place. Without `train` there are no states.
+ *
+ * What an Elman network hasn't carries what the operator has no argument for: `cx` a leak's alpha, whose rates lie behind
+ * the states; `proj_size` which weights are frozen, weight i by bit i, for the node asks for the gradients of all or none.
  */
 #include <string.h>
 #include "operators.h"
@@ -17,7 +19,7 @@
 enum { INPUT, WEIGHT, WEIGHT_STRIDE0, WEIGHT_BUF, HX, CX, FORWARD_OPTIONS };
 enum { OUTPUT = FORWARD_OPTIONS, GRAD_OUTPUT, GRAD_HY, GRAD_CY, BACKWARD_OPTIONS };
 enum {
-    MODE, HIDDEN_SIZE, PROJ_SIZE, NUM_LAYERS, BATCH_FIRST, DROPOUT, TRAIN, BIDIRECTIONAL, BATCH_SIZES, DROPOUT_STATE,
+    MODE, HIDDEN_SIZE, FROZEN, NUM_LAYERS, BATCH_FIRST, DROPOUT, TRAIN, BIDIRECTIONAL, BATCH_SIZES, DROPOUT_STATE,
     OPTIONS
 };
 enum { RESERVE = BACKWARD_OPTIONS + OPTIONS, OUTPUT_MASK };
@@ -58,13 +60,13 @@ static bool read_network(Call *call, Network *net, const Value *args, const Valu
         && read(call, &net->alpha, "alpha", args[CX]) && measure_network(net);
 }
 
-/* An Elman network without projection and dropout, of these weights. */
+/* An Elman network without dropout, of these weights. */
 static bool check_options(const Network *net, const Value *options)
 {
     double dropout;
     memcpy(&dropout, &options[DROPOUT], sizeof dropout);
-    if (!is_nonlinearity(options[MODE]) || options[PROJ_SIZE] || (dropout > 0 && options[TRAIN] & 1))
-        return fail("_cudnn_rnn: on the CPU there are Elman networks alone, without projection or dropout");
+    if (!is_nonlinearity(options[MODE]) || (dropout > 0 && options[TRAIN] & 1))
+        return fail("_cudnn_rnn: on the CPU there are Elman networks alone, without dropout");
     return (net->L == (long)options[NUM_LAYERS] && net->H == (long)options[HIDDEN_SIZE])
         || fail("_cudnn_rnn: expected hidden_size %ld and num_layers %ld", net->H, net->L);
 }
@@ -117,13 +119,15 @@ static bool read_states(Call *call, Tensor *of_layers, long count, const char *n
     return true;
 }
 
+static bool is_frozen(Value frozen, long weight) { return weight < 63 && frozen >> weight & 1; }
+
 /* The gradients that the mask asks for, in the order of the operator network_vjp. */
-static bool make_masked_gradients(Call *call, Network *net, const bool *mask)
+static bool make_masked_gradients(Call *call, Network *net, const bool *mask, Value frozen)
 {
     const long count = 2 + weights_of(net);
     bool *need = hold_memory(call, count, sizeof *need);
     for (long i = 0; need && i < count; i++)
-        need[i] = mask[i < 2 ? i : 3] && (i != 1 || net->hx.dims);
+        need[i] = i < 2 ? mask[i] && (!i || net->hx.dims) : mask[3] && !is_frozen(frozen, i - 2);
     return need ? make_gradients(call, net, need) : fail("_cudnn_rnn_backward: no memory");
 }
 
@@ -138,24 +142,23 @@ static bool run_backward(Call *call, const Value *args)
         && (!is_defined(args[GRAD_OUTPUT]) || read_states(call, net.c_states, net.L, "grad_output", args[GRAD_OUTPUT]))
         && read(call, &net.c, "grad_output", args[GRAD_CY])
         && read(call, &net.c_last, "grad_h_n", args[GRAD_HY]) && check_network(&net)
-        && make_masked_gradients(call, &net, mask) && network_backward(&net);
+        && make_masked_gradients(call, &net, mask, options[FROZEN]) && network_backward(&net);
 }
 
 KERNEL(cudnn_rnn_kernel, "tl-oto--------no", "ttttt", run_forward)
 KERNEL(network_backward_kernel, "tl-ttotooo--------notn", "l", run_backward)
 
-/* The list of gradients that the mask asks for, in their places. */
-static void spread(Value *stack, const bool *mask, bool has_hx)
+/* The list of gradients that the mask asks for, in their places; of weights there are as many as they are. */
+static void spread(Value *stack, const bool *mask, bool has_hx, long weights, Value frozen)
 {
     const Value list = stack[0];
-    const size_t count = list_size(list);
     size_t next = 0;
     stack[0] = mask[0] ? list_item(list, next++) : undefined_tensor();
     stack[1] = mask[1] && has_hx ? list_item(list, next++) : undefined_tensor();
     stack[2] = undefined_tensor();
-    stack[3] = new_list(count - next);
-    while (next < count)
-        list_append(stack[3], list_item(list, next++));
+    stack[3] = new_list(weights);
+    for (long i = 0; mask[3] && i < weights; i++)
+        list_append(stack[3], is_frozen(frozen, i) ? undefined_tensor() : list_item(list, next++));
     release_list((Handle)list);
 }
 
@@ -172,7 +175,9 @@ void cudnn_rnn_backward_autograd(Value *stack, uint64_t arguments, uint64_t coun
     bool mask[4];
     read_mask(mask, stack[OUTPUT_MASK]);
     const bool has_hx = tensor_dims(stack[HX]) != 1;
+    const Value frozen = stack[BACKWARD_OPTIONS + FROZEN];
+    const long weights = list_size(stack[WEIGHT]);
     if (!call_operator(plain ? "manual_rnn::network_backward" : "manual_rnn::composed_network_backward", stack))
         raise_error();
-    spread(stack, mask, has_hx);
+    spread(stack, mask, has_hx, weights, frozen);
 }
