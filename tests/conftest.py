@@ -8,7 +8,7 @@ import torch
 from standin import Calls, cudnn_on_a_cpu
 
 from manual_rnn.kernels import aten
-from manual_rnn.ops import aten_node
+from manual_rnn.ops import higher_order
 
 
 def pytest_configure() -> None:
@@ -36,4 +36,4 @@ def _any_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "users_lengths" not in request.keywords:
         monkeypatch.setattr(aten, "SHORT", 0)
         monkeypatch.setattr(aten, "SINGLE", 0)
-        monkeypatch.setattr(aten_node, "FEW", 0)
+        monkeypatch.setattr(higher_order, "FEW", 0)

@@ -111,13 +111,16 @@ def unsupported_reason(*tensors: Tensor | None) -> str | None:
 
 def frozen_bits(wanted: Sequence[bool]) -> int:
     """Which weights want no gradient, as ATen's operator is told by its argument `proj_size`: weight `i` by
-    bit `i`. Of more than 63 weights none is left out."""
-    return sum((not want) << at for at, want in enumerate(wanted)) if len(wanted) <= MOST_BITS else 0
+    bit `i`."""
+    return sum((not want) << at for at, want in enumerate(wanted))
 
 
-def wanted_weights(any_wanted: bool, frozen: int, count: int) -> list[bool]:
-    """The same read back: which of `count` weights want a gradient."""
-    return [any_wanted and not frozen >> at & 1 for at in range(count)]
+def need_of(given: Any) -> tuple[bool, ...]:
+    """Of which of the input, `hx` and each weight the node of ATen's operator wants the gradient, by the
+    arguments of its backward operator."""
+    need_x, need_hx, _, any_weight = given.output_mask
+    wanted = [any_weight and not given.proj_size >> at & 1 for at in range(len(given.weight))]
+    return need_x, need_hx and given.hx.dim() > 1, *wanted
 
 
 def runs(kernel: str, x: Tensor) -> bool:

@@ -14,7 +14,7 @@ decomposition.py     the operators in operations of torch's own
 flop_formulas.py     what each operator multiplies
 """
 
-from . import aten_node, layer, registration
+from . import higher_order, layer, registration
 from .composed import input_projection
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
@@ -30,10 +30,10 @@ __all__ = [
     "Nonlinearity",
     "Options",
     "PlainOptions",
-    "aten_node",
     "autocast",
     "choose_network_kernel",
     "decompositions",
+    "higher_order",
     "input_projection",
     "is_eager",
     "is_recorded",

@@ -15,18 +15,16 @@ from typing import Any
 import torch
 
 from ..kernels import native
-from ..torch_internals import cudnn_rnn_packet
+from ..torch_internals import CudnnDerivative, cudnn_rnn_packet
 
 Product = tuple[int, int, int]  # rows, inner size, columns
 
 
-def elman(z: Any, h0: Any, w: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+def elman(z: Any, h0: Any, w: Any, *_: Any, **__: Any) -> int:
     return 2 * z.numel() * w.size(-1)
 
 
-def linear_recurrence(
-    v: Any, h: Any, a: Any, batch_sizes: Any, *_: Any, out_val: Any = None, **__: Any
-) -> int:
+def linear_recurrence(v: Any, h: Any, a: Any, batch_sizes: Any, *_: Any, **__: Any) -> int:
     if not v.size(a.dim() - 2):
         return 0
     first = v.size(-2) if batch_sizes is None else int(batch_sizes[0])
@@ -70,32 +68,28 @@ def _flops(products: Iterable[Product]) -> int:
     return sum(2 * rows * inner * columns for rows, inner, columns in products)
 
 
-def network(x: Any, hx: Any, weights: Sequence[Any], *_: Any, out_val: Any = None, **__: Any) -> int:
+def network(x: Any, hx: Any, weights: Sequence[Any], *_: Any, **__: Any) -> int:
     return _flops(network_products(x, weights))
 
 
-def network_vjp(
-    need: Sequence[bool], x: Any, hx: Any, matrices: Sequence[Any], states: Sequence[Any], c: Any, c_last:
-        Any, batch_sizes: Any, phi: str, bidirectional: bool, *_: Any, out_val: Any = None, **__: Any,
-) -> int:  # fmt: skip
-    directions = 1 + bidirectional
-    return _flops(network_vjp_products(need, x, matrices, directions, batch_sizes))
+def network_vjp(need: Sequence[bool], x: Any, hx: Any, matrices: Sequence[Any], *args: Any, **__: Any) -> int:
+    batch_sizes, _, bidirectional = args[3:6]
+    return _flops(network_vjp_products(need, x, matrices, 1 + bidirectional, batch_sizes))
 
 
-def cudnn_rnn(x: Any, weight: Sequence[Any], *_: Any, out_val: Any = None, **__: Any) -> int:
+def cudnn_rnn(x: Any, weight: Sequence[Any], *_: Any, **__: Any) -> int:
     """Of ATen's operator, where the engine is its kernel."""
     return network(x, None, weight) if x.is_cpu else 0
 
 
-def cudnn_rnn_backward(x: Any, weight: Sequence[Any], *args: Any, out_val: Any = None, **__: Any) -> int:
-    if not x.is_cpu:
+def cudnn_rnn_backward(*args: Any, **__: Any) -> int:
+    given: Any = CudnnDerivative(*args)
+    if not given.input.is_cpu:
         return 0
-    hx, frozen, mask = args[2], args[10], args[19]
-    batch_first, directions, sizes = args[12], 1 + args[15], args[16]
-    need = mask[0], mask[1] and hx.dim() > 1, *native.wanted_weights(mask[3], frozen, len(weight))
-    rows = x.transpose(0, 1) if batch_first and not sizes else x
-    matrices = [w for w in weight if w.dim() == 2]
-    return _flops(network_vjp_products(need, rows, matrices, directions, sizes or None))
+    rows = given.input.transpose(0, 1) if given.batch_first and not given.batch_sizes else given.input
+    matrices = [w for w in given.weight if w.dim() == 2]
+    directions, sizes = 1 + given.bidirectional, given.batch_sizes or None
+    return _flops(network_vjp_products(native.need_of(given), rows, matrices, directions, sizes))
 
 
 FORMULAS = {

@@ -1,61 +1,76 @@
-r"""The derivatives that cuDNN's network hasn't, composed of the two recurrences.
+r"""The derivatives that PyTorch's node of `_cudnn_rnn` hasn't, composed of the two recurrences.
 
-    with_derivatives    gradients that are themselves to be differentiated
-    batching_rule       gradients for many cotangents at once, `is_grads_batched`
+    composed_network_backward    of the engine's node, gradients that are themselves to be differentiated, and
+                                 those from a cotangent of a leak's states, which a second derivative brings
+    with_derivatives             of cuDNN's node, the former, as a hook
+    batching_rule                of both, gradients for many cotangents at once, `is_grads_batched`
 
-Both start from what PyTorch's node has kept for its own backward pass.
+The engine's node (`kernels/csrc/aten_operators.c`) saves the states of every layer as its first result. Of
+cuDNN's they are computed once more.
 """
 
 from collections.abc import Sequence
 from functools import cache
-from types import SimpleNamespace
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import kernels
+from ..kernels import DEFAULT, REFERENCE, native
 from ..kernels.interface import NetworkOptions, Saved, weight_shapes
 from ..kernels.nonlinearities import PHI_OF_CODE
-from ..torch_internals import CUDNN_DERIVATIVE, cudnn_saved_tensors, register_cudnn_backward_vmap
-from . import aten_node, composed
+from ..torch_internals import (
+    CUDNN_DERIVATIVE,
+    CUDNN_SCHEMAS,
+    CudnnDerivative,
+    cudnn_saved_tensors,
+    register_cudnn_backward_vmap,
+)
+from . import composed
+from .network_vjp import network_vjp
+
+NAME = "manual_rnn::composed_network_backward"
+
+# Up to so many steps each runs as PyTorch's operations, whose nodes cost less than ours. The time of `nn.RNN`
+# by ours of an inner step of meta-learning, (B, I, H) = (4, 8, 16) and (16, 16, 64), with FEW = 8, 20 and 64,
+# on a Zen 5, one thread:
+#
+#      9 steps    1.21, 1.22    1.62, 1.48    1.58, 1.55
+#     32          3.4,  2.2     3.1,  2.3     2.4,  2.2
+FEW = 20
+
+
+def composed_network_backward(*args: Any) -> list[Tensor]:
+    """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx`, the frozen weights as
+    `proj_size`, and the cotangents of the states and of the output as those of the first and the third
+    result; of its own results those that are asked for, as one list."""
+    given: Any = CudnnDerivative(*args)
+    steps = len(given.batch_sizes) or given.input.size(_time_axis(given))
+    few = torch.is_grad_enabled() and steps <= FEW
+    options = _options(given, given.bidirectional, REFERENCE if few else DEFAULT)._replace(alpha=given.cx)
+    h0 = None if given.hx.dim() == 1 else given.hx
+    saved = Saved(_in_time(given, given.input), h0, _matrices(given.weight), given.output.unbind(0))
+    c = None if given.grad_cy is None else _in_time(given, given.grad_cy)
+    inner = () if given.grad_output is None else given.grad_output.unbind(0)
+    run = composed.network_vjp if few else network_vjp
+    dx, *others = run(native.need_of(given), saved, (c, given.grad_hy, *inner), options)
+    found = None if dx is None else _in_time(given, dx), *others
+    return [gradient for gradient in found if gradient is not None]
 
 
 def with_derivatives(
     kernel: kernels.KernelName, grads: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...] | None:
     """A hook on cuDNN's node: its gradients by the composed network, if they are to be differentiated
-    themselves.
-
-    Those of views, since one input may have been computed from another, whose gradient it isn't to pass on.
-    """
+    themselves."""
     if not torch.is_grad_enabled():
         return None
     saved = cudnn_saved_tensors()
-    inputs = [t.view_as(t) for t in (saved.input, *saved.weight, saved.hx)]
-    with torch.autocast("cuda", enabled=False):
-        output, h_n, _ = composed.network(*_arguments(saved, inputs, kernel))
-    outputs = output.transpose(0, int(saved.batch_first)), h_n
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=False) if c is not None]
-    wanted = [t for t, grad in zip(inputs, grads, strict=False) if grad is not None]
-    given = [c for _, c in pairs]
-    exact = torch.autograd.grad([o for o, _ in pairs], wanted, given, create_graph=True, allow_unused=True)
-    found = iter(exact)
-    return tuple(grad if grad is None else next(found) for grad in grads)
-
-
-def _arguments(
-    saved: Any, inputs: Sequence[Tensor], kernel: str
-) -> tuple[Tensor, Tensor, list[Tensor], NetworkOptions]:
-    """What `composed.network` takes. Autocast hands cuDNN its weights as columns of numbers."""
-    x, *flat, hx = inputs
-    layers, has_biases = saved.num_layers, saved.weight_stride0 == 4
-    D = hx.size(0) // layers
-    shapes = weight_shapes(layers, D, x.size(-1), hx.size(-1), has_biases)
-    weights = [w.reshape(shape) for w, shape in zip(flat, shapes, strict=True)]
-    sizes = torch.tensor(saved.batch_sizes, device="cpu") if saved.batch_sizes else None
-    options = NetworkOptions(sizes, PHI_OF_CODE[saved.mode], D == 2, has_biases, kernel)
-    return x.transpose(0, int(saved.batch_first)), hx, weights, options
+    of_x, *of_weights, of_hx, _ = (grad is not None for grad in grads)
+    dx, dhx, *dweights = _of_cudnn(saved, (of_x, of_hx, *of_weights), cotangents[:2], kernel)
+    return dx, *dweights, dhx, None
 
 
 @cache
@@ -65,21 +80,73 @@ def batching_rule() -> None:
 
 
 def _of_many(*args: Any) -> tuple[Any, ...]:
-    """The derivative of cotangents any of which may be many: of the engine's node from the states that it
-    saved, of cuDNN's from states that are computed once more."""
-    if args[6].dim() > args[0].dim():  # states of all layers
-        return aten_node.of_many(*args)
-    schema = getattr(torch.ops.aten, CUDNN_DERIVATIVE).default._schema
-    given = SimpleNamespace(**dict(zip([a.name for a in schema.arguments], args, strict=True)))
-    x, hx, weights, options = _arguments(given, (given.input, *given.weight, given.hx), kernels.DEFAULT)
-    first = int(given.batch_first)
-    c = None if given.grad_output is None else given.grad_output.transpose(0, first)
+    """The derivative of cotangents any of which may be many."""
+    given: Any = CudnnDerivative(*args)
     of_x, of_hx, _, of_weights = given.output_mask
-    need = of_x, of_hx, *[of_weights] * len(weights)
+    if given.output.dim() > given.input.dim():  # states of all layers, of the engine's node
+        found, (need_x, need_hx, *wanted) = iter(composed_network_backward(*args)), native.need_of(given)
+        dx, dhx = (next(found) if needed else None for needed in (need_x, need_hx))
+        dweights = [next(found) if needed else w for needed, w in zip(wanted, given.weight, strict=True)]
+        return dx, dhx, None, dweights if of_weights else []
+    need = of_x, of_hx, *[of_weights] * len(given.weight)
+    dx, dhx, *dweights = _of_cudnn(given, need, (given.grad_output, given.grad_hy), DEFAULT)
+    return dx, dhx, None, [d for d in dweights if d is not None]
+
+
+def _of_cudnn(
+    given: Any, need: Sequence[bool], cotangents: Sequence[Tensor | None], kernel: str
+) -> list[Tensor | None]:
+    """Gradients of `x`, `hx` and each weight where `need` has True, as functions of all that is given.
+    Autocast hands cuDNN its weights as columns of numbers."""
+    c, c_last = cotangents
+    hx, x = given.hx, _in_time(given, given.input)
+    D = hx.size(0) // given.num_layers
+    options = _options(given, D == 2, kernel)
+    shapes = weight_shapes(given.num_layers, D, x.size(-1), hx.size(-1), options.has_biases)
+    weights = [w.reshape(shape) for w, shape in zip(given.weight, shapes, strict=True)]
     with torch.autocast("cuda", enabled=False):
         _, _, states = composed.network(x, hx, weights, options)
-        saved = Saved(x, hx, [w for w in weights if w.dim() == 2], states)
-        found = composed.network_vjp(need, saved, (c, given.grad_hy), options)
-    dx, dhx, *dw = found
-    own = [d.reshape(w.shape) for d, w in zip(dw, given.weight, strict=True) if d is not None]
-    return dx if dx is None else dx.transpose(0, first), dhx, None, own
+        saved = Saved(x, hx, _matrices(weights), states)
+        c = None if c is None else _in_time(given, c)
+        dx, dhx, *dweights = composed.network_vjp(need, saved, (c, c_last), options)
+    as_given = [d if d is None else d.reshape(w.shape) for d, w in zip(dweights, given.weight, strict=True)]
+    return [None if dx is None else _in_time(given, dx), dhx, *as_given]
+
+
+def _time_axis(given: Any) -> int:
+    """Of padded input and output; packed rows are in the order of time."""
+    return int(given.batch_first and not given.batch_sizes)
+
+
+def _in_time(given: Any, x: Tensor) -> Tensor:
+    """The time axis and that of the batch, if it is before it, changed places."""
+    return x.transpose(0, 1) if _time_axis(given) else x
+
+
+def _options(given: Any, bidirectional: bool, kernel: str) -> NetworkOptions:
+    sizes = torch.tensor(given.batch_sizes, device="cpu") if given.batch_sizes else None
+    return NetworkOptions(sizes, PHI_OF_CODE[given.mode], bidirectional, given.weight_stride0 == 4, kernel)
+
+
+def _matrices(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [w for w in weights if w.dim() == 2]
+
+
+def fake_backward(*args: Any) -> list[Tensor]:
+    """The shapes of what the engine's node computes by itself, for tracing."""
+    given: Any = CudnnDerivative(*args)
+    tensors = given.input, given.hx, *given.weight
+    return [x.new_empty(x.shape) for x in compress(tensors, native.need_of(given))]
+
+
+def define() -> None:
+    """Define the operator that the engine's node calls, once in a process, and the fake of the other."""
+    if not hasattr(torch.ops.manual_rnn, "composed_network_backward"):
+        arguments = CUDNN_SCHEMAS[CUDNN_DERIVATIVE].partition("(")[2].partition(")")[0]
+        torch.library.define(NAME, f"({arguments}) -> Tensor[]")
+        torch.library.impl(NAME, "CompositeImplicitAutograd", composed_network_backward)
+        if native.has_aten_node:
+            torch.library.register_fake("manual_rnn::network_backward", fake_backward)
+
+
+define()

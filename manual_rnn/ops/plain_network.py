@@ -151,9 +151,9 @@ def _run_native(
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
             register_flop_formulas()
         wanted = [w.requires_grad for w in weights]
-        if False in wanted:
-            frozen = native.frozen_bits(wanted)
-            wanted = native.wanted_weights(True, frozen, len(wanted))
+        if len(wanted) > native.MOST_BITS:
+            wanted = [True] * len(wanted)
+        frozen = native.frozen_bits(wanted) if False in wanted else 0
         need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
         read = read_by_backward(need, options.steps(x) == 1, size * (1 + bidirectional), size)
         x, hx, weights = node_inputs(x, hx, weights, read, batch_first)

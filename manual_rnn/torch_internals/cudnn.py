@@ -1,5 +1,6 @@
 r"""cuDNN's network among PyTorch's operators, and what its autograd node saves."""
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from threading import RLock
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from .find import MISSING, find
 __all__ = [
     "CUDNN_DERIVATIVE",
     "CUDNN_SCHEMAS",
+    "CudnnDerivative",
     "cudnn_rnn",
     "cudnn_rnn_packet",
     "cudnn_saved_tensors",
@@ -21,7 +23,8 @@ __all__ = [
     "register_cudnn_backward_vmap",
 ]
 
-# The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative.
+# The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative,
+# and what that is given.
 flatten_dense: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors")
 _current_node = find("torch._C", "_current_autograd_node")
 cudnn_rnn: Any = find("torch", "_cudnn_rnn")
@@ -46,7 +49,9 @@ CUDNN_SCHEMAS = {
         "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])"
     ),
 }
-
+_derivative = getattr(torch.ops.aten, CUDNN_DERIVATIVE, None)
+_arguments = [] if _derivative is None else _derivative.default._schema.arguments
+CudnnDerivative: Any = namedtuple("CudnnDerivative", [a.name for a in _arguments])  # type: ignore[misc]
 
 _lock = RLock()  # two threads may come first
 _libraries: list[Any] = []  # a registration lasts as long as one of these

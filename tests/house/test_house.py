@@ -66,7 +66,7 @@ STOREYS = {
         "custom_step plain_network",
         "cudnn",
         "higher_order layer",
-        "registration decomposition aten_node",
+        "registration decomposition",
         "autograd_rules vmap_rules",
         "network",
         "network_vjp",
