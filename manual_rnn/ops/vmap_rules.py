@@ -1,120 +1,96 @@
 r"""The operators under `vmap`: a new axis joins the batch; where members differ in weights, or want gradients
 of them, it becomes the axis of an ensemble.
 
-Each rule is given its operator, the size of the axis, and where each argument has it; and returns results and
-where they have it.
+    joins the batch    B becomes B * size, in every tensor but the weights and the leak, and in batch_sizes
+    an ensemble        G becomes size * G, in every tensor but batch_sizes
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .fake_rules import leak_of
 
-
-def recurrence(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
-    """A new axis joins the batch, or the ensemble where members differ in weights."""
-    x, y, w, batch_sizes, *options = args
-    _reject_batched_sizes(in_dims[3])
-    if in_dims[2] is None:
-        x, y = (_into_batch(a, d, size) for a, d in zip((x, y), in_dims, strict=False))
-        rows = None if batch_sizes is None else batch_sizes * size
-        out = operator(x, y, w, rows, *options).unflatten(-2, (-1, size))
-        return out, out.dim() - 2
-    members, (x, y, w) = _into_ensemble(
-        [x, y, w], in_dims[:3], [w.dim() - (in_dims[2] is not None) - 2] * 3, size
-    )
-    return operator(x, y, w, batch_sizes, *options).unflatten(0, members), 0
+Fold = Callable[[Tensor, int | None], Tensor]  # of a tensor and the mapped axis that it has, or None
+Unfold = Callable[[Tensor], tuple[Tensor, int]]  # of a result: with the mapped axis, and where
 
 
-def network(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
-    x, hx, weights, batch_sizes, *options = args
-    x_dim, hx_dim, w_dims, sizes_dim = in_dims[:4]
-    _reject_batched_sizes(sizes_dim)
-    options, alpha, alpha_dim = _without_leak(options, in_dims)
-    if _none_batched(w_dims) and alpha_dim is None:
-        folded = _into_batch(x, x_dim, size), hx if hx is None else _into_batch(hx, hx_dim, size)
-        rows = None if batch_sizes is None else batch_sizes * size
-        output, h_n, states = operator(*folded, weights, rows, *options, *alpha)
-        output, h_n, *states = (t.unflatten(-2, (-1, size)) for t in (output, h_n, *states))
-        at = output.dim() - 2, h_n.dim() - 2
-        return (output, h_n, states), (*at, [at[0]] * len(states))
-    w_dims = w_dims or [None] * len(weights)
-    tensors, dims = (
-        [*alpha, x, *([] if hx is None else [hx]), *weights],
-        [*([alpha_dim] if alpha else []), x_dim, *([] if hx is None else [hx_dim]), *w_dims],
-    )
-    grouped = [weights[0].dim() - (w_dims[0] is not None) - 2] * len(tensors)
-    members, found = _into_ensemble(tensors, dims, grouped, size)
-    alpha, found = found[: len(alpha)], found[len(alpha) :]
-    x, hx, weights = found[0], None if hx is None else found[1], found[len(found) - len(weights) :]
-    output, h_n, states = operator(x, hx, weights, batch_sizes, *options, *alpha)
-    output, h_n, *states = (t.unflatten(0, members) for t in (output, h_n, *states))
-    return (output, h_n, states), (0, 0, [0] * len(states))
+class Places(NamedTuple):
+    """Which arguments of an operator are of the batch, which are the weights, which `batch_sizes`."""
+
+    batch: tuple[int, ...]
+    weights: int
+    sizes: int
 
 
-def network_vjp(operator: Any, size: int, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
-    need, x, hx, matrices, states, c, c_last, batch_sizes, *options = args
-    _, x_dim, hx_dim, m_dims, s_dims, c_dim, last_dim, sizes_dim = in_dims[:8]
-    _reject_batched_sizes(sizes_dim)
-    options, alpha, alpha_dim = _without_leak(options, in_dims)
-    m_dims, s_dims = m_dims or [None] * len(matrices), s_dims or [None] * len(states)
-    if _none_batched(m_dims) and alpha_dim is None and not any(need[2:]):
-        x, hx, c, c_last, *states = (
-            t if t is None else _into_batch(t, d, size)
-            for t, d in zip(
-                (x, hx, c, c_last, *states), (x_dim, hx_dim, c_dim, last_dim, *s_dims), strict=True
-            )
-        )
-        rows = None if batch_sizes is None else batch_sizes * size
-        found = operator(need, x, hx, matrices, states, c, c_last, rows, *options, *alpha)
-        found = [t.unflatten(-2, (-1, size)) for t in found]
-        return found, [t.dim() - 2 for t in found]
-    optional = [t for t in (hx, c, c_last) if t is not None]
-    tensors = [*alpha, x, *matrices, *states, *optional]
-    dims = [
-        *([alpha_dim] if alpha else []), x_dim, *m_dims, *s_dims,
-        *(d for t, d in zip((hx, c, c_last), (hx_dim, c_dim, last_dim), strict=True) if t is not None),
-    ]  # fmt: skip
-    grouped = [matrices[0].dim() - (m_dims[0] is not None) - 2] * len(tensors)
-    members, found = _into_ensemble(tensors, dims, grouped, size)
-    alpha, found = found[: len(alpha)], found[len(alpha) :]
-    M, S = len(matrices), len(states)
-    x, matrices, states, given = (
-        found[0],
-        found[1 : 1 + M],
-        found[1 + M : 1 + M + S],
-        iter(found[1 + M + S :]),
-    )
-    hx, c, c_last = (t if t is None else next(given) for t in (hx, c, c_last))
-    found = operator(need, x, hx, matrices, states, c, c_last, batch_sizes, *options, *alpha)
-    return [t.unflatten(0, members) for t in found], [0] * len(found)
+def rule(places: Places, operator: Any, size: int, in_dims: tuple, *args: Any) -> Any:
+    """The results of an operator under `vmap`, and where they have the new axis of this size; `in_dims` says
+    where each argument has it."""
+    batch, weights_at, sizes_at = places
+    if in_dims[sizes_at] is not None:
+        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
+    leak, folded = () if leak_of(args) is None else (len(args) - 1,), list(args)
+    one_for_all = weights_at, *leak
+    need_weights = isinstance(args[0], list) and any(args[0][2:])
+    if need_weights or not all(_is_unmapped(in_dims[at]) for at in one_for_all):
+        fold, unfold = _ensemble(args[weights_at], in_dims[weights_at], size)
+        batch = *batch, *one_for_all
+    else:
+        fold, unfold = _batch(size)
+        if args[sizes_at] is not None:
+            folded[sizes_at] = args[sizes_at] * size
+    for at in batch:
+        folded[at] = _folded(fold, args[at], in_dims[at])
+    return _unfolded(unfold, operator(*folded))
 
 
-def _without_leak(options: list[Any], in_dims: tuple) -> tuple[list[Any], list[Tensor], int | None]:
-    """Options without the leak; that, or nothing; and its mapped axis."""
-    alpha = leak_of(options)
-    return (options, [], None) if alpha is None else (options[:-1], [alpha], in_dims[-1])
+recurrence = network = partial(rule, Places((0, 1), 2, 3))
+network_vjp = partial(rule, Places((1, 2, 4, 5, 6), 3, 7))
 
 
-def _none_batched(dims: Any) -> bool:
-    return dims is None or all(d is None for d in dims)
+def _batch(size: int) -> tuple[Fold, Unfold]:
+    """The mapped axis behind that of the batch, and both as one."""
+
+    def fold(x: Tensor, dim: int | None) -> Tensor:
+        return _axis_at(-2, x, dim, size).flatten(-3, -2)
+
+    def unfold(x: Tensor) -> tuple[Tensor, int]:
+        return x.unflatten(-2, (-1, size)), x.dim() - 1
+
+    return fold, unfold
 
 
-def _into_batch(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """The mapped axis behind that of the batch; an unmapped `x` is repeated."""
-    return _axis_at(-2, x, dim, size).flatten(-3, -2)
+def _ensemble(weights: Any, dims: Any, size: int) -> tuple[Fold, Unfold]:
+    """The mapped axis in front of all; with an axis of members that is there already, both as one."""
+    w, dim = (weights, dims) if isinstance(weights, Tensor) else (weights[0], dims and dims[0])
+    if w.dim() - (dim is not None) == 2:
+        return lambda x, dim: _axis_at(0, x, dim, size), lambda x: (x, 0)
+
+    def fold(x: Tensor, dim: int | None) -> Tensor:
+        return _axis_at(0, x, dim, size).flatten(0, 1)
+
+    return fold, lambda x: (x.unflatten(0, (size, -1)), 0)
 
 
-def _into_ensemble(
-    tensors: Sequence[Tensor], dims: Sequence[int | None], grouped: Sequence[int], size: int
-) -> tuple[tuple[int, ...], list[Tensor]]:
-    """The mapped axis in front of all, with an axis of members that is there already as one; and their
-    sizes."""
-    moved = [_axis_at(0, x, d, size) for x, d in zip(tensors, dims, strict=True)]
-    count = 1 + grouped[0]
-    return tuple(moved[0].shape[:count]), [x.flatten(0, count - 1) if count > 1 else x for x in moved]
+def _folded(fold: Fold, x: Any, dims: Any) -> Any:
+    """A tensor, or each of a list."""
+    if isinstance(x, list):
+        return list(map(fold, x, dims or [None] * len(x)))
+    return None if x is None else fold(x, dims)
+
+
+def _unfolded(unfold: Unfold, found: Any) -> Any:
+    """Every tensor of a result, and where it has the mapped axis."""
+    if isinstance(found, Tensor):
+        return unfold(found)
+    pairs, kind = [_unfolded(unfold, x) for x in found], type(found)
+    return kind(x for x, _ in pairs), kind(at for _, at in pairs)
+
+
+def _is_unmapped(dims: Any) -> bool:
+    return dims is None or (isinstance(dims, list) and dims.count(None) == len(dims))
 
 
 def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
@@ -122,8 +98,3 @@ def _axis_at(place: int, x: Tensor, dim: int | None, size: int) -> Tensor:
     if dim is None:
         x, dim = x.expand(size, *x.shape), 0
     return x.movedim(dim, place)
-
-
-def _reject_batched_sizes(dim: int | None) -> None:
-    if dim is not None:
-        raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
