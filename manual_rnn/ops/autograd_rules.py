@@ -17,7 +17,7 @@ from ..torch_internals import below_autograd, carry_tangents, tracks_gradient, w
 from . import composed, dispatch
 from .fake_rules import leak_of
 from .network import Network, aliases, as_separate_output
-from .network_vjp import NetworkVjp
+from .network_vjp import NetworkVjp, has_biases
 
 
 def recurrence(node: Any, operator: Any, x: Tensor, y: Tensor, w: Tensor, *options: Any) -> Tensor:
@@ -57,25 +57,23 @@ def network_vjp(
     hx: Tensor | None,
     matrices: Sequence[Tensor],
     states: Sequence[Tensor],
-    c: Tensor | None,
-    c_last: Tensor | None,
-    *options: Any,
+    *rest: Any,
 ) -> list[Tensor]:
-    has_biases, other = len(need) - 2 == 2 * len(matrices), options[3:]
-    named = _options_of((*options[:3], has_biases), other)
-    tensors = x, hx, *matrices, *states, c, c_last
+    c, c_last, batch_sizes, phi, bidirectional, *others = rest
+    named = _options_of((batch_sizes, phi, bidirectional, has_biases(need, matrices)), others)
+    saved, tensors = Saved(x, hx, matrices, states), (x, hx, *matrices, *states, c, c_last)
     if carry_tangents(*tensors) or _has_derivative(named.alpha):
-        gradients = composed.network_vjp(need, Saved(x, hx, matrices, states), (c, c_last), named)
+        gradients = composed.network_vjp(need, saved, (c, c_last), named)
         return [g for g in gradients if g is not None]
     if not dispatch.requires_grad(*tensors):
         with below_autograd():
-            return operator(need, x, hx, matrices, states, c, c_last, *options)
-    run = partial(dispatch.run_in_node, operator)
-    rest = len(matrices), x, hx, c, c_last, *matrices, *states
-    found = dispatch.apply_at_functorch_level(
-        NetworkVjp, lambda *args: run(*args, *other), need, named, *rest
-    )
-    return list(found)
+            return operator(need, *saved, *rest)
+
+    def run(need: list[bool], saved: Saved, cotangents: Sequence[Any], options: Any) -> list[Tensor]:
+        return dispatch.run_in_node(operator, need, *saved, *cotangents, *options[:3], *others)
+
+    inputs = len(matrices), x, hx, c, c_last, *matrices, *states
+    return list(dispatch.apply_at_functorch_level(NetworkVjp, run, need, named, *inputs))
 
 
 def _options_of(how: Sequence[Any], rest: Sequence[Any]) -> NetworkOptions:

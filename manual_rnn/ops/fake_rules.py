@@ -13,16 +13,9 @@ def recurrence(x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, *_: 
 
 
 def network(
-    x: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    _: str,
-    bidirectional: bool,
-    has_biases: bool,
-    save_states: bool,
-    *rest: Any,
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    batch_sizes, _, bidirectional, has_biases, save_states, *rest = options
     alpha = leak_of(rest)
     _check_values(x, batch_sizes, hx, *weights, alpha)
     groups = len(weights) // (4 if has_biases else 2)
@@ -45,11 +38,9 @@ def network_vjp(
     hx: Tensor | None,
     matrices: Sequence[Tensor],
     states: Sequence[Tensor],
-    c: Tensor | None,
-    c_last: Tensor | None,
-    batch_sizes: Tensor | None,
     *rest: Any,
 ) -> list[Tensor]:
+    c, c_last, batch_sizes, *_ = rest
     _check_values(x, batch_sizes, hx, *matrices, *states, c, c_last, leak_of(rest))
     return [
         x.new_empty(shape)

@@ -7,7 +7,6 @@ tangent. `network.py` has the operation whose gradients these are.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -43,17 +42,15 @@ def network_vjp(
         return composed.network_vjp(need, saved, (c, c_last), options)
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, options.D, options.batch_sizes)
-    how = options[:3]
     if not dispatch.can_bypass_dispatcher(*tensors):
         run = dispatch.op("network_vjp", options.kernel, options.alpha)
-        return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *how))
+        return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *options[:3]))
     with dispatch.named("network_vjp"):
         if not dispatch.requires_grad(*tensors):
-            found: Any = compute_vjp(need, x, hx, matrices, states, c, c_last, *how, *options[4:])
+            found: Any = _run_kernel(need, saved, (c, c_last), options)
         else:
-            run = partial(compute_vjp, kernel=options.kernel, alpha=options.alpha)
-            rest = len(matrices), x, hx, c, c_last, *matrices, *states
-            found = NetworkVjp.apply(run, list(need), options, *rest)
+            inputs = len(matrices), x, hx, c, c_last, *matrices, *states
+            found = NetworkVjp.apply(_run_kernel, list(need), options, *inputs)
     return _spread(need, found)
 
 
@@ -69,21 +66,30 @@ def compute_vjp(
     hx: Tensor | None,
     matrices: Sequence[Tensor],
     states: Sequence[Tensor],
-    c: Tensor | None,
-    c_last: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    bidirectional: bool,
-    kernel: str = kernels.DEFAULT,
-    alpha: Tensor | None = None,
+    *rest: Any,
+) -> list[Tensor]:
+    """What the operator does, whose last arguments are the kernel and perhaps a leak."""
+    c, c_last, batch_sizes, phi, bidirectional, *others = rest
+    options = NetworkOptions(batch_sizes, phi, bidirectional, has_biases(need, matrices), *others)
+    return _run_kernel(need, Saved(x, hx, matrices, states), (c, c_last), options)
+
+
+def has_biases(need: Sequence[bool], matrices: Sequence[Tensor]) -> bool:
+    """Whether a network has biases of which `need` says whose gradients are wanted."""
+    return len(need) - 2 == 2 * len(matrices)
+
+
+def _run_kernel(
+    need: Sequence[bool],
+    saved: Saved,
+    cotangents: tuple[Tensor | None, Tensor | None],
+    options: NetworkOptions,
 ) -> list[Tensor]:
     """By a kernel, below autograd: the gradients that `need` asks for."""
-    has_biases = len(need) - 2 == 2 * len(matrices)
-    options = NetworkOptions(batch_sizes, nonlinearity, bidirectional, has_biases, kernel, alpha)
-    saved, cotangents = Saved(x, hx, matrices, states), (c, c_last)
+    (x, hx, matrices, states), (batch_sizes, phi, _, _, kernel, alpha) = saved, options
     check_network_vjp(need, saved, cotangents, options)
-    tensors, leaky = (x, hx, *matrices, *states, c, c_last, alpha), alpha is not None
-    able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=nonlinearity, leaky=leaky)
+    tensors, leaky = (x, hx, *matrices, *states, *cotangents, alpha), alpha is not None
+    able = kernels.choose(kernel, *tensors, batch_sizes=batch_sizes, phi=phi, leaky=leaky)
     if hasattr(able, "network_vjp"):
         return able.network_vjp(need, saved, cotangents, options)
     found = composed.network_vjp(need, saved, cotangents, options)
@@ -107,8 +113,7 @@ class NetworkVjp(Function):
         ctx.places = [t is not None for t in tensors]
         ctx.save_for_backward(*(t for t in tensors if t is not None))
         x, hx, c, c_last, *rest = tensors
-        matrices, states = rest[:count], rest[count:]
-        return tuple(run(need, x, hx, matrices, states, c, c_last, *options[:3]))
+        return tuple(run(need, Saved(x, hx, rest[:count], rest[count:]), (c, c_last), options))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
