@@ -21,9 +21,11 @@ from ..kernels.nonlinearities import PHI
 from ..kernels.time_order import Walk, time_of_rows
 from ..torch_internals import scan_op
 from . import composed
-from .dispatch import packet_of
+from .dispatch import packet_of, statically
+from .leaky_recurrence import leaky_step
 
-Step = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]  # (state, weight, what a step reads) -> state
+# (state, what is the same at each step, what this one reads) -> state
+Step = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -57,84 +59,46 @@ def _without_kernel(decomposed: Callable[..., Any], count: int, *args: Any) -> A
     return decomposed(*args[:count], *args[count + 1 :])
 
 
-def _elman(
-    z: Tensor,
-    h0: Tensor,
-    w: Tensor,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
-) -> Tensor:
-    walk = Walk(w.dim() - 2, reverse, batch_sizes)
-    if _length_is_fixed(z, walk):
-        return reference.elman(z, h0, w, batch_sizes, phi, reverse)
-    return _scan(_elman_step(phi), h0, [z], w, walk)[0]
+def _elman(z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool) -> Tensor:
+    return _loop(_elman_step(phi), h0, [z], [w], Walk(w.dim() - 2, reverse, batch_sizes))[0]
 
 
 def _elman_step(phi: str) -> Step:
-    apply = PHI[phi].apply
-    return lambda hidden, w, read: apply(read[0] + hidden @ w.mT)
+    return lambda h, constants, read: PHI[phi].apply(read[0] + h @ constants[0].mT)
 
 
 def _linear_recurrence(
-    v: Tensor,
-    h: Tensor,
-    a: Tensor,
-    batch_sizes: Tensor | None,
-    phi: str,
-    reverse: bool,
+    v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool
 ) -> Tensor:
-    walk, times_slope = Walk(a.dim() - 2, reverse, batch_sizes), PHI[phi].times_slope
-    if _length_is_fixed(v, walk):
-        return reference.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
-    step: Step = lambda y, a, read: times_slope(read[0] + y @ a, read[1])  # noqa: E731
-    return _scan(step, walk.zero_start(v), [v, h], a, walk)[0]
+    walk = Walk(a.dim() - 2, reverse, batch_sizes)
+    step: Step = lambda y, constants, read: PHI[phi].times_slope(read[0] + y @ constants[0], read[1])  # noqa: E731
+    return _loop(step, walk.zero_start(v), [v, h], [a], walk)[0]
 
 
 def _network(
-    x: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    phi: str,
-    bidirectional: bool,
-    has_biases: bool,
-    save_states: bool,
-    alpha: Tensor | None = None,
+    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    options = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, DEFAULT, alpha)
-    output, h_n, states = composed.network(x, hx, weights, options, _direction)
+    batch_sizes, phi, bidirectional, has_biases, save_states, *alpha = options
+    how = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, DEFAULT, *alpha)
+    output, h_n, states = composed.network(x, hx, weights, how, _direction)
     return output, h_n, states if save_states else []
 
 
 def _direction(
     x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
 ) -> tuple[Tensor, Tensor]:
-    walk = Walk(0, reverse, options.batch_sizes)
-    if options.alpha is not None:
-        return _leaky_direction(x, h0, weights, walk, options)
-    if _length_is_fixed(x, walk):
-        return reference.layer(x, h0, weights, reverse, options)
+    """A layer in one direction, with a leak states and rates side by side, as `composed.run_direction` gives
+    them."""
+    w_hh, alpha = weights.weight_hh, options.alpha
+    walk = Walk(w_hh.dim() - 2, reverse, options.batch_sizes)
+    if statically(x.size(walk.dim), 0):
+        return composed.run_direction(x, h0, weights, reverse, options)
     z = composed.input_projection(x, *weights)
-    return _scan(_elman_step(options.nonlinearity), h0, [z], weights.weight_hh, walk)
-
-
-def _leaky_direction(
-    x: Tensor, h0: Tensor, weights: LayerWeights, walk: Walk, options: NetworkOptions
-) -> tuple[Tensor, Tensor]:
-    """States and rates side by side, as `composed.run_direction` gives them."""
-    if _length_is_fixed(x, walk):
-        return composed.run_direction(x, h0, weights, walk.reverse, options)
-    apply, z = PHI[options.nonlinearity].apply, composed.input_projection(x, *weights)
-
-    def step(both: Tensor, w: Tensor, read: Sequence[Tensor]) -> Tensor:
-        z_t, alpha = read
-        h, _ = both.chunk(2, -1)
-        r = apply(z_t + h @ w.mT)
-        return torch.cat([torch.lerp(h, r, alpha), r], -1)
-
-    start, given = torch.cat([h0, torch.zeros_like(h0)], -1), [z, options.alpha.expand(z.shape)]
-    both, last = _scan(step, start, given, weights.weight_hh, walk)
+    if alpha is None:
+        return _loop(_elman_step(options.nonlinearity), h0, [z], [w_hh], walk)
+    step: Step = lambda both, constants, read: leaky_step(options.nonlinearity, read[0], both, *constants)  # noqa: E731
+    start = torch.cat([h0, torch.zeros_like(h0)], -1)
+    both, last = _loop(step, start, [z], [w_hh, alpha.unsqueeze(-2)], walk)
     return both, last.chunk(2, -1)[0].clone()
 
 
@@ -145,35 +109,44 @@ DECOMPOSED: dict[str, Callable[..., Any]] = {
 }
 
 
-def _length_is_fixed(x: Tensor, walk: Walk) -> bool:
-    return walk.batch_sizes is None and isinstance(x.size(walk.dim), int)
-
-
-def _scan(step: Step, start: Tensor, given: list[Tensor], w: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
-    """The states, shaped as what each step is given, and the last of each sequence."""
+def _loop(
+    step: Step, start: Tensor, read: list[Tensor], constants: list[Tensor], walk: Walk
+) -> tuple[Tensor, Tensor]:
+    """The states, shaped as what the steps read, and the last of each sequence."""
     if walk.batch_sizes is not None:
-        return _scan_packed(step, start, given, w, walk, walk.batch_sizes.to(start.device))
+        return _scan_packed(step, start, read, constants, walk, walk.batch_sizes.to(start.device))
+    if isinstance(read[0].size(walk.dim), int):
+        parts = zip(*map(walk.steps, read), strict=True)
+        return reference.scan(lambda _, state: step(state, constants, next(parts)), read[0], start, walk)
+    return _scan(step, start, read, constants, walk)
+
+
+def _scan(
+    step: Step, start: Tensor, read: list[Tensor], constants: list[Tensor], walk: Walk
+) -> tuple[Tensor, Tensor]:
     if scan_op is None:
         raise RuntimeError(
             "decompositions: expected a padded input of a fixed number of steps, got a packed one or an open "
             f"number, which takes the scan of torch 2.13 or newer, not {torch.__version__}"
         )
 
-    def combine(hidden: Tensor, *read: Any) -> list[Tensor]:
-        new = step(hidden, read[len(given)], read[: len(given)])
+    count = len(read)
+
+    def combine(state: Tensor, *tensors: Any) -> list[Tensor]:
+        new = step(state, tensors[count : count + len(constants)], tensors[:count])
         return [new, new.clone()]  # no two results may be one tensor
 
     def in_time(x: Tensor) -> Tensor:
         return x.flip(0) if walk.reverse else x
 
     open_sizes = [size for size in start.shape if isinstance(size, torch.SymInt)]  # inductor has to be told
-    xs = [in_time(x.movedim(walk.dim, 0)) for x in given]
-    last, states = scan_op(combine, [start], xs, (w, *open_sizes))
+    xs = [in_time(x.movedim(walk.dim, 0)) for x in read]
+    last, states = scan_op(combine, [start], xs, (*constants, *open_sizes))
     return in_time(states).movedim(0, walk.dim), last
 
 
 def _scan_packed(
-    step: Step, start: Tensor, given: list[Tensor], w: Tensor, walk: Walk, batch_sizes: Tensor
+    step: Step, start: Tensor, read: list[Tensor], constants: list[Tensor], walk: Walk, batch_sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`_scan` of packed rows, spread to all steps of all sequences."""
     dim, B = walk.dim, start.size(-2)
@@ -181,12 +154,12 @@ def _scan_packed(
     alive = sequence < batch_sizes.unsqueeze(1)  # (T, B)
     first_row = (batch_sizes.cumsum(0) - batch_sizes).unsqueeze(1)
     rows = torch.where(alive, first_row + sequence, 0).flatten()
-    padded = [x.index_select(dim, rows).unflatten(dim, alive.shape) for x in given]
+    padded = [x.index_select(dim, rows).unflatten(dim, alive.shape) for x in read]
     mask = alive.unsqueeze(-1).expand(padded[0][..., :1].shape)
 
-    def carried(hidden: Tensor, w: Tensor, read: Sequence[Tensor]) -> Tensor:
-        return torch.where(read[-1], step(hidden, w, read[:-1]), hidden)
+    def carried(state: Tensor, constants: Sequence[Tensor], read: Sequence[Tensor]) -> Tensor:
+        return torch.where(read[-1], step(state, constants, read[:-1]), state)
 
-    states, last = _scan(carried, start, [*padded, mask], w, walk._replace(batch_sizes=None))
-    step_of, sequence_of = time_of_rows(batch_sizes, given[0].size(dim))
+    states, last = _scan(carried, start, [*padded, mask], constants, walk._replace(batch_sizes=None))
+    step_of, sequence_of = time_of_rows(batch_sizes, read[0].size(dim))
     return states.flatten(dim, dim + 1).index_select(dim, step_of * B + sequence_of), last

@@ -29,14 +29,16 @@ def leaky_elman(
 ) -> tuple[Tensor, Tensor]:
     r"""$h_t = (1 - \alpha) h_{t-1} + \alpha r_t$ with $r_t = \phi(z_t + h_{t-1} w^T)$: states and rates side
     by side, `(T, B, 2 H)` or `(N, 2 H)`, and the last of each sequence."""
-    alpha, apply = alpha.unsqueeze(-2), PHI[phi].apply
+    alpha = alpha.unsqueeze(-2)
+    start = torch.cat([h0, torch.zeros_like(h0)], -1)
+    return reference.scan(lambda z_t, both: leaky_step(phi, z_t, both, w, alpha), z, start, walk)
 
-    def step(z_t: Tensor, both: Tensor) -> Tensor:
-        h, _ = both.chunk(2, -1)
-        r = apply(z_t + h @ w.mT)
-        return torch.cat([torch.lerp(h, r, alpha), r], -1)
 
-    return reference.scan(step, z, torch.cat([h0, torch.zeros_like(h0)], -1), walk)
+def leaky_step(phi: str, z_t: Tensor, both: Tensor, w: Tensor, alpha: Tensor) -> Tensor:
+    """A state and its rate, side by side, from those before."""
+    h, _ = both.chunk(2, -1)
+    r = PHI[phi].apply(z_t + h @ w.mT)
+    return torch.cat([torch.lerp(h, r, alpha), r], -1)
 
 
 def leaky_elman_vjp(

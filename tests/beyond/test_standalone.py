@@ -185,6 +185,36 @@ def test_a_recurrence_of_your_own_is_a_loop(kind: type[ManualRNN]) -> None:
         assert_same(gradients(program.module(), x), gradients(rnn, x))
 
 
+class Ensemble(nn.Module):
+    """Networks that differ in weights, each on the whole input."""
+
+    def __init__(self, rnns: list[ManualRNN]) -> None:
+        super().__init__()
+        self.base = rnns[0]
+        self.weights = {k: w.detach() for k, w in torch.func.stack_module_state(rnns)[0].items()}  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda own: torch.func.functional_call(self.base, own, (x,))[0])(self.weights)
+
+
+@pytest.mark.parametrize("length", ["fixed", pytest.param("open", marks=LOOPS)])
+def test_an_ensemble(length: str) -> None:
+    rnns = [ManualRNN(3, 4, bidirectional=True, dtype=torch.float64) for _ in range(3)]
+    shapes = None if length == "fixed" else ({0: Dim.DYNAMIC},)
+    program = export_standalone(Ensemble(rnns), (torch.randn(5, 2, 3).double(),), dynamic_shapes=shapes)
+    assert loops(program) == (length == "open")
+    x = torch.randn(5 if length == "fixed" else 9, 2, 3, dtype=torch.float64)
+    assert_same({"output": program.module()(x)}, {"output": torch.stack([rnn(x)[0] for rnn in rnns])})
+
+
+def test_a_program_without_steps() -> None:
+    rnn, x = ManualRNN(3, 4, 2, bidirectional=True), torch.randn(0, 2, 3)
+    hx = torch.randn(4, 2, 4)
+    output, h_n = export_standalone(rnn, (x, hx)).module()(x, hx)
+    assert output.shape == (0, 2, 8)
+    assert torch.equal(h_n, hx)
+
+
 class Calls(nn.Module):
     """An operator with its options."""
 
