@@ -14,22 +14,6 @@ from .interface import LayerWeights, NetworkOptions, check_memory
 from .nonlinearities import PHI
 from .selection import DEFAULT, KernelName, requested_kernel, use_kernel
 
-__all__ = [
-    "ATEN",
-    "DEFAULT",
-    "KERNELS",
-    "NATIVE",
-    "REFERENCE",
-    "KernelName",
-    "check_memory",
-    "choose",
-    "layer_of",
-    "reasons",
-    "requested_kernel",
-    "unsupported_reason",
-    "use_kernel",
-]
-
 ATEN, NATIVE, REFERENCE = "aten", "native", "reference"
 KERNELS: dict[str, Any] = {  # by name what `interface.Kernel` describes, the fastest first
     NATIVE: native,

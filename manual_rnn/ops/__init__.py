@@ -22,26 +22,3 @@ from .dispatch import is_eager, tell_counters
 from .plain_network import PlainOptions, is_recorded, plain_kernel, run_plain_network
 from .registration import NETWORK
 from .rnn import Nonlinearity, Options, autocast, choose_network_kernel, run_layers, run_rnn
-
-__all__ = [
-    "CUSTOM_STEP",
-    "NETWORK",
-    "CustomStep",
-    "Nonlinearity",
-    "Options",
-    "PlainOptions",
-    "autocast",
-    "choose_network_kernel",
-    "decompositions",
-    "higher_order",
-    "input_projection",
-    "is_eager",
-    "is_recorded",
-    "layer",
-    "plain_kernel",
-    "registration",
-    "run_layers",
-    "run_plain_network",
-    "run_rnn",
-    "tell_counters",
-]

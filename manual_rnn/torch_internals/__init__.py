@@ -12,15 +12,8 @@ at import, and no number changes. Another kernel, if it was asked for, raises.
 The few names that can't stand here are listed, each with its reason, in tests/house/test_house.py.
 """
 
-from . import active, autograd, compiling, cudnn
-from .active import *  # noqa: F403
-from .autograd import *  # noqa: F403
-from .compiling import *  # noqa: F403
-from .cudnn import *  # noqa: F403
+from .active import *
+from .autograd import *
+from .compiling import *
+from .cudnn import *
 from .find import MISSING
-
-__all__ = ["MISSING"]
-__all__ += active.__all__
-__all__ += autograd.__all__
-__all__ += compiling.__all__
-__all__ += cudnn.__all__

@@ -10,21 +10,6 @@ from torch.autograd import forward_ad
 
 from .find import MISSING, find, never
 
-__all__ = [
-    "any_autocast",
-    "dispatch_key_set",
-    "forward_mode_is_active",
-    "functorch_active",
-    "has_amx",
-    "modes",
-    "no_interposition",
-    "no_tracing",
-    "profiling",
-    "record_function_fast",
-    "torchscript",
-    "transforms_active",
-]
-
 TRACERS = ("torch.fx", "torch._subclasses")  # where torch keeps the modes with which it traces
 
 # What `torch.jit.trace` and the ONNX exporter built on it are tracing, or None.

@@ -11,27 +11,6 @@ from torch.utils import _pytree
 from .active import forward_mode_is_active, functorch_active, no_tracing
 from .find import find, never
 
-__all__ = [
-    "Function",
-    "as_plain_tensors",
-    "below_autograd",
-    "below_autograd_keep_forward_ad",
-    "carry_tangents",
-    "changes_nothing",
-    "copy_all",
-    "in_forward_mode",
-    "is_mapped",
-    "is_wrapper",
-    "run_vmap_rule",
-    "single_level",
-    "subclasses_are_kept",
-    "tracks_gradient",
-    "under_legacy_vmap",
-    "unnoticed_alias",
-    "unwrap_if_dead",
-    "without_gradient_levels",
-]
-
 unwrap_if_dead: Callable[[Tensor], Tensor] = find("torch._C._functorch", "unwrap_if_dead")
 is_wrapper: Callable[[Tensor], bool] = find("torch._C._functorch", "is_functorch_wrapped_tensor", never)
 _unpack_dual: Any = find("torch._VF", "_unpack_dual")

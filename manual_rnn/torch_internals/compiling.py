@@ -10,16 +10,6 @@ from torch.utils import _pytree
 from .active import functorch_active
 from .find import MISSING, find, never
 
-__all__ = [
-    "MODULE_CALL",
-    "compiles_graph",
-    "fx_tracer",
-    "has_global_hooks",
-    "in_draft_export",
-    "scan",
-    "scan_op",
-]
-
 _tracing_context = find("torch._guards", "TracingContext")
 
 

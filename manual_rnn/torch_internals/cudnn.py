@@ -11,18 +11,6 @@ from torch import Tensor
 
 from .find import MISSING, find
 
-__all__ = [
-    "CUDNN_DERIVATIVE",
-    "CUDNN_SCHEMAS",
-    "CudnnDerivative",
-    "cudnn_rnn",
-    "cudnn_rnn_packet",
-    "cudnn_saved_tensors",
-    "flatten_dense",
-    "offers_cudnn_node",
-    "register_cudnn_backward_vmap",
-]
-
 # The numbers of several tensors in one; cuDNN's network, if its node can be read; its derivative,
 # and what that is given.
 flatten_dense: Callable[[Sequence[Tensor]], Tensor] = find("torch._C._nn", "flatten_dense_tensors")
