@@ -22,6 +22,7 @@ operator (`registration.py`); `dispatch.py` says when it is bypassed.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,26 @@ def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return differentiable
 
 
+def _compute(
+    name: str, x: Tensor, y: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, *how: Any
+) -> Tensor:
+    """By a kernel, below autograd."""
+    reverse, kernel = how
+    check_recurrence(name, x, y, w, batch_sizes)
+    if profiling() and kernel != kernels.REFERENCE:
+        record_recurrence(x, w, 0 if name == "elman" else batch_size(x, batch_sizes))
+    able = kernels.choose(kernel, x, y, w, batch_sizes=batch_sizes, phi=phi)
+    return getattr(able, name)(x, y, w, batch_sizes, phi, reverse)
+
+
+def _save(ctx: Any, options: tuple[Any, ...], *tensors: Tensor) -> None:
+    """For both kinds of derivative."""
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
 def elman(
     z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
 ) -> Tensor:
@@ -65,16 +86,7 @@ def elman(
 class Elman(Function):
     """The autograd node of `elman`."""
 
-    @staticmethod
-    def compute(
-        z: Tensor, h0: Tensor, w: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
-    ) -> Tensor:
-        """By a kernel, below autograd."""
-        check_recurrence("elman", z, h0, w, batch_sizes)
-        if profiling() and kernel != kernels.REFERENCE:
-            record_recurrence(z, w, 0)
-        able = kernels.choose(kernel, z, h0, w, batch_sizes=batch_sizes, phi=phi)
-        return able.elman(z, h0, w, batch_sizes, phi, reverse)
+    compute = staticmethod(partial(_compute, "elman"))
 
     @staticmethod
     def record(z: Tensor, h0: Tensor, w: Tensor, *args: Any) -> Tensor:
@@ -86,10 +98,7 @@ class Elman(Function):
         ctx: Any, run: Callable[..., Tensor], z: Tensor, h0: Tensor, w: Tensor, *options: Any
     ) -> Tensor:
         h = run(z, h0, w, *options)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, h0, w)
-        ctx.save_for_forward(h, h0, w)
+        _save(ctx, options, h, h0, w)
         return h
 
     @staticmethod
@@ -128,16 +137,7 @@ def linear_recurrence(
 class LinearRecurrence(Function):
     """The autograd node of `linear_recurrence`."""
 
-    @staticmethod
-    def compute(
-        v: Tensor, h: Tensor, a: Tensor, batch_sizes: Tensor | None, phi: str, reverse: bool, kernel: str
-    ) -> Tensor:
-        """By a kernel, below autograd."""
-        check_recurrence("linear_recurrence", v, h, a, batch_sizes)
-        if profiling() and kernel != kernels.REFERENCE:
-            record_recurrence(v, a, batch_size(v, batch_sizes))
-        able = kernels.choose(kernel, v, h, a, batch_sizes=batch_sizes, phi=phi)
-        return able.linear_recurrence(v, h, a, batch_sizes, phi, reverse)
+    compute = staticmethod(partial(_compute, "linear_recurrence"))
 
     @staticmethod
     def record(v: Tensor, h: Tensor, a: Tensor, *args: Any) -> Tensor:
@@ -149,10 +149,7 @@ class LinearRecurrence(Function):
         ctx: Any, run: Callable[..., Tensor], v: Tensor, h: Tensor, a: Tensor, *options: Any
     ) -> Tensor:
         y = run(v, h, a, *options)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v, h, a, y)
-        ctx.save_for_forward(v, h, a, y)
+        _save(ctx, options, v, h, a, y)
         return y
 
     @staticmethod

@@ -248,3 +248,19 @@ def test_sizes_without_numbers_are_refused_in_a_trace(name: str) -> None:
         run(*given[name], sizes, "tanh", False, *more)
         with pytest.raises(RuntimeError, match="expected batch_sizes with values"):
             run(*given[name], sizes.to("meta"), "tanh", False, *more)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lengths", [None, [5, 3]], ids=["padded", "packed"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_operator_of_programs_of_version_0_1(reverse: bool, lengths: Any, bias: bool) -> None:
+    """A layer in one direction: `nn.RNN` reads backward beside a direction that reads forward."""
+    builtin = torch.nn.RNN(3, 4, bias=bias, bidirectional=reverse, dtype=torch.float64)
+    weights = [*builtin.all_weights[-1], None, None][:4]
+    x, h0 = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    given: Any = packed(x, lengths) if lengths else x
+    output, h_n = builtin(given, h0.expand(1 + reverse, 2, 4))
+    data, sizes = (given.data, given.batch_sizes) if lengths else (x, None)
+    found = OPS.layer(data, h0, *weights, sizes, "tanh", reverse, "default")
+    expected = getattr(output, "data", output)[..., 4 * reverse :], h_n[-1]
+    assert_same(dict(zip("oh", found, strict=True)), dict(zip("oh", expected, strict=True)))
