@@ -15,7 +15,7 @@ derivatives are part of its graph: a call takes 8 us for 17 (Zen 4).
 The first two may have a last argument, `alpha`, of a leak; PyTorch leaves it out where it is None.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +29,6 @@ from .recurrences import Elman, LinearRecurrence
 from .saved_tensors import copies, fake_copies
 
 DEFAULT = "default"
-COPIES = f"{NAMESPACE}::copies"
 
 
 class Rules(NamedTuple):
@@ -62,51 +61,41 @@ def define() -> None:
     """Define every operator with its rules, once in a process, however often this package is imported; an
     import that broke off is taken up where it ended."""
     done: set[Any] = vars(getattr(torch.ops, NAMESPACE)).setdefault("registered", set())
-    for name, rules in RULES.items():
-        arguments, result, optional = SCHEMAS[name]
-        for overload, more in (("", ""), (".kernel", ", str kernel"), (".compiled", "")):
-            qualified = f"{NAMESPACE}::{name}{overload}"
-            schema = f"({arguments}{more}{optional}) -> {result}"
-            compute = rules.compute if more else partial(_default, rules.compute, len(arguments.split(", ")))
-            operator = partial(_call, name, overload[1:] or DEFAULT)
-            above = _above_the_backend(rules, operator)
-            if overload == ".compiled":
-                del above["Autograd"]
-            steps: dict[str, Callable[[], Any]] = {
-                "schema": partial(_define_schema, qualified, schema),
-                "fake": partial(torch.library.register_fake, qualified, rules.fake),
-            }
-            for key, rule in {"CompositeExplicitAutograd": compute, **above}.items():
-                steps[key] = partial(torch.library.impl, qualified, key, rule)
-            _take(steps, qualified, done)
-    steps = {
-        "schema": partial(_define_schema, COPIES, "(Tensor[] tensors) -> Tensor[]"),
-        "fake": partial(torch.library.register_fake, COPIES, fake_copies),
-    }
-    for key, rule in {
-        "CompositeExplicitAutograd": copies,
-        "Autograd": fake_copies,
-        "FuncTorchBatched": fake_copies,
-    }.items():
-        steps[key] = partial(torch.library.impl, COPIES, key, rule)
-    _take(steps, COPIES, done)
-
-
-def _take(steps: dict[str, Callable[[], Any]], qualified: str, done: set[Any]) -> None:
-    """Each step of an operator's registration that isn't done yet."""
-    for step, register in steps.items():
+    for qualified, step, register in _registrations():
         if (qualified, step) not in done:
             register()
             done.add((qualified, step))
 
 
-def _above_the_backend(rules: Rules, operator: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """The rules for keys that come before those of a device; `Batched` is that of the older vmap."""
-    return {
-        "Autograd": partial(rules.autograd, operator),
-        "FuncTorchBatched": partial(run_vmap_rule, operator, partial(rules.vmap, operator)),
-        "Batched": partial(under_legacy_vmap, operator),
-    }
+def _registrations() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Of each overload the schema, the fake, and the rule for each dispatch key; `Batched` is that of the
+    older vmap."""
+    for name, rules in RULES.items():
+        arguments, result, optional = SCHEMAS[name]
+        for overload, more in (("", ""), (".kernel", ", str kernel"), (".compiled", "")):
+            compute = rules.compute if more else partial(_default, rules.compute, len(arguments.split(", ")))
+            operator = partial(_call, name, overload[1:] or DEFAULT)
+            by_key: dict[str, Callable[..., Any]] = {
+                "CompositeExplicitAutograd": compute,
+                "Autograd": partial(rules.autograd, operator),
+                "FuncTorchBatched": partial(run_vmap_rule, operator, partial(rules.vmap, operator)),
+                "Batched": partial(under_legacy_vmap, operator),
+            }
+            if overload == ".compiled":
+                del by_key["Autograd"]
+            schema = f"({arguments}{more}{optional}) -> {result}"
+            yield from _of_overload(f"{NAMESPACE}::{name}{overload}", schema, rules.fake, by_key)
+    by_key = {"CompositeExplicitAutograd": copies, "Autograd": fake_copies, "FuncTorchBatched": fake_copies}
+    yield from _of_overload(f"{NAMESPACE}::copies", "(Tensor[] tensors) -> Tensor[]", fake_copies, by_key)
+
+
+def _of_overload(
+    qualified: str, schema: str, fake: Callable[..., Any], by_key: dict[str, Callable[..., Any]]
+) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    yield qualified, "schema", partial(_define_schema, qualified, schema)
+    yield qualified, "fake", partial(torch.library.register_fake, qualified, fake)
+    for key, rule in by_key.items():
+        yield qualified, key, partial(torch.library.impl, qualified, key, rule)
 
 
 def _call(name: str, overload: str, *args: Any) -> Any:
