@@ -1,5 +1,5 @@
-r"""How a module is built: checks of what the constructor is given, in the words of `torch.nn.RNN`, and the
-initial values of recurrent weights."""
+r"""How a module is built, beside what `nn.RNNBase` does: checks of its arguments, and the initial values
+of parameters."""
 
 import functools
 import numbers
@@ -57,17 +57,6 @@ def check_dropout(dropout: Any, num_layers: int) -> None:
             f"num_layers={num_layers}",
             stacklevel=4,  # past __init__ and what wraps it, to the line that builds the network
         )
-
-
-def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
-    """Positive sizes, the first two of them exact integers."""
-    for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero")
-    if num_layers <= 0:
-        raise ValueError("num_layers must be greater than zero")
 
 
 def drawn_parameters(rnn: Any) -> list[Tensor]:

@@ -17,10 +17,8 @@ from .weights import (
     FlatWeights,
     assigned_weights,
     is_expanded,
-    names_of_weights,
     own_weights,
     same_objects,
-    shapes_of_weights,
 )
 
 PLAIN_CALL = nn.Module.__call__  # which a tracer of torch.fx replaces while it traces
@@ -40,9 +38,9 @@ NN_RNN_CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")  #
 class RNNBase(nn.RNNBase):
     r"""The constructor and parameters of `torch.nn.RNN`, and what it tells about them.
 
-    An `nn.RNNBase`, for initialisers and libraries ask for one; not an `nn.RNN`, which Dynamo refuses. Of its
-    base it has the class attributes alone: weights are no cache here, so setting and moving them and
-    pickling are again those of an `nn.Module`.
+    An `nn.RNNBase`, for initialisers and libraries ask for one; not an `nn.RNN`, which Dynamo refuses. Its
+    base checks the arguments and makes the parameters. But weights are no cache here, so setting and moving
+    them and pickling are again those of an `nn.Module`.
     """
 
     _manual_rnn_leaky = False  # as a `LeakyRNN` is
@@ -71,25 +69,16 @@ class RNNBase(nn.RNNBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         construction.check_nonlinearity(nonlinearity, PHI)
-        super(nn.RNNBase, self).__init__()
-        self.nonlinearity = nonlinearity
-        self.mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else CUSTOM_MODE
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.proj_size = 0
-        construction.check_dropout(dropout, num_layers)
-        validation.check_flags(self, "bias", "batch_first")
-        construction.check_sizes(input_size, hidden_size, num_layers)
-        self._all_weights = names_of_weights(self)
-        for names, shapes in zip(self._all_weights, shapes_of_weights(self), strict=True):
-            for name, shape in zip(names, shapes, strict=False):
-                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self.reset_parameters()
+        p = float(dropout)
+        construction.check_dropout(dropout, num_layers)  # the base's warning would point here
+        mode = PHI[nonlinearity].mode if isinstance(nonlinearity, str) else CUSTOM_MODE
+        known = mode if mode in NN_RNN_MODES else NN_RNN_MODES[0]
+        sizes = input_size, hidden_size, num_layers
+        vars(self)["nonlinearity"] = nonlinearity  # as in `nn.RNN`, before the parameters are drawn
+        super().__init__(known, *sizes, bias, batch_first, 0.0, bidirectional, 0, device, dtype)
+        self.mode, self.dropout = mode, p
+        self.nonlinearity = nonlinearity  # once more: a module can be registered by now
+        _drop_caches(self)
 
     def reset_parameters(self, recurrent: str | None = None) -> None:
         r"""Draw every parameter from $\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})$, a subclass's too; then change
@@ -180,18 +169,12 @@ class RNNBase(nn.RNNBase):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """From a pickle of this class, or of an `nn.RNN` of any age, as `nn.RNNBase.__setstate__`."""
-        super(nn.RNNBase, self).__setstate__(state)
+        """From a pickle of this class, or of an `nn.RNN` of any age."""
+        super().__setstate__(state)
         own_names.make_visible(self)
-        own = self.__dict__
-        own.pop("__module__", None)  # of earlier versions, which told torch.fx so to see a leaf
-        own.setdefault("proj_size", 0)  # there since torch 1.8
-        if "all_weights" in own:
-            own["_all_weights"] = own.pop("all_weights")
-        if not isinstance(self._all_weights[0][0], str):
-            self._all_weights = names_of_weights(self)
-        for cache in NN_RNN_CACHES:
-            own.pop(cache, None)
+        _drop_caches(self)
+        for name in ("all_weights", "__module__"):  # of an old `nn.RNN`; of earlier versions, for torch.fx
+            self.__dict__.pop(name, None)
 
     def flatten_parameters(self) -> None:
         """On CUDA, lay the weights one after the other in memory, which saves a copy of them at every call;
@@ -217,6 +200,12 @@ class RNNBase(nn.RNNBase):
         if self.mode not in NN_RNN_MODES and not isinstance(self.nonlinearity, nn.Module):
             shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+def _drop_caches(rnn: RNNBase) -> None:
+    """What an `nn.RNN` keeps of its weights."""
+    for cache in NN_RNN_CACHES:
+        rnn.__dict__.pop(cache, None)
 
 
 def weights_of(rnn: RNNBase) -> list[LayerWeights]:

@@ -1,4 +1,4 @@
-r"""The weights of a module as lists: their names and shapes, the tensors, and what a user assigned instead.
+r"""The weights of a module as lists: their shapes, the tensors, and what a user assigned instead.
 
 No list is kept: each is read anew, so that no change goes unseen. Letters: `I` input size, `H` hidden size.
 """
@@ -13,16 +13,6 @@ from .kernels.interface import PLAIN_TYPES
 
 ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those tensors, and the module's own at the time
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
-
-
-def names_of_weights(rnn: Any) -> list[list[str]]:
-    """The names of every layer and direction."""
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if rnn.bias else 2]
-    return [
-        [f"{kind}_l{layer}{suffix}" for kind in kinds]
-        for layer in range(rnn.num_layers)
-        for suffix in ("", "_reverse")[: 2 if rnn.bidirectional else 1]
-    ]
 
 
 def shapes_of_weights(rnn: Any) -> list[tuple[tuple[int, ...], ...]]:
