@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .kernels.interface import check_memory
+from .kernels.interface import check_memory, shapes_of_weights, weight_shapes
 from .torch_internals import any_autocast, is_wrapper
-from .weights import ASSIGNED, shapes_of_weights
+from .weights import ASSIGNED
 
 
 def check_kind(name: str, value: Any, *kinds: type) -> None:
@@ -172,18 +172,14 @@ def check_tensors(rnn: Any, input: Tensor, hx: Tensor, weights: Sequence[Sequenc
     dtype, place = input.dtype, input.is_cpu or input.device  # of a tensor on the CPU the first is cheaper
     if hx.dtype != dtype or (hx.is_cpu or hx.device) != place:
         _raise_difference("hidden", "hx", input, hx)
-    for index, (group, shapes) in enumerate(zip(weights, shapes_of_weights(rnn), strict=True)):
-        for x, shape in zip(group, shapes, strict=True):
-            if x is not None and (x.shape != shape or x.dtype != dtype or (x.is_cpu or x.device) != place):
-                _raise_mismatch(rnn._all_weights[index], group, shapes, input)
-
-
-def _raise_mismatch(names: list[str], group: Sequence[Any], shapes: Any, input: Tensor) -> None:
-    for name, weight, shape in zip(names, group, shapes, strict=False):
-        if weight.shape != shape:
-            raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
-        if weight.device != input.device or weight.dtype != input.dtype:
-            _raise_difference("parameter", name, input, weight)
+    sizes = rnn.num_layers, 1 + rnn.bidirectional, rnn.input_size, rnn.hidden_size
+    shapes_of = shapes_of_weights if torch.compiler.is_compiling() else weight_shapes
+    flat = [x for group in weights for x in group if x is not None]
+    for at, (x, shape) in enumerate(zip(flat, shapes_of(*sizes, rnn.bias), strict=True)):
+        if x.shape != shape:
+            raise RuntimeError(f"{rnn._flat_weights_names[at]} must have shape {shape}, got {tuple(x.shape)}")
+        if x.dtype != dtype or (x.is_cpu or x.device) != place:
+            _raise_difference("parameter", rnn._flat_weights_names[at], input, x)
 
 
 def _raise_difference(kind: str, name: str, input: Tensor, other: Tensor) -> None:

@@ -1,6 +1,6 @@
-r"""The weights of a module as lists: their shapes, the tensors, and what a user assigned instead.
+r"""The weights of a module as a list: its own, and what a user assigned instead.
 
-No list is kept: each is read anew, so that no change goes unseen. Letters: `I` input size, `H` hidden size.
+No list is kept: each is read anew, so that no change goes unseen.
 """
 
 import operator
@@ -13,13 +13,6 @@ from .kernels.interface import PLAIN_TYPES
 
 ASSIGNED = "_manual_rnn_assigned"  # by `_flat_weights = ...`: those tensors, and the module's own at the time
 EXPANDED = "torch.nn.utils._expanded_weights"  # where torch keeps their class
-
-
-def shapes_of_weights(rnn: Any) -> list[tuple[tuple[int, ...], ...]]:
-    """The shapes of every layer and direction, with biases or without: `(H, I)`, `(H, H)`, `(H,)`, `(H,)`."""
-    H, D = rnn.hidden_size, 2 if rnn.bidirectional else 1
-    rest: tuple[tuple[int, ...], ...] = (H, H), (H,), (H,)
-    return [((H, rnn.input_size), *rest)] * D + [((H, H * D), *rest)] * (rnn.num_layers - 1) * D
 
 
 def own_weights(rnn: Any) -> list[Any]:

@@ -70,12 +70,14 @@ def grouped(weights: Sequence[Any], has_biases: bool) -> list[LayerWeights]:
     return [LayerWeights(*weights[at : at + size]) for at in range(0, len(weights), size)]
 
 
-@cache
-def weight_shapes(layers: int, D: int, I: int, H: int, has_biases: bool) -> list[tuple[int, ...]]:  # noqa: E741
+def shapes_of_weights(layers: int, D: int, I: int, H: int, has_biases: bool) -> list[tuple[int, ...]]:  # noqa: E741
     """The shapes of a network's weights: for each layer and direction of the matrices, and of the biases."""
     widths = [I if layer == 0 else H * D for layer in range(layers) for _ in range(D)]
     biases = [(H,), (H,)] if has_biases else []
     return [shape for width in widths for shape in ((H, width), (H, H), *biases)]
+
+
+weight_shapes = cache(shapes_of_weights)  # Dynamo traces no cache
 
 
 class Kernel(Protocol):
