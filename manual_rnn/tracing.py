@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -23,7 +22,7 @@ from .kernels.interface import LayerWeights
 from .kernels.nonlinearities import PHI
 from .kernels.time_order import Walk
 from .module import ManualRNN
-from .ops import Nonlinearity, Options, input_projection, run_layers
+from .ops import Options, input_projection, run_directions
 from .override import overrides_step
 from .parameters import RUNNER
 
@@ -122,28 +121,16 @@ def _record_layers(
     passes: list[Pass], x: Tensor, hx: Tensor, weights: Sequence[LayerWeights], options: Options
 ) -> tuple[Tensor, Tensor]:
     """`ops.run_rnn` by the reference, which adds to `passes` what it computes."""
-    run = partial(_record_layer, passes, options)
-    return run_layers(run, x, hx, weights, 1 + options.bidirectional, options.dropout)
-
-
-def _record_layer(
-    passes: list[Pass], options: Options, x: Tensor, hx: Tensor, weights: Sequence[LayerWeights]
-) -> tuple[Tensor, Tensor]:
-    layer = len(passes) // len(weights)
-    found = []
-    for reverse, (h0, group) in enumerate(zip(hx.unbind(0), weights, strict=True)):
-        walk = Walk(0, bool(reverse), options.batch_sizes)
-        name = f"layer {layer}" + (" backward" if reverse else " forward") * (len(weights) - 1)
-        found.append(_record_direction(name, x, h0, group, options.nonlinearity, walk))
-    outputs, last, runs = zip(*found, strict=True)
-    passes += runs
-    return torch.cat(outputs, dim=-1), torch.stack(last)
+    return run_directions(partial(_record_direction, passes, options), x, hx, weights, options)
 
 
 def _record_direction(
-    name: str, input: Tensor, h0: Tensor, weights: LayerWeights, phi: Nonlinearity, walk: Walk
-) -> tuple[Tensor, Tensor, Pass]:
-    """One direction of a layer by the reference: its states, the last of them, and its `Pass`."""
+    passes: list[Pass], options: Options, input: Tensor, h0: Tensor, weights: LayerWeights, walk: Walk
+) -> tuple[Tensor, Tensor]:
+    """One direction of a layer by the reference: its states, and the last of them."""
+    layer, phi = len(passes) // (1 + options.bidirectional), options.nonlinearity
+    direction = " backward" if walk.reverse else " forward"
+    name = f"layer {layer}" + direction * options.bidirectional
     w_ih, w_hh, bias_ih, bias_hh = weights
     start = h0 if h0.requires_grad else h0.detach().requires_grad_()
     own_step: Any = None if isinstance(phi, str) else phi(h0, w_hh)
@@ -163,7 +150,8 @@ def _record_direction(
 
     output, last = reference.scan(step, gates, start, walk) if input.size(0) else (gates, start)
     before, after = tuple(walk.in_time(preactivations)), tuple(walk.in_time(states))
-    return output, last, Pass(name, walk.reverse, w_hh, start, before, after)
+    passes.append(Pass(name, walk.reverse, w_hh, start, before, after))
+    return output, last
 
 
 RUN = "manual_rnn.run"  # where a node of the graph keeps which trace it comes from

@@ -21,4 +21,4 @@ from .decomposition import decompositions
 from .dispatch import is_eager, tell_counters
 from .plain_network import PlainOptions, is_recorded, plain_kernel, run_plain_network
 from .registration import NETWORK
-from .rnn import Nonlinearity, Options, autocast, choose_network_kernel, run_layers, run_rnn
+from .rnn import Options, autocast, choose_network_kernel, run_directions, run_layers, run_rnn

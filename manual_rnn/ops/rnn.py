@@ -50,11 +50,11 @@ def run_rnn(
     """
     phi, sizes, bidirectional, dropout, alpha = options
     if not isinstance(phi, str):
-        return run_layers(partial(_custom_layer, phi, sizes), x, hx, weights, 1 + bidirectional, dropout)
+        return run_directions(partial(custom_step.run_direction, phi), x, hx, weights, options)
     kernel = choose_network_kernel(phi, x, hx, weights, alpha)
     how = NetworkOptions(sizes, phi, bidirectional, weights[0].bias_ih is not None, kernel, alpha)
     if kernel == kernels.REFERENCE:
-        return run_layers(partial(_reference_layer, how), x, hx, weights, how.D, dropout)
+        return run_directions(partial(_reference, how), x, hx, weights, options)
     run = _run_aten if kernel == kernels.ATEN and x.size(0) else network
     if dropout is None:
         return run(x, hx, _flat(weights), how)
@@ -109,28 +109,29 @@ def run_layers(
     return x, last[0] if len(last) == 1 else torch.cat(last)
 
 
-def _custom_layer(
-    begin: Any, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, weights: Sequence[LayerWeights]
+def run_directions(
+    run: Callable[[Tensor, Tensor, LayerWeights, Walk], tuple[Tensor, Tensor]],
+    x: Tensor,
+    hx: Tensor,
+    weights: Sequence[LayerWeights],
+    options: Options,
 ) -> tuple[Tensor, Tensor]:
-    found = [
-        custom_step.run_direction(begin, x, h, group, Walk(0, bool(d), batch_sizes))
-        for d, (h, group) in enumerate(zip(h0.unbind(0), weights, strict=True))
-    ]
-    states, last = zip(*found, strict=True)
-    return torch.cat(states, dim=-1), torch.stack(last)
+    """Layer after layer, each direction of time by `run`, which is told how to walk through the steps."""
+    walks = [Walk(0, reverse, options.batch_sizes) for reverse in (False, True)[: 1 + options.bidirectional]]
+
+    def run_layer(x: Tensor, h0: Tensor, group: Sequence[LayerWeights]) -> tuple[Tensor, Tensor]:
+        found = map(partial(run, x), h0.unbind(0), group, walks)
+        states, last = zip(*found, strict=True)
+        return states[0] if len(states) == 1 else torch.cat(states, dim=-1), torch.stack(last)
+
+    return run_layers(run_layer, x, hx, weights, len(walks), options.dropout)
 
 
-def _reference_layer(
-    options: NetworkOptions, x: Tensor, h0: Tensor, weights: Sequence[LayerWeights]
+def _reference(
+    options: NetworkOptions, x: Tensor, h0: Tensor, weights: LayerWeights, walk: Walk
 ) -> tuple[Tensor, Tensor]:
-    run = reference.layer if x.size(0) else _no_steps
-    x, last = composed.run_layer(x, h0.unbind(0), weights, options, run)
-    return x, torch.stack(last)
-
-
-def _no_steps(
-    x: Tensor, h0: Tensor, weights: LayerWeights, reverse: bool, options: NetworkOptions
-) -> tuple[Tensor, Tensor]:
+    if x.size(0):
+        return reference.layer(x, h0, weights, walk.reverse, options)
     return composed.input_projection(x, *weights), h0
 
 
