@@ -5,7 +5,7 @@ under one of these names also stands in the `__dict__` of the object, and there 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -75,11 +75,15 @@ def _watch(rnn: Any, registry: str) -> Registry:
     return entries
 
 
-@contextmanager
-def _free(rnn: Any, registry: str, name: str) -> Iterator[None]:
+def _free(rnn: Any, registry: str, name: str) -> AbstractContextManager[None]:
     """A block in which `nn.Module` finds this name free to be registered."""
+    return _freed(rnn, registry, name) if name in OWN_NAMES else nullcontext()
+
+
+@contextmanager
+def _freed(rnn: Any, registry: str, name: str) -> Iterator[None]:
     own = rnn.__dict__
-    if name not in OWN_NAMES or registry not in own or name in own or name in own[registry]:
+    if registry not in own or name in own or name in own[registry]:
         yield
         return
     entries = _watch(rnn, registry)

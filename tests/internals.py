@@ -8,6 +8,7 @@ Walk               the order of steps over rows
 rnn, cudnn         which kernel runs a network; how cuDNN does
 fast_path, module  the fast path of a call and the other; plain_network: what the former runs
 saved_tensors      what a node saves
+own_names          names of the class that a user may register
 OPS, RULES         the operators of torch, and what each does for a dispatch key
 address, is_shared            where memory is, and whether it's shared until someone writes
 FUSED              where every call that isn't a recurrence of one's own passes through, to be patched
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from manual_rnn import fast_path, kernels, module
+from manual_rnn import fast_path, kernels, module, own_names
 from manual_rnn.kernels import KernelName, aten, native, triton_launch
 from manual_rnn.kernels.interface import NetworkOptions
 from manual_rnn.kernels.time_order import Walk
@@ -44,6 +45,7 @@ __all__ = [
     "linear_recurrence",
     "module",
     "native",
+    "own_names",
     "plain_network",
     "rnn",
     "saved_tensors",

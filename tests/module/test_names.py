@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, gradients, twins
+from internals import own_names
 from torch import Tensor, nn
 
 from manual_rnn import ManualRNN, fast_path, swap_rnn
@@ -31,6 +32,17 @@ def test_the_names_of_the_class_are_those_of_a_builtin() -> None:
     assert set(dir(manual)) - set(dir(builtin)) == PUBLIC
     assert set(vars(manual)) - set(vars(builtin)) == set()
     assert set(vars(builtin)) - set(vars(manual)) == CACHES
+
+
+def test_any_other_name_is_registered_as_it_is_in_a_builtin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`weight_hh_l0 = ...`, which some clients do before every call, takes no longer."""
+    rnn = ManualRNN(3, 4)
+    monkeypatch.delattr(own_names, "_freed")
+    rnn.weight_hh_l0 = nn.Parameter(torch.zeros(4, 4))
+    rnn.register_buffer("mask", torch.ones(4))
+    rnn.add_module("drop", nn.Dropout())
+    with pytest.raises(NameError):
+        rnn.register_buffer("step", torch.ones(4))
 
 
 def test_a_call_leaves_no_names_behind() -> None:
