@@ -166,7 +166,7 @@ class LinearRecurrence(Function):
             after = rows_matmul(walk.back().previous(m, zero), a.mT)
             dh = slope_derivative(h) * (c + after) * (v + rows_matmul(walk.previous(y, zero), a))
         if ctx.needs_input_grad[3]:
-            da = weight_gradient(m, y, None, walk).mT
+            da = _transition_gradient(a, m, y, walk)
         return None, m, dh, da, None, None, None, None
 
     @staticmethod
@@ -184,6 +184,14 @@ class LinearRecurrence(Function):
         q = slope_derivative(h) * dh * (v + rows_matmul(y_before, a))
         dv = dv + rows_matmul(walk.previous(q, zero), a)
         return q + linear_recurrence(dv, h, a, batch_sizes, phi, reverse, kernel)
+
+
+def _transition_gradient(a: Tensor, m: Tensor, y: Tensor, walk: Walk) -> Tensor:
+    r"""$\sum_t y_{t-1}^T m_t$, with rows in memory where `a` has rows, and columns where it has columns: the
+    weights' own gradient, whose transpose `a` may be, can be viewed as a vector."""
+    if a.stride(-1) == 1:
+        return weight_gradient(y, m, None, walk.back())
+    return weight_gradient(m, y, None, walk).mT
 
 
 def or_zeros(tangent: Tensor | None, x: Tensor) -> Tensor:

@@ -47,7 +47,12 @@ def rule(places: Places, operator: Any, size: int, in_dims: tuple, *args: Any) -
 
 
 recurrence = network = partial(rule, Places((0, 1), 2, 3))
-network_vjp = partial(rule, Places((1, 2, 4, 5, 6), 3, 7))
+
+
+def network_vjp(*args: Any) -> tuple[list[Tensor], list[int]]:
+    """Gradients with the mapped axis in front in memory, so that a Jacobian can be viewed as a matrix."""
+    found, places = rule(Places((1, 2, 4, 5, 6), 3, 7), *args)
+    return [x.movedim(at, 0).contiguous() for x, at in zip(found, places, strict=True)], [0] * len(found)
 
 
 def _batch(size: int) -> tuple[Fold, Unfold]:

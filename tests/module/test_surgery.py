@@ -11,6 +11,7 @@ import torch
 from helpers import KERNELS, assert_same, gradients, twins
 from internals import KernelName
 from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, jvp
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -185,3 +186,55 @@ def test_strides_of_the_gradient_of_the_input(form: str, options: dict[str, Any]
         assert torch.allclose(grads[1], grads[0], atol=1e-5)
         strides = [[s for s, n in zip(g.stride(), g.shape, strict=True) if n > 1] for g in grads]
         assert strides[1] == strides[0], (T, B, I)
+
+
+def of_a_penalty(rnn: Any, x: Tensor, hx: Tensor) -> list[Tensor]:
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(rnn(x, hx)[0].square().sum(), x, create_graph=True)
+    return list(torch.autograd.grad(slope.square().sum(), [x, *rnn.parameters()]))
+
+
+def of_a_penalty_in_func(rnn: Any, x: Tensor, hx: Tensor) -> list[Tensor]:
+    def penalty(weights: dict[str, Tensor]) -> Tensor:
+        loss = lambda x: functional_call(rnn, weights, (x, hx))[0].square().sum()  # noqa: E731
+        return grad(loss)(x).square().sum()
+
+    return list(grad(penalty)({name: p.detach() for name, p in rnn.named_parameters()}).values())
+
+
+def of_a_tangent(rnn: Any, x: Tensor, hx: Tensor) -> list[Tensor]:
+    def squared(weights: dict[str, Tensor]) -> Tensor:
+        return jvp(lambda x: functional_call(rnn, weights, (x, hx))[0], (x,), (x,))[1].square().sum()
+
+    return list(grad(squared)({name: p.detach() for name, p in rnn.named_parameters()}).values())
+
+
+def of_each_output(rnn: Any, x: Tensor, hx: Tensor) -> list[Tensor]:
+    by_x, by_hx = jacrev(lambda x, hx: rnn(x, hx)[0], argnums=(0, 1))(x, hx)
+    return [by_x, by_hx, jacrev(lambda hx: rnn(x, hx)[1])(hx)]
+
+
+FURTHER: dict[str, Callable[[Any, Tensor, Tensor], list[Tensor]]] = {
+    "penalty": of_a_penalty,
+    "penalty in torch.func": of_a_penalty_in_func,
+    "tangent": of_a_tangent,
+    "jacrev": of_each_output,
+}
+
+
+@pytest.mark.parametrize("kernel", ["default", "native", "torch"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("steps", [2, 20])
+@pytest.mark.parametrize("name", FURTHER)
+def test_strides_of_further_derivatives(
+    name: str, steps: int, options: dict[str, Any], kernel: KernelName
+) -> None:
+    """Whoever makes one vector of them calls `g.view(-1)`."""
+    x, found = torch.randn(steps, 3, 4), []
+    for rnn in twins(4, 6, **options):
+        hx = torch.linspace(-1, 1, len(rnn.all_weights) * 18).reshape(-1, 3, 6)
+        with use_kernel(kernel if isinstance(rnn, ManualRNN) else "default"):
+            found.append(FURTHER[name](rnn, x.clone(), hx))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+        assert b.stride() == a.stride()
