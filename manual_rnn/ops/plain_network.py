@@ -112,7 +112,7 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
     if not x.is_cpu or x.dtype not in native.TYPES:
-        return None
+        return kernels.ATEN if may_be_aten and x.is_cpu and x.is_complex() else None
     if any_autocast() and torch.is_autocast_enabled("cpu"):
         return kernels.ATEN if may_be_aten and 0 < options.steps(x) <= aten.SHORT else None
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):

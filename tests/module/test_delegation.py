@@ -158,6 +158,22 @@ def test_foreign_tensors_at_any_length(steps: int, engine: list[str]) -> None:
     assert not engine
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed", "grad"])
+def test_complex_numbers_are_a_plain_call(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(module, "is_left_to_nn_rnn")
+    x: Any = torch.randn(5, 3, 4, dtype=torch.complex64)
+    x = {"unbatched": x[:, 0], "packed": packed(x, [2, 5, 3])}.get(form, x)
+    found = []
+    for rnn in twins(4, 6, num_layers=2, batch_first=form == "batch_first", dtype=torch.complex64):
+        if form == "grad":
+            found.append(grad(lambda x, rnn=rnn: rnn(x)[0].abs().sum())(x))
+        else:
+            output = rnn(x)[0]
+            found.append(getattr(output, "data", output))
+    assert torch.equal(*found)
+
+
 def test_what_nn_rnn_cannot_do_is_ours(engine: list[str]) -> None:
     rnn, x = ManualRNN(4, 6), torch.randn(5, 4, 3, 4)
     found = vmap(lambda x: rnn(x)[0])(x)
