@@ -20,10 +20,12 @@ from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
 from .parameters import RUNNER, RNNBase
 from .torch_internals import (
     as_plain_tensors,
+    below_function_modes,
     changes_nothing,
     functorch_active,
     no_interposition,
     no_tracing,
+    only_default_device,
     subclasses_are_kept,
     transforms_active,
 )
@@ -82,6 +84,13 @@ def _run_subclass(rnn: Any, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
+    if type(x) not in PLAIN_TYPES or not only_default_device():
+        return _run_plain(rnn, x, hx, sizes)
+    with below_function_modes():  # every tensor that is made in there is given its device
+        return _run_plain(rnn, x, hx, sizes)
+
+
+def _run_plain(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, Tensor] | None:
     call = _plain_call(rnn, x, hx, sizes)
     if call is None:
         return None

@@ -6,6 +6,7 @@ in which `nn.RNN` raises would compare nothing, and fails.
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch.func import functional_call, grad, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from manual_rnn import ManualRNN, use_kernel
@@ -373,6 +375,61 @@ def test_packed_under_another_default_device(options: dict[str, Any], kernel: Ke
         return output.data, h_n, gradients(rnn)
 
     assert_as_nn_rnn(situation, kernel, torch.float32, **(options | {"batch_first": False}))
+
+
+def stepwise(rnn: Any, frozen: str = "") -> None:
+    rnn.requires_grad_(True).get_parameter("weight_ih_l0").requires_grad_(not frozen)
+    rnn(torch.randn(1, 3, 4))[0].sum().backward()
+
+
+DEFAULT_DEVICE: dict[str, Callable[[Any], Any]] = {
+    "a step": stepwise,
+    "a step of frozen weights": partial(stepwise, frozen="weight_ih_l0"),
+    "many steps": lambda rnn: rnn(torch.randn(20, 3, 4)),
+    "many of frozen weights": lambda rnn: rnn.requires_grad_(False)(torch.ones(20, 3, 4, requires_grad=True)),
+    "packed": lambda rnn: rnn(packed_of(rnn)),
+    "packed, one step": lambda rnn: rnn(PackedSequence(torch.randn(3, 4), torch.tensor([3]))),
+}
+
+
+@EVERY_OPTION
+@pytest.mark.parametrize("name", DEFAULT_DEVICE)
+def test_a_default_device_is_called_as_rarely(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.set_default_device`, whose handler in Python is called for whatever is read of a tensor."""
+    calls, original = 0, DeviceContext.__torch_function__
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(DeviceContext, "__torch_function__", counted)
+    counts = []
+    for kind in (nn.RNN, ManualRNN):
+        rnn, calls = kind(4, 6, **options), 0
+        with torch.device("cpu"):
+            DEFAULT_DEVICE[name](rnn)
+        counts.append(calls)
+    assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("form", ["padded", "packed"])
+def test_results_belong_to_a_subclass_under_a_default_device(form: str) -> None:
+    class Named(Tensor):
+        pass
+
+    def situation(rnn: Any) -> Any:
+        x = input_of(rnn).as_subclass(Named)
+        with torch.device("cpu"):
+            output, h_n = rnn(
+                x if form == "padded" else PackedSequence(x[:, 0], torch.ones(5, dtype=torch.int64))
+            )
+        output = output if isinstance(output, Tensor) else output.data
+        return type(output), type(h_n), output.as_subclass(Tensor)
+
+    assert_as_nn_rnn(situation, "default", torch.float32)
 
 
 def misaligned(x: Tensor) -> Tensor:
