@@ -157,6 +157,8 @@ def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
     """How many rows each step has, if that is what they say."""
     if type(batch_sizes) not in PLAIN_TYPES or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
         return None
+    if batch_sizes.dim() != 1:
+        return None
     kernels.check_memory([batch_sizes])
     sizes = batch_sizes.tolist()
     fits = sizes and sizes[-1] > 0 and sum(sizes) == data.size(0) and sizes == sorted(sizes, reverse=True)

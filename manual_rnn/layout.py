@@ -72,12 +72,13 @@ class PackedLayout(Layout):
 
     def __init__(self, rnn: RNNBase, input: PackedSequence, hx: Tensor | None) -> None:
         self.rnn, self.input = rnn, input
-        self.data, self.batch_sizes, self.order, self.inverse = input
+        self.data, sizes, self.order, self.inverse = input
+        self.batch_sizes = sizes if sizes.dim() == 1 else sizes.flatten()
         self.rows = self.data
         self.hx = None if hx is None else rnn.permute_hidden(hx, self.order)
 
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Any, Tensor]:
-        packed = PackedSequence(output, self.batch_sizes, self.order, self.inverse)
+        packed = PackedSequence(output, self.input.batch_sizes, self.order, self.inverse)
         return packed, self.rnn.permute_hidden(h_n, self.inverse)
 
 

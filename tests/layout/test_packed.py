@@ -35,3 +35,15 @@ def test_a_packed_batch_equals_each_sequence_alone(
             alone, alone_h_n = rnn(input[:length, b], hx[:, b])
             assert_same_results((padded[:length, b], h_n[:, b]), (alone, alone_h_n), 2e-6)
             assert not padded[length:, b].any()
+
+
+@KERNELS
+def test_batch_sizes_of_two_axes(kernel: KernelName) -> None:
+    """One that was built by hand, which PyTorch reads by its numbers alone."""
+    builtin, manual = twins(4, 6, 2)
+    input = PackedSequence(torch.randn(6, 4), torch.tensor([[3], [2], [1]]))
+    expected, expected_h_n = builtin(input)
+    with use_kernel(kernel):
+        found, h_n = manual(input)
+    assert_same_results((found.data, h_n), (expected.data, expected_h_n))
+    assert found.batch_sizes is input.batch_sizes
