@@ -9,10 +9,6 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-EXTRA = (
-    "jsonargparse lightning_fabric lightning_utilities matplotlib pytorch_lightning rich sklearn tensorboard "
-    "torchmetrics yaml"
-)
 LABORATORY = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "fit": "train the twins, compare their gradients, end with the report; runs where no command is named",
@@ -62,11 +58,11 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
-        import_module(".cli" if name in LABORATORY else ".commands", __package__).main(name, options)
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] not in EXTRA.split():
-            raise
-        sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
+        try:
+            command = import_module(".cli" if name in LABORATORY else ".commands", __package__)
+        except ModuleNotFoundError as missing:
+            sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
+        command.main(name, options)
     except OSError as problem:  # a file that can't be written
         sys.exit(f"training: {problem}")
     except KeyboardInterrupt:

@@ -11,15 +11,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch.optim import Optimizer
 
-from .__main__ import prog
 from .compare import compare, relative_differences
 from .datamodule import Task, at_least
 from .files import note_start, save_whole, write_whole
 from .report import NAMES, Record
+from .twins import Twins
 
 FOREVER = 10**9
 
@@ -49,8 +48,7 @@ class CompareGradients(Callback):
 
     def __init__(self, every_n_steps: PositiveInt = 1, tolerance: NonNegativeFloat = 16.0) -> None:
         at_least(1, every_n_steps=every_n_steps)
-        if not tolerance >= 0:
-            raise ValueError(f"expected a tolerance of at least 0, got {tolerance}")
+        at_least(0, tolerance=tolerance)
         self.every_n_steps, self.record = every_n_steps, Record(float(tolerance))
         self.drift: dict[str, float] = {}
 
@@ -62,27 +60,20 @@ class CompareGradients(Callback):
                 f"{type(pl_module).__name__} has no {', no '.join(missing)}"
             )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step % self.every_n_steps:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step, networks = trainer.global_step, (pl_module.builtin, pl_module.manual)
+        if step % self.every_n_steps:
             return
-        module: Any = pl_module
         with trainer.precision_plugin.train_step_context():
-            found = compare(
-                module.builtin, module.manual, module.loss, batch, self.record.tolerance, trainer.global_step
-            )
-        self.record.note_comparison(trainer.global_step + 1, found)
+            found = compare(*networks, pl_module.loss, batch, self.record.tolerance, seed=step)
+        self.record.note_comparison(step + 1, found)
         pl_module.log_dict({f"gradient/{name}": value for name, value in found.absolute.items()})
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Measures how far the gradients that the networks train with have parted."""
-        module: Any = pl_module
         manual, builtin = (
             {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-            for network in (module.manual, module.builtin)
+            for network in (pl_module.manual, pl_module.builtin)
         )
         self.drift = relative_differences(manual, builtin)
 
@@ -93,23 +84,17 @@ class CompareGradients(Callback):
         numbers = {name: torch.as_tensor(loss).item() for name, loss in losses.items()}
         self.record.note_step(trainer.global_step, numbers, self.drift)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:  # type: ignore[attr-defined]
-            self.record.note_scores(trainer.global_step, scores(trainer))
+    def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, Twins) and not trainer.sanity_checking:
+            metric, found = pl_module.objective.metric, trainer.callback_metrics
+            scores = {twin: found[f"val_{metric}/{twin}"].item() for twin in NAMES}
+            self.record.note_scores(trainer.global_step, scores)
 
     def state_dict(self) -> dict[str, Any]:
         return self.record.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.record.load_state_dict(state)
-
-
-def scores(trainer: Trainer) -> dict[str, float]:
-    """Each twin's metric in the last validation, by its name; empty before the first one."""
-    objective = getattr(trainer.lightning_module, "objective", None)
-    names = {twin: f"val_{objective.metric}/{twin}" for twin in NAMES} if objective else {}
-    found = trainer.callback_metrics
-    return {twin: found[name].item() for twin, name in names.items() if name in found}
 
 
 class StopWhenSolved(EarlyStopping):
@@ -157,28 +142,24 @@ class Bar(RichProgressBar):
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         epoch, bar, batches, *_, speed = super().configure_columns(trainer)
         bar.bar_width = 12
-        has_room = Console().width >= 100
-        return [epoch, bar, batches, *[speed] * has_room]
+        return [epoch, bar, batches, speed] if Console().width >= 100 else [epoch, bar, batches]
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """With the task's metric named once, to fit eighty columns: ``mse/nn.RNN: 0.05 ManualRNN: 0.04``."""
-        metrics, found = super().get_metrics(trainer, pl_module), scores(trainer)
-        others = {name: value for name, value in metrics.items() if name != "v_num" and name[:4] != "val_"}
-        if found:
-            metric = getattr(pl_module, "objective").metric  # noqa: B009
-            others |= {f"{metric}/nn.RNN": found["builtin"], "ManualRNN": found["manual"]}
-        return others
+        metric = pl_module.objective.metric
+        short = {f"val_{metric}/builtin": f"{metric}/nn.RNN", f"val_{metric}/manual": "ManualRNN"}
+        return {short.get(name, name): value for name, value in trainer.progress_bar_metrics.items()}
 
 
 class Settings(Callback):
     """Keeps all settings: in ``config.yaml``, in every checkpoint, and as hyperparameters of the loggers."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings, self.noted = settings, False
+    def __init__(self, settings: dict[str, Any], record: Record) -> None:
+        self.settings, self.record, self.noted = settings, record, False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # every process has to ask for it
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
             write_whole(Path(folder or ".") / "config.yaml", text.encode())
             for logger in trainer.loggers:
@@ -186,34 +167,18 @@ class Settings(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """TensorBoard compares runs by what they reached."""
-        reached = {f"reached/{twin}": score for twin, score in scores(trainer).items()}
+        reached = {f"reached/{twin}": score for twin, score in self.record.reached.items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.settings, reached)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Notes with the first checkpoint that there is a run whose ``last`` and ``best`` can be meant."""
         checkpoint["settings"] = self.settings
         folder = trainer.log_dir
         if not self.noted and trainer.is_global_zero and folder and trainer.loggers:
             note_start(Path(folder))
         self.noted = True
-
-
-class Interrupted(Callback):
-    """Says where an interrupted run is, and how it goes on."""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
-            print(f"\nstopped at step {trainer.global_step}; run folder: {trainer.log_dir}")
-            last = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
-            task = type(trainer.datamodule)  # type: ignore[attr-defined]
-            ours = task.__module__.startswith(str(__package__))
-            named = "" if ours else f" --data {task.__module__}.{task.__name__}"
-            if last.is_file():
-                print(f"it goes on with: {prog()} fit --ckpt_path {last}{named}")
 
 
 class WritePredictions(BasePredictionWriter):

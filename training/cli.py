@@ -8,9 +8,10 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -18,7 +19,7 @@ from jsonargparse import set_loader
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -26,17 +27,18 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from .__main__ import as_words, grouped, prog
 from .api import TRAINER, as_list, quieten, stoppers
-from .callbacks import Bar, CompareGradients, Interrupted, Settings, WritePredictions, best_and_last, scores
+from .callbacks import Bar, CompareGradients, Settings, WritePredictions, best_and_last
 from .curves import draw_run
 from .datamodule import Task
 from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
 from .resume import OTHER_RUN, GivenAnew, check_state, what_is_restored, why_finished
-from .settings import allow_classes, check_run, load_settings, plain, settings_of, with_config_files
+from .settings import PACKAGE, allow_classes, check_run, load_settings, plain, settings_of, with_config_files
 from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
+DECIDING = ("--data", "--config", "--ckpt_path")
 Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 REFUSALS = (ValueError, FileNotFoundError, ImportError, NotImplementedError, MisconfigurationException)
 """Exceptions that say what can't be had, rather than that this code is wrong."""
@@ -94,11 +96,10 @@ class Laboratory(LightningCLI):
         """
         assert isinstance(args, list)
         given = with_config_files(grouped(args))
-        options, task = as_words(given), as_words(option for option in given if option[0] == "--data")
-        begin = task or [f"--data={TASK}"]
-        deciding = (option for option in given if option[0] in ("--data", "--config", "--ckpt_path"))
         allow_classes(given)
-        first = parser.parse_args([*begin, *as_words(deciding)])
+        task = as_words(option for option in given if option[0] == "--data")
+        begin, options = task or [f"--data={TASK}"], as_words(given)
+        first = parser.parse_args([*begin, *as_words(option for option in given if option[0] in DECIDING)])
         if first.ckpt_path is None:
             self.config = parser.parse_args([*begin, *options])
             return
@@ -111,8 +112,8 @@ class Laboratory(LightningCLI):
         allow_classes(given, no_others=True)
         self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
         self.config.ckpt_path = str(path)
-        default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))
         say(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
+        default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))
         say(what_is_restored(self.checkpoint, self.restored, self.settings, default))
         if self.command == "fit" and (finished := why_finished(self.checkpoint, self.settings)):
             say(f"nothing is left to do: the run {finished}")
@@ -121,9 +122,13 @@ class Laboratory(LightningCLI):
     @property
     def settings(self) -> dict[str, Any]:
         """Those in force, as ``config.yaml`` has them."""
-        settings: dict[str, Any] = plain(self.config)
-        settings.pop("config", None)
+        settings = {name: value for name, value in plain(self.config).items() if name != "config"}
         return settings | {"ckpt_path": None}
+
+    @property
+    def record(self) -> Record:
+        record: Record = self.config_init.compare.record
+        return record
 
     def before_instantiate_classes(self) -> None:
         if self.command != "fit" and self.config.ckpt_path is None:
@@ -134,45 +139,42 @@ class Laboratory(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        self.record: Record = self.config_init.compare.record
         self.datamodule.loader("train", self.model.tbptt_steps)
         if self.checkpoint:
             check_shapes(self.model, self.checkpoint["state_dict"], OTHER_RUN)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init.trainer
-        if any(isinstance(callback, LearningRateFinder) for callback in as_list(config.callbacks)):
+        given, plugins = as_list(config.callbacks), as_list(config.plugins)
+        if any(isinstance(callback, LearningRateFinder) for callback in given):
             raise ValueError("expected no LearningRateFinder, which sets the rate of a model; see `sweep`")
         if config.logger is None:
             kwargs["logger"] = False  # until there is a folder
-        plugins = as_list(config.plugins)
-        own = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-        kwargs["plugins"] = plugins if own else [*plugins, WholeCheckpoints()]
-        kwargs["callbacks"] = [*as_list(config.callbacks), *self.own_callbacks(config)]
-        return super().instantiate_trainer(**kwargs)
-
-    def own_callbacks(self, config: Any) -> list[Callback]:
-        """Those of the run besides CompareGradients, which LightningCLI adds, and those that are given."""
-        own = stoppers(self.datamodule, self.config.stop_when_solved)
-        own += [Settings(self.settings), Interrupted(), WritePredictions("epoch")]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpoints())
+        callbacks = [*given, *stoppers(self.datamodule, self.config.stop_when_solved)]
+        callbacks += [Settings(self.settings, self.record), WritePredictions("epoch")]
         if config.enable_checkpointing is not False:
-            own += best_and_last(self.datamodule, self.config.save_every)
-        bars = [c for c in as_list(config.callbacks) if isinstance(c, ProgressBar)]
-        if config.enable_progress_bar is not False and not bars:
-            own.append(Bar())
-        return [*own, GivenAnew(self.restored, self.settings)] if self.checkpoint else own
+            callbacks += best_and_last(self.datamodule, self.config.save_every)
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(Bar())
+        if self.checkpoint:
+            callbacks.append(GivenAnew(self.restored, self.settings))
+        return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
 
     def start(self) -> None:
         """Runs the command. Raises SystemExit with the exit code, where that isn't 0."""
         options: Any = {"return_predictions": False} if self.command == "predict" else {}
+        options |= {"ckpt_path": self.config.ckpt_path, "weights_only": True}  # no code of a file runs
         try:
             self.open_folder()
-            stage = getattr(self.trainer, self.command)
-            stage(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **options)
+            getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **options)
         except SIGTERMException:
-            sys.exit(ENDED)
-        except SystemExit as exit:  # Lightning's after Ctrl-C has the code of a run that failed
-            sys.exit(INTERRUPTED if self.trainer.interrupted else exit.code)
+            self.stopped(ENDED)
+        except SystemExit:  # Lightning's after Ctrl-C has the code of a run that failed
+            if not self.trainer.interrupted:
+                raise
+            self.stopped(INTERRUPTED)
         except Exception as problem:
             self.refuse(problem)
         if self.command == "fit":
@@ -190,6 +192,17 @@ class Laboratory(LightningCLI):
         board = TensorBoardLogger(RUNS, task, name or "", default_hp_metric=False)
         self.trainer.loggers = [CSVLogger(RUNS, task, name or ""), board]
 
+    def stopped(self, code: int) -> NoReturn:
+        """Says where an interrupted run is, and how it goes on. Raises SystemExit with the exit code."""
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.log_dir or ".")
+            print(f"\nstopped at step {self.trainer.global_step}; run folder: {folder}")
+            if (last := folder / "checkpoints" / "last.ckpt").is_file():
+                task = self.config.data.class_path
+                named = "" if task.startswith(f"{PACKAGE}.") else f" --data {task}"
+                print(f"it goes on with: {prog()} fit --ckpt_path {last}{named}")
+        sys.exit(code)
+
     def refuse(self, problem: Exception) -> None:
         """Raises SystemExit for what the user asked for and can't have, and ``problem`` for any other."""
         begun = self.trainer.global_step > self.checkpoint.get("global_step", 0)
@@ -198,21 +211,21 @@ class Laboratory(LightningCLI):
             raise problem
         if self.folder is not None and not begun:
             shutil.rmtree(self.folder)
-            for parent in (self.folder.parent, RUNS):
-                if not any(parent.iterdir()):
-                    parent.rmdir()
+            with suppress(OSError):  # of other runs
+                self.folder.parent.rmdir()
+                RUNS.rmdir()
         usage_error(told(problem))
 
     def report(self) -> None:
         trainer: Any = self.trainer
         folder = trainer.log_dir  # every process has to ask for it
-        if self.trainer.is_global_zero:
-            show(self.record, self.trainer, scores(self.trainer))
-        if self.trainer.is_global_zero and folder and not trainer.fast_dev_run:
-            picture = Path(folder) / "side_by_side.png"
-            draw_run(self.record, self.datamodule, picture)
-            print(f"picture: {picture}\nrun folder: {folder}")
-        failures = [f for f in from_every_process(self.record.failure, self.trainer.world_size) if f]
+        if trainer.is_global_zero:
+            show(self.record, self.datamodule)
+            if folder and not trainer.fast_dev_run:
+                picture = Path(folder) / "side_by_side.png"
+                draw_run(self.record, self.datamodule, picture)
+                print(f"picture: {picture}\nrun folder: {folder}")
+        failures = [f for f in from_every_process(self.record.failure, trainer.world_size) if f]
         if failures:
             sys.exit(f"training: {failures[0]}")
 

@@ -6,11 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import auto_cli
@@ -22,7 +21,7 @@ from manual_rnn.pictures import write_pictures
 
 from .__main__ import as_words, grouped, prog
 from .api import quieten
-from .cli import Laboratory, build
+from .cli import build
 from .curves import draw_sweep
 from .files import RUNS, find_checkpoint, new_folder, save_whole, write_whole
 from .messages import ENDED, INTERRUPTED, REFUSED, InFewWords, told, usage_error
@@ -38,9 +37,9 @@ picture of all: --seeds 0 1 2 --model.hidden_size 32 64 are six runs. --seeds is
 --seed_everything, and --name is that of the sweep, its runs are NAME_run_0 and so on. Every other option,
 --config among them, is as fit has it: `{prog} fit --help`.
 """
-SEED = "--seed_everything"
 VERDICTS = {0: "sound", REFUSED: "refused", INTERRUPTED: "stopped", ENDED: "stopped"}
 QUIET = "--trainer.enable_progress_bar=false"
+SHORT = {"--seed_everything": "seed"}
 Setting = dict[str, str]
 
 
@@ -48,7 +47,7 @@ def list_tasks() -> None:
     """List the tasks."""
     table = Table("--data", "metric", "chance", "solved", "task and source", box=SIMPLE_HEAD)
     for name, kind in TASKS.items():
-        task, about = kind(), (kind.__doc__ or "").strip().splitlines()[0].replace("`", "")
+        task, about = kind(), (kind.__doc__ or "").strip().splitlines()[0].replace("``", "`")
         figures = (f"{task.chance:.3g}", f"{task.solved:.4g}")
         table.add_row(name, task.metric, *figures, f"{about}\n[dim]{task.source}[/]", end_section=True)
     Console().print(table)
@@ -107,8 +106,7 @@ def draw_inside(ckpt_path: str, folder: Path | None = None, data: str | None = N
         print(picture)
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """One run of a sweep: its own settings, the exit code of its ``fit``, its folder, metric and record."""
 
     settings: Setting
@@ -123,11 +121,11 @@ class Outcome:
         return in_words({name: value for name, value in self.settings.items() if name != "seed"}) or "alone"
 
     def row(self) -> dict[str, str]:
-        steps, scores = self.record.steps, self.record.scores
+        scores = {NAMES[twin]: f"{score:.4g}" for twin, score in self.record.reached.items()}
         return {
             **self.settings,
-            "steps": str(steps[-1]) if steps else "0",
-            **{name: f"{scores[twin][-1]:.4g}" if twin in scores else "" for twin, name in NAMES.items()},
+            "steps": str(max(self.record.steps, default=0)),
+            **{name: scores.get(name, "") for name in NAMES.values()},
             "times round-off": f"{self.record.largest_parting:.2g}",
             "verdict": VERDICTS.get(self.code, "FAILED"),
             "run": self.folder.name,
@@ -143,13 +141,13 @@ def sweep(options: list[str]) -> None:
         print(USAGE.format(prog=prog()), end="")
         return
     common, own, name = combinations(options)
-    every = [[QUIET, *common, *as_words((option, [each[option]]) for option in each)] for each in own]
+    every = [[QUIET, *common, *as_words((option, [value]) for option, value in each.items())] for each in own]
     for words in every:  # nothing is trained where one of them is refused
         build("fit", words)
     folder = new_folder(RUNS / "sweeps", name)
     runs: list[Outcome] = []
     for number, (each, words) in enumerate(zip(own, every, strict=True)):
-        settings = {short(option): value for option, value in each.items()}
+        settings = {SHORT.get(option, option.rpartition(".")[2]): value for option, value in each.items()}
         print(f"run {number + 1} of {len(own)}: {in_words(settings) or 'alone'}", flush=True)
         run_name = f"{name or folder.name.replace('version', 'sweep')}_run_{number}"
         runs.append(run_one([*words, f"--name={run_name}"], settings))
@@ -163,7 +161,9 @@ def combinations(options: list[str]) -> tuple[list[str], list[Setting], str | No
     """The options that all runs share; for each run its own, one of several values each; the sweep's name."""
     if not options[0].startswith("-"):
         usage_error(f"expected options, such as --seeds 0 1 2, got {options[0]}")
-    given = [(SEED if name == "--seeds" else name, values) for name, values in grouped(options)]
+    given = [
+        ("--seed_everything" if name == "--seeds" else name, values) for name, values in grouped(options)
+    ]
     several = {name: values for name, values in given if len(values) > 1}
     common = as_words((name, values) for name, values in given if name not in (*several, "--name"))
     own = [dict(zip(several, values, strict=True)) for values in product(*several.values())]
@@ -171,39 +171,28 @@ def combinations(options: list[str]) -> tuple[list[str], list[Setting], str | No
 
 
 def run_one(options: list[str], settings: Setting) -> Outcome:
-    """Trains once, with what ``fit`` prints left out."""
+    """Trains once, with what ``fit`` prints left out; no error ends the sweep."""
+    code: str | int | None = 0
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         lab = build("fit", options)
-        code = exit_code_of(lab)
-    metric = lab.datamodule.objective.metric
-    return Outcome(settings, code, lab.folder or Path(), metric, lab.record)
-
-
-def exit_code_of(lab: Laboratory) -> int:
-    """Runs ``fit``, and returns the exit code of a process that did; no error ends the sweep."""
-    try:
-        lab.start()
-    except SystemExit as exit:
-        if isinstance(exit.code, str):
-            print(exit.code, file=sys.stderr)
-        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
-    except OSError as problem:
-        print(f"training: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
-
-
-def short(option: str) -> str:
-    """``hidden_size`` of ``--model.hidden_size``, ``seed`` of ``--seed_everything``."""
-    return "seed" if option == SEED else option.rpartition(".")[2].lstrip("-")
+        try:
+            lab.start()
+        except SystemExit as exit:
+            code = exit.code
+        except OSError as problem:
+            code = f"training: {problem}"
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    return Outcome(settings, code or 0, lab.folder or Path(), lab.datamodule.metric, lab.record)
 
 
 def show(runs: list[Outcome], folder: Path) -> None:
     """Prints the table, and writes it and the picture, if there is anything to see, into ``folder``."""
     rows = [run.row() for run in runs]
-    table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=SIMPLE_HEAD, padding=0)
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)
@@ -212,11 +201,10 @@ def show(runs: list[Outcome], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     print(f"table: {folder / 'table.csv'}")
-    if any(run.record.validated for run in runs):
-        draw_sweep([(run.group, run.record) for run in runs], runs[0].metric, folder / "sweep.png")
-        print(f"picture: {folder / 'sweep.png'}")
-    else:
-        print("picture: none, for no run came to a validation")
+    picture = folder / "sweep.png"
+    if drawn := any(run.record.validated for run in runs):
+        draw_sweep([(run.group, run.record) for run in runs], runs[0].metric, picture)
+    print(f"picture: {picture if drawn else 'none, for no run came to a validation'}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

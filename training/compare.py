@@ -20,6 +20,7 @@ hundreds to thousands.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Comparison:
     loss: float
     """The absolute difference of the losses."""
     diverged: bool = False
-    """Whether nn.RNN's own loss or gradients aren't finite; compared is then what is left of them."""
+    """Whether nn.RNN's own loss or gradients aren't finite; the finite ones are compared."""
 
 
 def compare(
@@ -82,40 +83,33 @@ def compare(
     own, others = (sorted(dict(network.named_parameters())) for network in (builtin, manual))
     if own != others:
         raise ValueError(f"expected networks with parameters of the same names, got {own} and {others}")
-    device = next(builtin.parameters()).device
-    weights, size = weights_of(builtin), unit_in_the_last_place(builtin)
+    device, weights = next(builtin.parameters()).device, weights_of(builtin)
     exact_weights, exact_batch = doubled(weights), doubled(batch)
 
     def of(network: nn.Module, weights: Weights, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with same_random_numbers(seed, device):
             return gradients(network, lambda network: loss(network, batch), weights)
 
-    loss_given, all_given = of(builtin, weights, batch)
-    loss_found, all_found = of(manual, weights, batch)
-    names = [name for name, gradient in all_given.items() if gradient.isfinite().all()]
-    given, found = only(names, all_given), only(names, all_found)
+    (loss_given, given), (loss_found, found) = (of(network, weights, batch) for network in (builtin, manual))
+    finite = {name: gradient for name, gradient in given.items() if gradient.isfinite().all()}
 
     def judge(nudges: int) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(seed)
+        generator, size = torch.Generator().manual_seed(seed), unit_in_the_last_place(builtin)
         every = [exact_weights, *(nudged(exact_weights, size, generator) for _ in range(nudges))]
-        here, *beside = (only(names, of(builtin, each, exact_batch)[1]) for each in every)
-        return partings(found, given, round_off(given, here, beside))
+        exact, *beside = (of(builtin, each, exact_batch)[1] for each in every)
+        return partings(found, finite, round_off(finite, exact, beside))
 
     parted = judge(nudges=1)
     if tolerance and not within(parted, tolerance / 4):
         parted = judge(nudges=MANY)
-    finite = bool(loss_given.isfinite())
+    loss_is_finite = bool(loss_given.isfinite())
     return Comparison(
-        gradient_differences(found, given),
-        relative_differences(found, given),
+        gradient_differences(found, finite),
+        relative_differences(found, finite),
         parted,
-        loss=(loss_found - loss_given).abs().item() if finite else 0.0,
-        diverged=not finite or len(names) < len(all_given),
+        loss=(loss_found - loss_given).abs().item() if loss_is_finite else 0.0,
+        diverged=not loss_is_finite or len(finite) < len(given),
     )
-
-
-def only(names: Iterable[str], gradients: Gradients) -> Gradients:
-    return {name: gradients[name] for name in names}
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -189,23 +183,23 @@ def same_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
-    """Per parameter the largest absolute difference, ``max |a - b|``. Both must name the same parameters."""
-    return {name: largest(a[name] - b[name]) for name in a}
+    """Per parameter of ``b`` the largest absolute difference, ``max |a - b|``."""
+    return {name: largest(a[name] - b[name]) for name in b}
 
 
 def relative_differences(a: Gradients, b: Gradients) -> dict[str, float]:
-    """Per parameter ``||a - b||`` over the larger of ``||a||`` and ``||b||``; 0 where both are 0."""
-    return {name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in a}
+    """Per parameter of ``b`` ``||a - b||`` over the larger of ``||a||`` and ``||b||``; 0 where both are 0."""
+    return {name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in b}
 
 
 def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients]) -> float:
-    """The unit ``r`` of this module: how far apart sound computations of these gradients are."""
-    return max(distance(g, exact) for g in (builtin, *nudged))
+    """The unit ``r`` of this module: how far apart sound computations of the gradients in ``builtin`` are."""
+    return max(hypot(*(norm(g[n].double() - exact[n].double()) for n in builtin)) for g in (builtin, *nudged))
 
 
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
-    """Per parameter ``|| manual - builtin ||`` in units of ``unit`` (see :func:`round_off`)."""
-    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in manual}
+    """Per parameter of ``builtin`` ``|| manual - builtin ||`` in units of ``unit``."""
+    return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in builtin}
 
 
 def within(partings: Mapping[str, float], tolerance: float) -> bool:
@@ -223,8 +217,3 @@ def norm(x: Tensor) -> float:
 
 def ratio(part: float, whole: float) -> float:
     return 0.0 if part == 0 else part / whole if whole else float("inf")
-
-
-def distance(a: Gradients, b: Gradients) -> float:
-    """``|| a - b ||`` over all parameters, in float64."""
-    return sum(norm(a[name].double() - b[name].double()) ** 2 for name in a) ** 0.5

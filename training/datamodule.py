@@ -70,7 +70,6 @@ class Task(LightningDataModule):
         at_least(0, num_workers=num_workers, seed=seed)
         self.length, self.batch_size, self.num_workers, self.seed = length, batch_size, num_workers, seed
         self.batches = dict.fromkeys(SPLITS, val_batches) | {"train": train_batches}
-        self.drawn = 0
 
     @property
     def objective(self) -> Objective:
@@ -99,15 +98,6 @@ class Task(LightningDataModule):
     def is_solved(self, value: float) -> bool:
         return value >= self.solved if self.objective.mode == "max" else value <= self.solved
 
-    def setup(self, stage: str) -> None:
-        self.drawn = 0  # a checkpoint is read after this
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"drawn": self.drawn}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.drawn = state_dict["drawn"]
-
     def train_dataloader(self) -> DataLoader[Batch]:
         module = self.trainer.lightning_module if self.trainer else None
         return self.loader("train", getattr(module, "tbptt_steps", None))
@@ -123,14 +113,13 @@ class Task(LightningDataModule):
     def loader(self, split: str, steps: int | None = None) -> DataLoader[Batch]:
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % processes:
-            raise ValueError(
-                f"expected a batch_size that {processes} processes can share, got {self.batch_size}"
-            )
-        dataset = Batches(self, split, slice(rank, None, processes), steps)
-        options: Any = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+            expected = f"expected a batch_size that {processes} processes can share"
+            raise ValueError(f"{expected}, got {self.batch_size}")
+        dataset, workers = Batches(self, split, slice(rank, None, processes), steps), self.num_workers
+        options: Any = {"batch_size": None, "num_workers": workers, "persistent_workers": workers > 0}
         if split != "train":
-            return DataLoader(dataset, batch_size=None, **options)
-        return ResumableLoader(dataset, batch_size=None, sampler=Unseen(self, len(dataset)), **options)
+            return DataLoader(dataset, **options)
+        return ResumableLoader(dataset, sampler=Unseen(self, len(dataset)), **options)
 
 
 class Batches(Dataset[Batch]):
@@ -171,34 +160,33 @@ def cut(batch: Batch, first: int, end: int) -> Batch:
 
 
 class Unseen(Sampler[int]):
-    """The numbers of the ``count`` batches of an epoch that a training hasn't drawn yet."""
+    """The numbers of the ``count`` batches of an epoch that a training hasn't drawn yet.
+
+    Its trainer knows how many those are, also where it restored a checkpoint; without one they are counted.
+    """
 
     def __init__(self, task: Task, count: int) -> None:
-        self.task, self.count = task, count
+        self.task, self.count, self.drawn = task, count, 0
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        first = self.task.drawn
-        return iter(range(first, first - first % self.count + self.count))
+        trainer = self.task.trainer
+        first = trainer.fit_loop.total_batch_idx + 1 if trainer else self.drawn
+        for number in range(first, first - first % self.count + self.count):
+            self.drawn = number + 1
+            yield number
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """Counts what a training draws. Lightning lets a loader with a ``state_dict`` begin in mid-epoch."""
-
-    sampler: Unseen
-
-    def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            self.sampler.task.drawn += 1
-            yield batch
+    """Lightning lets a loader with a state begin in mid-epoch; this one's is the number of batches drawn."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The state is the task's, since Lightning loads a loader's own in mid-epoch alone."""
+        """The trainer restores it."""
 
 
 def seeded_by(*numbers: int) -> Generator:
@@ -211,8 +199,8 @@ def one_hot(classes: Tensor, count: int) -> Tensor:
     return F.one_hot(classes, count).float()
 
 
-def at_least(smallest: int, **values: int) -> None:
+def at_least(smallest: int, **values: float) -> None:
     """Raises ValueError for the first of the named ``values`` that is below ``smallest``."""
     for name, value in values.items():
-        if value < smallest:
+        if not value >= smallest:  # nor is NaN
             raise ValueError(f"expected {name} of at least {smallest}, got {value}")

@@ -4,8 +4,8 @@ import io
 import os
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,20 +23,12 @@ FIRST = "weight_ih_l0"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and reads tensors and numbers alone: no code of it runs."""
+    """Writes a checkpoint whole or not at all."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         save_whole(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location or "cpu", weights_only=True)  # type: ignore[arg-type]
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -172,18 +164,12 @@ def new_folder(parent: Path, name: str | None = None) -> Path:
 
     Raises ValueError where the folder ``name`` is there already, or the name isn't that of a folder.
     """
-    if name is not None:
-        if not name or Path(name).name != name or name == "..":
-            raise ValueError(f"expected the name of a folder, got {name}")
-        try:
-            (parent / name).mkdir(parents=True)
-        except FileExistsError:
-            raise ValueError(f"expected a new name, got {name}: {parent / name} is there already") from None
-        return parent / name
-    numbers = [path.name.removeprefix("version_") for path in parent.glob("version_*")]
-    number = max((int(n) for n in numbers if n.isdigit()), default=-1)
-    while True:
-        number += 1
-        with suppress(FileExistsError):  # of a run that began at the same time
-            (folder := parent / f"version_{number}").mkdir(parents=True)
-            return folder
+    if name is not None and (Path(name).name != name or name in ("", "..")):
+        raise ValueError(f"expected the name of a folder, got {name}")
+    taken = (path.name.removeprefix("version_") for path in parent.glob("version_*"))
+    first = max((int(number) + 1 for number in taken if number.isdigit()), default=0)
+    for each in (f"version_{number}" for number in count(first)) if name is None else [name]:
+        with suppress(FileExistsError):  # of another run, which may have begun at the same time
+            (parent / each).mkdir(parents=True)
+            return parent / each
+    raise ValueError(f"expected a new name, got {name}: {parent / str(name)} is there already")

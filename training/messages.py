@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from inspect import getfile
 from pathlib import Path
 from pkgutil import resolve_name
 from sysconfig import get_paths
@@ -23,6 +24,8 @@ from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from manual_rnn import ManualRNN
 
 from .__main__ import prog
 from .datamodule import Task
@@ -44,6 +47,9 @@ REQUIRED = r"arguments are required: ([\w., ]+)"
 CLASS = r"dot import path string: (\S+)|Given value type: <class 'str'>\s+Given value: (.*)$"
 EXPECTED = r"(?m)- Expected an? (?!path |dot )(?:<class ')?(.*?)(?:'>)?$"
 DENIED = r"Importing '([\w.]+)' is not allowed"
+LIBRARIES = (get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+NOT_THE_USERS = (*LIBRARIES, *(str(Path(file).parent) for file in (getfile(ManualRNN), __file__)))
+"""Folders of files that aren't the user's own."""
 
 
 class InFewWords(LightningArgumentParser):
@@ -69,32 +75,31 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
     if required := re.search(REQUIRED, message):
         names = (f"--{key}.{name}" if key else f"--{name}" for name in required[1].split(", "))
         return f"expected {' and '.join(names)}, for which there is no default"
-    if word := re.match(r"unrecognized arguments: ([^-]\S*)", message):
-        return f"expected an option, got {word[1]}\n--help lists all."
     if option := re.search(NO_OPTION, message):
-        path = re.search(r"given class_path '([\w.]+)'", message)
-        return no_such_option(key, ".".join(filter(None, option.groups())), path and path[1], parser)
+        return no_such_option(key, ".".join(filter(None, option.groups())), message, parser)
     if key in BASES and (given := re.search(CLASS, message)):
         return no_such_class(key, given[1] or given[2])
     if not key or problem is None:
         return " ".join(message.split())
     reason = told(problem)
-    innermost = message.partition("Given value:")[0]
-    types = dict.fromkeys(re.findall(EXPECTED, innermost))
+    types = dict.fromkeys(re.findall(EXPECTED, message.partition("Given value:")[0]))
     if types and "Got value: " in reason:
         return f"expected --{key} to be {' or '.join(types)}, got {reason.partition('Got value: ')[2]}"
     return f"--{key}: {reason}"
 
 
-def no_such_option(key: str, option: str, class_path: str | None, parser: ArgumentParser) -> str:
+def no_such_option(key: str, option: str, message: str, parser: ArgumentParser) -> str:
     """Names the option nearest to the one given, or all options of a class."""
-    if class_path is not None:
-        there = options_of(class_path)
-        name = class_path.rpartition(".")[2]
+    if class_path := re.search(r"given class_path '([\w.]+)'", message):
+        name = class_path[1].rpartition(".")[2]
         if name in {base.__name__ for base in BASES.values()}:
             return f"expected --{key} NAME before the options of one, got --{key}.{option} alone"
+        options = ArgumentParser().add_class_arguments(resolve_name(class_path[1]), fail_untyped=False)
+        there = [each for each in options if each not in ("params", "optimizer")]
         expected = f"expected an option of {name}, got --{key}.{option}{meant(option, there)}"
         return f"{expected}\nIt has {', '.join(there)}."
+    if message.startswith("unrecognized") and option[0] != "-":
+        return f"expected an option, got {option}\n--help lists all."
     name = option.partition("=")[0].lstrip("-")
     return f"there is no option --{name}{meant(name, parser.get_defaults().keys(), '--')}\n--help lists all."
 
@@ -124,29 +129,16 @@ def told(problem: BaseException) -> str:
     words = " ".join(str(problem).split())
     if words.startswith("Expected a <class 'list'>") and tried and given:  # the first type that was tried
         return f"{given[1]}: {tried[0]}"
+    frames = traceback.extract_tb(problem.__traceback__)
+    users = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith(NOT_THE_USERS)]
     speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
-    where = f" ({places(problem)[-1]})" if places(problem) else ""
-    return f"{name}{words}{where}"
-
-
-def places(problem: BaseException) -> list[str]:
-    """Where in the user's own files an exception passed through, the innermost last."""
-    others = (str(Path(__file__).parent), *(get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")))
-    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(problem.__traceback__)]
-    users = [(file, line) for file, line in frames if Path(file).is_file() and not file.startswith(others)]
-    return [f"{file}, line {line}" for file, line in users]
+    return f"{name}{words}" + (f" ({users[-1].filename}, line {users[-1].lineno})" if users else "")
 
 
 def meant(given: str, there: Iterable[str], prefix: str = "") -> str:
     near = get_close_matches(given, list(there), 1, 0.5)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
-
-
-def options_of(class_path: str) -> list[str]:
-    """The parameters of a class that are options, those of its bases included."""
-    names = ArgumentParser().add_class_arguments(resolve_name(class_path), fail_untyped=False)
-    return [name for name in names if name not in ("params", "optimizer")]
 
 
 def subclasses(base: type) -> Iterator[str]:

@@ -70,18 +70,17 @@ class Objective:
         if input.dim() != 3 or input.size(2) != input_size or not input.is_floating_point():
             raise ValueError(f"expected input of floats (B, T, {input_size}), got {shown(input)}")
         B, T, _ = input.shape
-        values = self.metric == "mse"
+        values, outputs = self.metric == "mse", self.output_size
         K = target.size(1) if target.dim() > 1 else 0
-        shape = (B, K, self.output_size) if values else (B, K)
+        shape = (B, K, outputs) if values else (B, K)
         if target.shape != shape or not 1 <= K <= T or target.is_floating_point() != values:
             kind = "values (B, K, O)" if values else "whole numbers (B, K)"
-            sizes = f"B = {B}, 1 <= K <= T = {T}" + f", O = {self.output_size}" * values
-            raise ValueError(
-                f"expected a target of {kind} with {sizes} for {self.metric}, got {shown(target)}"
-            )
-        if not values and not 0 <= (least := int(target.min())) <= int(target.max()) < self.output_size:
-            got = f"got {least} to {int(target.max())}"
-            raise ValueError(f"expected classes from 0 to {self.output_size - 1}, {got}")
+            sizes = f"B = {B}, 1 <= K <= T = {T}" + f", O = {outputs}" * values
+            expected = f"expected a target of {kind} with {sizes} for {self.metric}"
+            raise ValueError(f"{expected}, got {shown(target)}")
+        least, most = int(target.min()), int(target.max())
+        if not values and not 0 <= least <= most < outputs:
+            raise ValueError(f"expected classes from 0 to {outputs - 1}, got {least} to {most}")
 
 
 def shown(x: Tensor) -> str:

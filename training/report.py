@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from .compare import Comparison
+from .datamodule import Task
 
 NAMES = {"builtin": "nn.RNN", "manual": "ManualRNN"}
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
@@ -49,13 +50,9 @@ class Record:
 
     Attributes:
         tolerance: the parting beyond which a run has failed.
-        steps: every step.
-        losses: the loss at each of them, by twin.
-        compared: the steps at which gradients were compared.
-        partings: how far the gradients parted at each of those, in units of round-off, by parameter; NaN
-            where none was left to compare.
-        validated: the steps after which there was a validation.
-        scores: the task's metric in each of those, by twin.
+        losses: at each of ``steps``, by twin.
+        partings: at each step ``compared``, in units of round-off, by parameter; NaN where none was left.
+        scores: the task's metric after each step ``validated``, by twin.
         extremes: by parameter.
         loss_difference: the largest between the losses at the same weights.
         loss_drift: the largest between the losses of the twins' own paths.
@@ -75,13 +72,17 @@ class Record:
     diverged: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        reached = {twin: float(f"{values[-1]:.4g}") for twin, values in self.scores.items()}
+        reached = {twin: float(f"{score:.4g}") for twin, score in self.reached.items()}
         counts = f"{len(self.steps)} steps, {len(self.compared)} compared, {len(self.validated)} validations"
         return f"Record({counts}, scores at the end: {reached})"
 
+    @property
+    def reached(self) -> dict[str, float]:
+        """The scores of the last validation."""
+        return {twin: values[-1] for twin, values in self.scores.items()}
+
     def note_comparison(self, step: int, found: Comparison) -> None:
-        self.compared.append(step)
-        add(self.partings, found.partings, len(self.compared))
+        add(self.compared, step, self.partings, found.partings)
         if found.diverged:
             self.diverged.setdefault("builtin", step)
         self.loss_difference = worse(self.loss_difference, found.loss)
@@ -95,8 +96,7 @@ class Record:
 
     def note_step(self, step: int, losses: dict[str, float], drift: dict[str, float] | None = None) -> None:
         """The losses, and as long as neither twin has diverged how far their own paths part."""
-        self.steps.append(step)
-        add(self.losses, losses, len(self.steps))
+        add(self.steps, step, self.losses, losses)
         self.diverged = {name: step for name, loss in losses.items() if not isfinite(loss)} | self.diverged
         if self.diverged:
             return
@@ -107,8 +107,7 @@ class Record:
             of_name.drift = worse(of_name.drift, value)
 
     def note_scores(self, step: int, scores: dict[str, float]) -> None:
-        self.validated.append(step)
-        add(self.scores, scores, len(self.validated))
+        add(self.validated, step, self.scores, scores)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: lists as tensors, which are read a hundred times as fast."""
@@ -177,11 +176,11 @@ class Record:
         return table
 
 
-def add(lists: dict[str, list[float]], values: dict[str, float], length: int) -> None:
-    """Appends each value to the list of its name; all lists get ``length``, by NaN where one has no value."""
+def add(steps: list[int], step: int, lists: dict[str, list[float]], values: dict[str, float]) -> None:
+    """Adds a step, and its values to the lists of their names: to all of them, NaN where one has no value."""
     for name in {**lists, **values}:
-        so_far = lists.setdefault(name, [])
-        so_far += [nan] * (length - 1 - len(so_far)) + [values.get(name, nan)]
+        lists.setdefault(name, [nan] * len(steps)).append(values.get(name, nan))
+    steps.append(step)
 
 
 def worse(a: float, b: float) -> float:
@@ -197,19 +196,13 @@ def number(x: float) -> str:
     return "0.0" if x == 0 else f"{x:.1e}"
 
 
-def show(record: Record, trainer: Any, scores: dict[str, float]) -> None:
-    """Prints the sentence, the table and the scores."""
+def show(record: Record, task: Task) -> None:
+    """Prints the sentence, the table, and how well the twins do the task."""
     colour = "red" if record.failure else "yellow" if record.divergence else "green"
-    sentence = f"[bold {colour}]{record.sentence()}[/]"
-    Console().print(sentence, record.table(), standing(trainer, scores), sep="\n\n")
-
-
-def standing(trainer: Any, scores: dict[str, float]) -> str:
-    """How well the twins do the task."""
-    task = trainer.datamodule
-    solved = bool(scores) and all(map(task.is_solved, scores.values()))
-    values = ", ".join(f"{NAMES[twin]} {value:.4g}" for twin, value in scores.items())
-    state = f"{'solved' if solved else 'not solved yet'} after {trainer.global_step} steps"
-    reached = f"{task.metric} of {values}" if scores else "no validation yet"
+    scores = ", ".join(f"{NAMES[twin]} {score:.4g}" for twin, score in record.reached.items())
+    solved = bool(scores) and all(map(task.is_solved, record.reached.values()))
+    state = f"{'solved' if solved else 'not solved yet'} after {max(record.steps, default=0)} steps"
+    reached = f"{task.metric} of {scores}" if scores else "no validation yet"
     goal = f"chance {task.chance:.4g}, solved at {task.solved:.4g}"
-    return f"{type(task).__name__}: {state}, {reached}; {goal}"
+    standing = f"{type(task).__name__}: {state}, {reached}; {goal}"
+    Console().print(f"[bold {colour}]{record.sentence()}[/]", record.table(), standing, sep="\n\n")

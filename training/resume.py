@@ -5,7 +5,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from .callbacks import CompareGradients, StopWhenSolved
@@ -24,11 +24,9 @@ Settings = Mapping[str, Any]
 
 def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, default: Settings) -> str:
     """In two lines: the settings of the checkpoint's run that aren't the default, and those given anew."""
-    of_the_run = flat(restored)
-    anew = {name: value for name, value in flat(now).items() if name in of_the_run}
     lines = [
-        f"  other than the defaults: {in_words(differences(of_the_run, flat(default))) or 'none'}",
-        f"  given anew: {in_words(differences(anew, of_the_run)) or 'none'}",
+        f"  other than the defaults: {in_words(differences(restored, default)) or 'none'}",
+        f"  given anew: {in_words(differences(now, restored)) or 'none'}",
     ]
     if CompareGradients.__name__ not in checkpoint.get("callbacks", {}):
         lines.append("  but no record of its steps: an older version wrote that in another way")
@@ -55,9 +53,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
     return found
 
 
-def differences(settings: Flat, others: Flat) -> Flat:
-    """Those of ``settings`` that ``others`` has not, or has otherwise."""
-    return {name: value for name, value in settings.items() if name not in others or others[name] != value}
+def differences(settings: Settings, others: Settings) -> Flat:
+    """By their options those of ``settings`` that ``others`` have otherwise; None is as none at all."""
+    known = flat(others)
+    return {name: value for name, value in flat(settings).items() if known.get(name) != value}
 
 
 def in_words(settings: Flat) -> str:
@@ -86,38 +85,29 @@ class GivenAnew(Callback):
     """
 
     def __init__(self, before: Settings, now: Settings) -> None:
-        self.before = flat(before)
-        anew = differences(flat(now), self.before)
-        self.optimizer, self.scheduler = of_option("optimizer", anew), of_option("lr_scheduler", anew)
+        self.anew, self.rate_before = differences(now, before), flat(before).get("optimizer.lr")
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if "" in self.optimizer:
+    def options_of(self, name: str) -> Flat:
+        """The options given anew of an optimizer or a scheduler that is still of the same class."""
+        return {n.partition(".")[2]: value for n, value in self.anew.items() if n.startswith(f"{name}.")}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if "optimizer" in self.anew:
             checkpoint["optimizer_states"] = []
-        if "" in {**self.optimizer, **self.scheduler}:
+        if {"optimizer", "lr_scheduler"} & self.anew.keys():
             checkpoint["lr_schedulers"] = []
+        rate = self.anew.get("optimizer.lr")
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
-                lr = group["lr"]
-                if "lr" in self.optimizer:
-                    before = self.before.get("optimizer.lr")
-                    lr = lr / before * self.optimizer["lr"] if before else self.optimizer["lr"]
-                initial = self.optimizer.get("lr", group.get("initial_lr", lr))
-                group.update(self.optimizer, lr=lr, initial_lr=initial)
+                reached = group["lr"] / self.rate_before if self.rate_before else 1.0
+                group.setdefault("initial_lr", group["lr"])
+                group.update(self.options_of("optimizer"))
+                if rate is not None:
+                    group.update(lr=reached * rate, initial_lr=rate)
         for state in checkpoint.get("lr_schedulers", []):
-            state.update(self.scheduler)
-            if "lr" in self.optimizer:
-                state["base_lrs"] = [self.optimizer["lr"]] * len(state.get("base_lrs", []))
-        task: Any = getattr(trainer, "datamodule", None)
-        if type(task).__qualname__ not in checkpoint and "loops" in checkpoint:  # an older version wrote it
-            task.drawn = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-
-
-def of_option(option: str, settings: Flat) -> Flat:
-    """Those of one option by the names of its own options; its class has the name ""."""
-    own = {name: value for name, value in settings.items() if name.split(".")[0] == option}
-    return {name.removeprefix(option).removeprefix("."): value for name, value in own.items()}
+            state.update(self.options_of("lr_scheduler"))
+            if rate is not None:
+                state["base_lrs"] = [rate] * len(state.get("base_lrs", []))
 
 
 def load_model(ckpt_path: Path) -> Twins:

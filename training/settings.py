@@ -16,30 +16,17 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_parsing_settings
 
 from .__main__ import Option
-from .datamodule import at_least
 from .files import CHECKPOINT, read_text
 from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST_NODES = 100_000
 load_yaml = get_loader("yaml")
-UNFIT = {
-    "LBFGS": "moves each parameter by itself",  # it has one search direction for all
-    "SparseAdam": "takes dense gradients",
-}
-ELSEWHERE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-"""Strategies that train in other processes, and the report with them."""
 NOT_RESTORED = ("ckpt_path", "name", "config")
 OLDER = {"compare_every", "tolerance"}
 PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
-TRUSTED = (
-    "torch.optim",
-    "pytorch_lightning",
-    "lightning",
-    "lightning_fabric",
-    f"{PACKAGE}.tasks",
-    f"{PACKAGE}.callbacks",
-)
+LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
+TRUSTED = ("torch.optim", *LIGHTNING, f"{PACKAGE}.tasks", f"{PACKAGE}.callbacks")
 DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
 NO_DATA = object()
 
@@ -90,15 +77,18 @@ def size(node: Any, known: dict[int, int]) -> int:
 
 def check_run(trainer: Any, optimizer: str) -> None:
     """Raises ValueError for an optimizer, or options of Lightning's Trainer, that no run can have."""
-    name = optimizer.rpartition(".")[2]
-    if name in UNFIT:
-        raise ValueError(f"expected an optimizer that {UNFIT[name]}, got {name}")
-    at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
-    if trainer.barebones:
-        raise ValueError("expected a run that logs, for the report; got --trainer.barebones true")
-    if str(trainer.strategy).startswith(ELSEWHERE):
-        expected = "expected --trainer.strategy to leave the report in this process, as auto and ddp do"
-        raise ValueError(f"{expected}; got {trainer.strategy}")
+    name, batches = optimizer.rpartition(".")[2], trainer.accumulate_grad_batches
+    elsewhere = str(trainer.strategy).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook"))
+    here = "--trainer.strategy to leave the report in this process, as auto and ddp do"
+    for is_given, expected in (
+        (name == "LBFGS", "an optimizer that moves each parameter by itself, got LBFGS"),
+        (name == "SparseAdam", "an optimizer that takes dense gradients, got SparseAdam"),
+        (batches < 1, f"--trainer.accumulate_grad_batches of at least 1, got {batches}"),
+        (trainer.barebones, "a run that logs, for the report; got --trainer.barebones true"),
+        (elsewhere, f"{here}; got {trainer.strategy}"),
+    ):
+        if is_given:
+            raise ValueError(f"expected {expected}")
 
 
 def plain(value: Any) -> Any:

@@ -19,7 +19,6 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 import manual_rnn
 from manual_rnn import KernelName
@@ -130,28 +129,27 @@ class Twins(LightningModule):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """ManualRNN's twin: output (B, T, O) and ``h_n``."""
-        return self.answer(self.manual, input, hx)
-
-    def answer(self, network: nn.Module, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         with manual_rnn.use_kernel(self.kernel):
-            output, h_n = network(input, hx)
+            output, h_n = self.manual(input, hx)
         return output, h_n
 
-    def loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """The loss of a network on a batch; a piece of a sequence starts from the state of nn.RNN's twin."""
-        return self.loss_and_state(network, Batch(*batch), "builtin")[0]
-
-    def loss_and_state(self, network: nn.Module, batch: Batch, twin: str) -> tuple[Tensor, Tensor]:
+    def answer(self, network: nn.Module, batch: Batch, twin: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, loss and ``h_n`` of a network; a piece of a sequence goes on from the state of ``twin``."""
         hx = None if batch.starts else self.carried[twin].to(batch.input.dtype)
-        output, h_n = self.answer(network, batch.input, hx)
-        return self.objective.loss(output, batch.target), h_n
+        with manual_rnn.use_kernel(self.kernel):
+            output, h_n = network(batch.input, hx)
+        return output, self.objective.loss(output, batch.target), h_n
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        """The loss of a network on a batch, for ``CompareGradients``: from the states of nn.RNN's twin."""
+        return self.answer(network, Batch(*batch), "builtin")[1]
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         losses, batch = {}, Batch(*batch)
         seed = seeded_by(torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank).initial_seed()
         for name, twin in self.twins.items():
             with same_random_numbers(seed, self.device):
-                losses[name], h_n = self.loss_and_state(twin, batch, name)
+                _, losses[name], h_n = self.answer(twin, batch, name)
             self.carried[name] = h_n.detach()
             self.log(f"loss/{name}", losses[name], sync_dist=True)
         return {"loss": losses["builtin"] + losses["manual"], "losses": losses}
@@ -180,10 +178,9 @@ class Twins(LightningModule):
         """Logs each twin's loss and metric, the metric in the progress bar too."""
         B = len(batch.input)
         for name, twin in self.twins.items():
-            output, metric = self.answer(twin, batch.input, None)[0], self.metrics[name]
-            assert isinstance(metric, Metric)
+            metric: Any = self.metrics[name]
+            output, loss, _ = self.answer(twin, batch, name)
             metric.update(*self.objective.scored(output, batch.target))
-            loss = self.objective.loss(output, batch.target)
             self.log(f"{split}_loss/{name}", loss, sync_dist=True, batch_size=B)
             self.log(f"{split}_{self.objective.metric}/{name}", metric, prog_bar=True, batch_size=B)
 

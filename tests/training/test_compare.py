@@ -22,7 +22,6 @@ from training.compare import (
     Loss,
     Weights,
     compare,
-    distance,
     doubled,
     gradient_differences,
     gradients,
@@ -97,7 +96,7 @@ def test_differences_are_measured_as_said() -> None:
     a, b = {"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([3.0, 4.0])}
     assert gradient_differences(a, b) == {"w": 4.0}
     assert relative_differences(a, b) == {"w": 0.8}
-    assert distance(a, b) == 4.0
+    assert round_off(a, b, []) == 4.0
     assert partings(a, b, 2.0) == {"w": 2.0}
     assert partings(a, b, 0.0) == {"w": float("inf")}
 

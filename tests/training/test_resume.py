@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +26,6 @@ from training_runs import (
     weights,
 )
 
-from training.callbacks import Interrupted
 from training.resume import STATE, GivenAnew, flat, load_model, why_finished
 from training.settings import plain, settings_of
 from training.tasks import Adding
@@ -154,6 +152,19 @@ def test_the_command_line_overrides_the_settings_of_a_checkpoint(cli: CommandLin
     assert (found["kernel"], found["nonlinearity"], found["hidden_size"]) == ("reference", "relu", 6)
 
 
+def test_a_resumed_run_reads_every_file_as_data(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli("--trainer.max_epochs=1")
+    load, as_data = torch.load, []
+
+    def note(*args: Any, **options: Any) -> Any:
+        as_data.append(options.get("weights_only"))
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", note)
+    cli("--trainer.max_epochs=2", "--ckpt_path=last", QUIET, small=[])
+    assert as_data == [True, True]  # the settings, and what Lightning restores
+
+
 def test_a_diverged_run_that_is_resumed_remembers_it(cli: CommandLine) -> None:
     explosive = ["--optimizer=SGD", "--optimizer.lr=1e3", "--trainer.gradient_clip_val=0"]
     explosive += ["--model.nonlinearity=relu", "--data.train_batches=20", "--trainer.max_epochs=1"]
@@ -194,7 +205,6 @@ def of_an_older_version(path: Path) -> None:
     content["settings"]["model"]["nonlinearity"] = content["hyper_parameters"]["nonlinearity"] = None  # ReLU
     for name in ("metric", "scored_steps"):
         del content["hyper_parameters"][name]
-    del content["Adding"]  # its number of the next batch
     content["callbacks"]["Report"] = {"history": content["callbacks"].pop("CompareGradients")["losses"]}
     torch.save(content, path)
 
@@ -293,13 +303,21 @@ def test_a_run_that_was_killed_resumes(
 
 
 def test_an_interrupted_run_of_ones_own_task_says_its_class(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    checkpoint(tmp_path).touch()
-    for task in (Adding(), type("Mine", (Adding,), {"__module__": "mine"})()):
-        trainer: Any = SimpleNamespace(is_global_zero=True, global_step=3, log_dir=tmp_path, datamodule=task)
-        Interrupted().on_exception(trainer, None, KeyboardInterrupt())  # type: ignore[arg-type]
+    Path("mine.py").write_text(MINE)
+    epoch_ends = Twins.on_validation_epoch_end
+
+    def interrupt(self: Twins) -> None:
+        epoch_ends(self)
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Twins, "on_validation_epoch_end", interrupt)
+    for task in ("Adding", "mine.Mine"):
+        with pytest.raises(SystemExit) as exit:
+            cli(f"--data={task}")
+        assert exit.value.code == 130
     ours, mine = re.findall(r"it goes on with: .*last\.ckpt(.*)", capsys.readouterr().out)
     assert (ours, mine) == ("", " --data mine.Mine")
 
