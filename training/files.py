@@ -167,8 +167,8 @@ def new_folder(parent: Path, name: str | None = None) -> Path:
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise ValueError(f"expected the name of a folder, got {name}")
     taken = (path.name.removeprefix("version_") for path in parent.glob("version_*"))
-    first = max((int(number) + 1 for number in taken if number.isdigit()), default=0)
-    for each in (f"version_{number}" for number in count(first)) if name is None else [name]:
+    largest = max(map(int, filter(str.isdigit, taken)), default=0)
+    for each in (f"version_{number}" for number in count(largest)) if name is None else [name]:
         with suppress(FileExistsError):  # of another run, which may have begun at the same time
             (parent / each).mkdir(parents=True)
             return parent / each

@@ -100,7 +100,6 @@ class GivenAnew(Callback):
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 reached = group["lr"] / self.rate_before if self.rate_before else 1.0
-                group.setdefault("initial_lr", group["lr"])
                 group.update(self.options_of("optimizer"))
                 if rate is not None:
                     group.update(lr=reached * rate, initial_lr=rate)

@@ -119,7 +119,7 @@ ERRORS = [
     ("fit --model.init_from no.pt --model.nonlinearity tanh", "nn.RNN weights, got no.pt: no such file"),
     ("fit --model.kernel nat", "--model.kernel: Expected a typing.Literal['default'"),
     ("fit --model.tbptt_steps 5 --data Adding", "expected targets in every 5 steps"),
-    ("fit --model.kernel triton", "triton"),
+    ("fit --model.kernel triton", "can't run here: expected tensors on CUDA, got cpu\n"),
     ("fit --compare.every_n_steps 0", "--compare.every_n_steps: 0 does not conform to restriction v>0"),
     ("fit --compare.tolerance -1", "--compare.tolerance: -1 does not conform to restriction v>=0"),
     ("fit --threads 0", "--threads: 0 does not conform to restriction v>=1 and v<=1024"),

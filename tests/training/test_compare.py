@@ -247,6 +247,14 @@ def test_what_is_not_finite_by_nn_rnn_is_left_out_and_said() -> None:
     assert found.loss == 0
 
 
+def test_a_gradient_that_is_not_finite_is_said_where_the_loss_is() -> None:
+    found = compare(
+        nn.Linear(1, 1), nn.Linear(1, 1), lambda network, x: (0 * network(x)).sqrt().sum(), torch.ones(1, 1)
+    )
+    assert found.diverged
+    assert found.partings == found.absolute == {}
+
+
 class Pair(LightningModule):
     """Anybody's two networks: an nn.RNN, and one whose gradient is wrong from a step on."""
 

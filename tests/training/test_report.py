@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from training.compare import Comparison
 from training.curves import draw_run, draw_sweep, mean_over_seeds, stretches
-from training.report import Record, worse
+from training.report import NAMES, Record, show, worse
 from training.tasks import Adding
 
 
@@ -112,6 +112,24 @@ def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     stricter.load_state_dict(record.state_dict())
     assert stricter.tolerance == 2
     assert all(isinstance(step, int) for step in [*again.steps, *again.compared, *again.validated])
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ((0.001, 0.002), "Adding: solved after 1 steps, mse of nn.RNN 0.001, ManualRNN 0.002; chance"),
+        ((0.001, 0.5), "Adding: not solved yet after 1 steps, mse of nn.RNN 0.001, ManualRNN 0.5; chance"),
+        ((), "Adding: not solved yet after 1 steps, no validation yet; chance 0.1667, solved at 0.0064"),
+    ],
+)
+def test_a_task_is_solved_where_both_twins_do_it(
+    capsys: pytest.CaptureFixture[str], scores: tuple[float, ...], said: str
+) -> None:
+    record = recorded(1.0)
+    if scores:
+        record.note_scores(1, dict(zip(NAMES, scores, strict=True)))
+    show(record, Adding())
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_value_that_is_missing_is_nan() -> None:

@@ -26,7 +26,7 @@ from training_runs import (
     weights,
 )
 
-from training.resume import STATE, GivenAnew, flat, load_model, why_finished
+from training.resume import STATE, GivenAnew, differences, flat, load_model, why_finished
 from training.settings import plain, settings_of
 from training.tasks import Adding
 from training.twins import Twins
@@ -56,7 +56,7 @@ def test_a_resumed_run_keeps_optimizer_scheduler_clipping_and_threads(cli: Comma
     cli("--trainer.max_epochs=1", *own)
     out = cli(QUIET, "--trainer.max_epochs=3", "--ckpt_path=last", small=[])
     assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
-    assert "threads 2, optimizer torch.optim.SGD, optimizer.lr 0.1" in out
+    assert "threads 2, optimizer torch.optim.SGD, optimizer.lr 0.1, optimizer.momentum 0.9" in out
     assert torch.get_num_threads() == 2
     assert "compare.tolerance 99.0" in out
     assert "given anew: trainer.max_epochs 3 " in out
@@ -530,6 +530,15 @@ def test_settings_by_the_names_of_their_options() -> None:
         {"optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}}, "trainer": {"max_epochs": 2}}
     )
     assert found == {"optimizer": "Adam", "optimizer.lr": 0.1, "trainer.max_epochs": 2}
+
+
+def test_settings_differ_where_both_have_not_the_same() -> None:
+    now = {"name": None, "optimizer": {"class_path": "SGD", "init_args": {"momentum": 0.9}}, "threads": 2}
+    assert differences(now, {"threads": 2}) == {"optimizer": "SGD", "optimizer.momentum": 0.9}
+    assert differences(now, now) == {}
+    assert differences({"trainer": {"max_time": None}}, {"trainer": {"max_time": 3}}) == {
+        "trainer.max_time": None
+    }
 
 
 def test_weights_that_no_run_of_the_twins_wrote_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training_runs import WARNINGS, assert_equal_weights, small, trained
 import manual_rnn
 from training import train
 from training.callbacks import CompareGradients, StopWhenSolved
-from training.datamodule import Task
+from training.datamodule import Task, cut
 from training.objective import Objective
 from training.tasks import TASKS, Adding, CharacterLM, CopyMemory, Parity
 from training.twins import Network, Twins
@@ -288,6 +288,10 @@ def test_each_twin_carries_its_own_state(monkeypatch: pytest.MonkeyPatch) -> Non
     loose = CompareGradients(tolerance=1e30)
     record = train(task, model, loose, max_epochs=1, enable_progress_bar=False, gradient_clip_val=0)
     assert record.losses["manual"] == pytest.approx(truncated(alone, 3, 4), rel=1e-5)
+    piece = cut(task.batch("train", 0), 3, 6)
+    for network in model.twins.values():  # compared from one state
+        output, _ = network(piece.input, model.carried["builtin"])
+        assert torch.equal(model.loss(network, piece), model.objective.loss(output, piece.target))
 
 
 def test_dropout_draws_anew_for_each_batch_and_alike_for_both_twins(monkeypatch: pytest.MonkeyPatch) -> None:
