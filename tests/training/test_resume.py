@@ -274,6 +274,13 @@ def test_a_run_that_crashed_in_mid_epoch_resumes(
     assert resumed.endswith(whole.replace("version_0", "version_2"))
 
 
+def test_a_run_that_ended_in_mid_epoch_by_its_steps_goes_on(cli: CommandLine) -> None:
+    for steps in (9, 6):
+        cli("--trainer.max_epochs=9", f"--trainer.max_steps={steps}")
+    cli("--ckpt_path=last", "--trainer.max_steps=9", QUIET, small=[])
+    assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
+
+
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_was_killed_resumes(
     cli: CommandLine, tmp_path: Path, how: signal.Signals, code: int
