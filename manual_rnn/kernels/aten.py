@@ -27,7 +27,7 @@ NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
 # Time steps at most that PyTorch's own operation runs on a CPU: of a plain padded call that wants gradients;
 # and under a transform, or where the gradient of a leaf is wanted (measured in `ops/plain_network.py`).
-SINGLE, SHORT = 1, 8
+SINGLE, SHORT = 1, 10
 # Multiply-adds of a step, B H^2, from which oneDNN's products with AMX are faster in bfloat16 than those of
 # the engine, and the least B. The time of `nn.RNN` by that of the engine, forward and in training, on a Xeon:
 #     (B, H) = (16, 256) 1.11 1.30    (8, 512) 0.80 1.17    (16, 512) 0.83 1.04     (8, 2048) 0.34 0.47
