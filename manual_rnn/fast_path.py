@@ -22,6 +22,7 @@ from .torch_internals import (
     as_plain_tensors,
     below_function_modes,
     changes_nothing,
+    function_mode_count,
     functorch_active,
     no_interposition,
     no_tracing,
@@ -84,13 +85,9 @@ def _run_subclass(rnn: Any, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _run(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor] | None:
-    if type(x) not in PLAIN_TYPES or not only_default_device():
-        return _run_plain(rnn, x, hx, sizes)
-    with below_function_modes():  # every tensor that is made in there is given its device
-        return _run_plain(rnn, x, hx, sizes)
-
-
-def _run_plain(rnn: Any, x: Tensor, hx: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    if function_mode_count() and subclasses_are_kept() and only_default_device() and type(x) in PLAIN_TYPES:
+        with below_function_modes():  # every tensor that is made in there is given its device
+            return _run(rnn, x, hx, sizes)
     call = _plain_call(rnn, x, hx, sizes)
     if call is None:
         return None

@@ -78,8 +78,7 @@ class PlainOptions(NamedTuple):
         return self.sizes[0] if self.sizes else x.shape[not self.batch_first]
 
     def hx_shape(self, x: Tensor) -> tuple[int, int, int]:
-        batch = self.sizes[0] if self.sizes else x.shape[not self.batch_first]
-        return self.layers * (1 + self.bidirectional), batch, self.hidden_size
+        return self.layers * (1 + self.bidirectional), self.batch(x), self.hidden_size
 
 
 def run_plain_network(
@@ -88,11 +87,11 @@ def run_plain_network(
     """`output` and `h_n`; None where it isn't as plain as that, or something doesn't fit."""
     if aten.by_cudnn(x):
         return _run_cudnn(x, hx, weights, options)
-    recorded = is_recorded(x, hx, weights)
-    kernel = plain_kernel(x, recorded, options)
+    kernel = plain_kernel(x, recorded := is_recorded(x, hx, weights), options)
     if kernel == kernels.NATIVE:
-        run = _run_with_dropout if options.dropout else _run_native
-        return run(x, hx, weights, options)
+        if options.dropout:
+            return _run_with_dropout(x, hx, weights, options)
+        return _run_native(x, hx, weights, options, bool(recorded))
     if kernel is None or (recorded is None and is_mapped(x, hx, *weights)):
         return None
     return _run_aten(x, hx, weights, options)
@@ -100,7 +99,9 @@ def run_plain_network(
 
 def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
     """Whether autograd records the call. None where a transform may want a derivative."""
-    return None if transforms_active() else dispatch.requires_grad(x, hx, *weights)
+    if transforms_active():
+        return None
+    return torch.is_grad_enabled() and dispatch.requires_grad(*weights, x, hx)
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
@@ -140,13 +141,13 @@ def _is_constant(alpha: Tensor | None) -> bool:
 
 
 def _run_native(
-    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
 ) -> tuple[Tensor, Tensor] | None:
     phi, has_biases, batch_first, bidirectional, layers, _, H, _, alpha, sizes = options
     size = 4 if has_biases else 2
     if False in [w.is_cpu for w in weights] or not (hx is None or hx.is_cpu):
         return None
-    recorded, frozen, read = dispatch.requires_grad(x, hx, *weights), 0, [True]
+    frozen, read = 0, [True]
     if recorded:
         batching_rule()
         if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
@@ -186,7 +187,7 @@ def _run_with_dropout(
         layer = weights[at * size : (at + 1) * size]
         of_layer = options._replace(batch_first=False, layers=1, input_size=output.size(-1))
         h0 = hx if hx is None else hx.narrow(0, at * D, D)
-        found = _run_native(output, h0, layer, of_layer)
+        found = _run_native(output, h0, layer, of_layer, dispatch.requires_grad(output, h0, *layer))
         if found is None:
             return None
         output = torch.dropout(found[0], options.dropout, True) if at + 1 < layers else found[0]

@@ -22,7 +22,7 @@ profiling: Callable[[], bool] = find("torch.autograd", "_profiler_enabled", neve
 any_autocast: Callable[[], bool] = find("torch._C", "_is_any_autocast_enabled", never)
 _mode_count: Callable[[], int] = find("torch._C", "_len_torch_dispatch_stack", never)
 _mode_at = find("torch._C", "_get_dispatch_stack_at")
-_function_mode_count: Callable[[], int] = find("torch._C", "_len_torch_function_stack", never)
+function_mode_count: Callable[[], int] = find("torch._C", "_len_torch_function_stack", never)
 _function_mode_at = find("torch._C", "_get_function_stack_at")
 _DeviceContext = find("torch.utils._device", "DeviceContext")
 # A block in which no mode of `__torch_function__` is active, and no subclass of Tensor handles operations.
@@ -43,13 +43,13 @@ def no_interposition() -> bool:
     """
     if MISSING or functorch_active() or _mode_count() or torchscript() or forward_ad._current_level >= 0:
         return False
-    return not _function_mode_count() or only_default_device()
+    return not function_mode_count() or only_default_device()
 
 
 def only_default_device() -> bool:
     """Whether there is a default device and no other mode of `__torch_function__`. Its handler in Python is
     called for every attribute of a tensor that is read, to no effect, and takes some 2 us."""
-    count = _function_mode_count()
+    count = function_mode_count()
     own = count > 0 and not MISSING
     return own and all(type(_function_mode_at(place)) is _DeviceContext for place in range(count))
 
@@ -65,9 +65,9 @@ def transforms_active() -> bool:
 
 
 def _mode_traces() -> bool:
-    if not (_mode_count() or _function_mode_count()):
+    if not (_mode_count() or function_mode_count()):
         return False
-    active = [*modes(), *map(_function_mode_at, range(_function_mode_count()))]
+    active = [*modes(), *map(_function_mode_at, range(function_mode_count()))]
     return any(type(mode).__module__.startswith(TRACERS) for mode in active)
 
 

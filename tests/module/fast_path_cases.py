@@ -156,7 +156,7 @@ FAST: dict[str, Callable[[Build], Any]] = {
     "frozen, but not the input": changed(lambda rnn: rnn.requires_grad_(False), X.clone().requires_grad_()),
     "hooked": changed(hooked),
     "an input with a history": call(X.clone().requires_grad_() * 2),
-    "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T)),
+    "a view of a weight": changed(lambda rnn: setattr(rnn.weight_hh_l0, "data", torch.randn(6, 6).T / 4)),
     "of one sequence": call(X[:, :1]),
     "of one step": call(X[:1], HX),
     "dropout at work": changed(lambda rnn: torch.manual_seed(1) and None, num_layers=2, dropout=0.5),
