@@ -25,9 +25,22 @@ from .torch_loop import elman, linear_recurrence  # noqa: F401  # offered too, a
 RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
-# Time steps at most that PyTorch's own operation runs on a CPU: of a plain padded call that wants gradients;
-# and under a transform, or where the gradient of a leaf is wanted (measured in `ops/plain_network.py`).
-SINGLE, SHORT = 1, 10
+# Time steps at most that PyTorch's own operation runs on a CPU: of a plain padded call that wants gradients,
+# of fewer than so many multiply-adds, B H^2; and under a transform, under autocast, or where the gradient of
+# a leaf is wanted. The time of `nn.RNN` by that of the engine, on a Zen 5, one thread, in training and in an
+# inner step of meta-learning:
+#     (T, B, H) = (1, 1, 64) 0.96 0.73   (1, 32, 128) 1.19 0.81   (1, 64, 256) 1.62 1.03   (3, 4, 16) 1.5 0.98
+# of a leaf, (B, I, H) = (1, 3, 16) and (16, 16, 64):
+#     steps    first derivative     penalty      Hessian-vector product    Hessian
+#       2          1.2, 1.2        0.74, 0.79          0.71, 0.73            0.89
+#       6          2.1, 2.0        1.09, 1.15          0.98, 1.02            1.32
+#       9          2.5, 2.5        1.27, 1.36          1.04, 1.09            1.47
+# and under a transform or autocast, (B, I, H) = (1, 3, 16) and (8, 16, 32):
+#     steps       grad          jacrev      Hessian-vector product     autocast
+#       2      0.56, 0.52     0.59, 0.56          0.45, 0.44          0.46, 0.84
+#       9      1.06, 1.10     0.91, 0.94          0.94, 0.97          0.98, 2.19
+#      12      1.30, 1.35     1.03, 1.06          1.15, 1.13          1.19, 2.75
+SINGLE, LARGE, SHORT = 1, 2**22, 10
 # Multiply-adds of a step, B H^2, from which oneDNN's products with AMX are faster in bfloat16 than those of
 # the engine, and the least B. The time of `nn.RNN` by that of the engine, forward and in training, on a Xeon:
 #     (B, H) = (16, 256) 1.11 1.30    (8, 512) 0.80 1.17    (16, 512) 0.83 1.04     (8, 2048) 0.34 0.47

@@ -7,24 +7,7 @@ r"""A plain network as one operator, whose autograd node is PyTorch's, in C++.
 The tensors are plain ones, and nothing traces. `_cudnn_rnn` runs where derivatives are autograd's alone.
 
 PyTorch's operation runs a few steps where that isn't so, or under autocast: the way to a kernel of ours takes
-some 200 us there. The time of `nn.RNN` by that of the engine, (B, I, H) = (1, 3, 16) and (8, 16, 32), on a
-Zen 5, one thread:
-
-    steps       grad          jacrev      Hessian-vector product     autocast
-      2      0.56, 0.52     0.59, 0.56          0.45, 0.44          0.46, 0.84
-      6      0.92, 0.87     0.75, 0.83          0.77, 0.78          0.72, 1.63
-      9      1.06, 1.10     0.91, 0.94          0.94, 0.97          0.98, 2.19
-     12      1.30, 1.35     1.03, 1.06          1.15, 1.13          1.19, 2.75
-     16      1.47, 1.63     1.12, 1.32          1.33, 1.28          1.32, 3.20
-
-The same where the gradient of a leaf is wanted, (B, I, H) = (1, 3, 16) and (16, 16, 64), on a Zen 5:
-
-    steps    first derivative     penalty      Hessian-vector product    Hessian
-      2          1.2, 1.2        0.74, 0.79          0.71, 0.73            0.89
-      4          1.6, 1.6        0.94, 0.99          0.85, 0.89            1.14
-      6          2.1, 2.0        1.09, 1.15          0.98, 1.02            1.32
-      9          2.5, 2.5        1.27, 1.36          1.04, 1.09            1.47
-     16          4.1, 3.3        1.57, 1.58          1.19, 1.22            1.66
+some 200 us there (measured in `kernels/aten.py`).
 """
 
 from collections.abc import Sequence
@@ -109,7 +92,8 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     few steps and where it is faster.
 
     A few are ten under a transform, or where the gradient of a leaf is wanted, which is often differentiated
-    itself. Else they are a single one of padded input, whose second derivative PyTorch has in less time.
+    itself. Else they are a single one of padded input, unless it is large: PyTorch has its second derivative
+    in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
@@ -120,14 +104,18 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        few = 0 if options.sizes else aten.SINGLE
-        if recorded is None or (recorded and x.requires_grad and _is_leaf(x)):
-            few = aten.SHORT
-        if recorded is not False and 0 < options.steps(x) <= few:
+        if recorded is not False and 0 < options.steps(x) <= _few(x, recorded, options):
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):
             return kernels.ATEN
     return None if recorded is None or not _is_constant(alpha) else kernels.NATIVE
+
+
+def _few(x: Tensor, recorded: bool | None, options: PlainOptions) -> int:
+    if recorded is None or (x.requires_grad and _is_leaf(x)):
+        return aten.SHORT
+    large = options.batch(x) * options.hidden_size**2 >= aten.LARGE
+    return 0 if options.sizes or large else aten.SINGLE
 
 
 def _is_leaf(x: Tensor) -> bool:

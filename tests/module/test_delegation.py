@@ -125,6 +125,14 @@ def test_a_single_step_in_training(form: str, hx: Tensor | None, engine: list[st
     assert bool(engine) == (form == "packed")
 
 
+@pytest.mark.parametrize("B", [63, 64])
+def test_a_large_single_step_is_the_engine_s(B: int, engine: list[str]) -> None:
+    x = torch.randn(1, B, 4)
+    for a, b in zip(*(gradients(rnn, x) for rnn in twins(4, 256)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert bool(engine) == (B == 64)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2, "dropout": 0.5}], ids=str)
 def test_a_few_steps_under_autocast_are_a_plain_call(
