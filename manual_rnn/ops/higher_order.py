@@ -45,8 +45,11 @@ FEW = 20
 def composed_network_backward(*args: Any) -> list[Tensor]:
     """The arguments of `aten::_cudnn_rnn_backward`, with the alpha of a leak as `cx`, the frozen weights as
     `proj_size`, and the cotangents of the states and of the output as those of the first and the third
-    result; of its own results those that are asked for, as one list."""
+    result; of its own results those that are asked for, as one list, which is empty where there is no
+    cotangent."""
     given: Any = CudnnDerivative(*args)
+    if not _has_cotangent(given):
+        return []
     steps = len(given.batch_sizes) or given.input.size(_time_axis(given))
     few = torch.is_grad_enabled() and steps <= FEW
     options = _options(given, given.bidirectional, REFERENCE if few else DEFAULT)._replace(alpha=given.cx)
@@ -113,6 +116,10 @@ def _of_cudnn(
     return [None if dx is None else _in_time(given, dx), dhx, *as_given]
 
 
+def _has_cotangent(given: Any) -> bool:
+    return any(c is not None for c in (given.grad_output, given.grad_hy, given.grad_cy))
+
+
 def _time_axis(given: Any) -> int:
     """Of padded input and output; packed rows are in the order of time."""
     return int(given.batch_first and not given.batch_sizes)
@@ -136,7 +143,8 @@ def fake_backward(*args: Any) -> list[Tensor]:
     """The shapes of what the engine's node computes by itself, for tracing."""
     given: Any = CudnnDerivative(*args)
     tensors = given.input, given.hx, *given.weight
-    return [x.new_empty(x.shape) for x in compress(tensors, native.need_of(given))]
+    need = native.need_of(given) if _has_cotangent(given) else ()
+    return [x.new_empty(x.shape) for x in compress(tensors, need)]
 
 
 def define() -> None:

@@ -165,6 +165,8 @@ class LinearRecurrence(Function):
         if ctx.needs_input_grad[2] and slope_derivative is not None:
             after = rows_matmul(walk.back().previous(m, zero), a.mT)
             dh = slope_derivative(h) * (c + after) * (v + rows_matmul(walk.previous(y, zero), a))
+        elif ctx.needs_input_grad[2]:  # zeros are a gradient, which a user may ask for
+            dh = h.new_zeros(()).expand(h.shape)
         if ctx.needs_input_grad[3]:
             da = _transition_gradient(a, m, y, walk)
         return None, m, dh, da, None, None, None, None

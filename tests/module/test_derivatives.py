@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.functional import hvp, jacobian
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_rnn import ManualRNN
+from manual_rnn import ManualRNN, use_kernel
 
 PARTS = [part for size in (1, 2) for part in combinations(("input", "hx", "weights"), size)]
 
@@ -167,3 +167,52 @@ def test_second_derivative_by_weights(
         if isinstance(rnn, ManualRNN):
             assert "manual_rnn::network_backward" in seen.names
     assert_same(found[1], found[0], 1e-12 if dtype is torch.float64 else 2e-5)
+
+
+class Severed(torch.autograd.Function):
+    """The identity, whose backward pass gives nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih", "no weight"])
+@pytest.mark.parametrize("further", [False, True])
+@pytest.mark.parametrize("steps", [5, 25])
+def test_without_a_cotangent_there_is_no_gradient(steps: int, further: bool, frozen: str) -> None:
+    """An optimizer passes over a weight whose `grad` is None, and decays one whose `grad` is zero."""
+    for rnn in twins(3, 4, 2, bidirectional=True):
+        for name, p in rnn.named_parameters():
+            p.requires_grad_(not name.startswith(frozen))
+        x = torch.randn(steps, 2, 3, requires_grad=True)
+        leaves = [x, *(p for p in rnn.parameters() if p.requires_grad)]
+        value = Severed.apply(rnn(x)[0]).sum()
+        found = torch.autograd.grad(value, leaves, create_graph=further, allow_unused=True)
+        assert found == (None,) * len(leaves)
+
+
+@pytest.mark.parametrize("kernel", ["default", "torch"])
+@pytest.mark.parametrize("wanted", ["no weight", "bias_ih", "weight_hh", ""])
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("steps", [5, 25])
+def test_a_slope_that_is_constant_has_zeros_as_derivative(
+    steps: int, batch: int, wanted: str, kernel: Any
+) -> None:
+    """Of ReLU: its slope doesn't change with the state, and the states have no cotangent in second order."""
+    found = []
+    for rnn in twins(3, 4, nonlinearity="relu", dtype=torch.float64):
+        for name, p in rnn.named_parameters():
+            p.requires_grad_(name.startswith(wanted))
+        x = torch.ones(steps, batch, 3, dtype=torch.float64, requires_grad=True)
+        leaves = [x, *(p for p in rnn.parameters() if p.requires_grad)]
+        with use_kernel(kernel):
+            first = torch.autograd.grad(rnn(x * 1)[0].sum(), leaves, create_graph=True)
+            value = torch.stack([g.sin().sum() for g in first if g.requires_grad]).sum()
+            second = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+        found.append({str(at): g for at, g in enumerate(second) if g is not None})
+    assert_same(found[1], found[0])

@@ -131,6 +131,11 @@ static bool make_masked_gradients(Call *call, Network *net, const bool *mask, Va
     return need ? make_gradients(call, net, need) : fail("_cudnn_rnn_backward: no memory");
 }
 
+static bool has_cotangent(const Value *args)
+{
+    return is_defined(args[GRAD_OUTPUT]) || is_defined(args[GRAD_HY]) || is_defined(args[GRAD_CY]);
+}
+
 static bool run_backward(Call *call, const Value *args)
 {
     const Value *options = args + BACKWARD_OPTIONS;
@@ -142,23 +147,30 @@ static bool run_backward(Call *call, const Value *args)
         && (!is_defined(args[GRAD_OUTPUT]) || read_states(call, net.c_states, net.L, "grad_output", args[GRAD_OUTPUT]))
         && read(call, &net.c, "grad_output", args[GRAD_CY])
         && read(call, &net.c_last, "grad_h_n", args[GRAD_HY]) && check_network(&net)
-        && make_masked_gradients(call, &net, mask, options[FROZEN]) && network_backward(&net);
+        && (!has_cotangent(args)
+            || (make_masked_gradients(call, &net, mask, options[FROZEN]) && network_backward(&net)));
 }
 
 KERNEL(cudnn_rnn_kernel, "tl-oto--------no", "ttttt", run_forward)
 KERNEL(network_backward_kernel, "tl-ttotooo--------notn", "l", run_backward)
 
-/* The list of gradients that the mask asks for, in their places; of weights there are as many as they are. */
+static Value next_of(Value list, size_t *next, bool wanted)
+{
+    return wanted && *next < list_size(list) ? list_item(list, (*next)++) : undefined_tensor();
+}
+
+/* The list of gradients that the mask asks for, which is empty where there was no cotangent, in their places; of weights
+ * there are as many as they are. */
 static void spread(Value *stack, const bool *mask, bool has_hx, long weights, Value frozen)
 {
     const Value list = stack[0];
     size_t next = 0;
-    stack[0] = mask[0] ? list_item(list, next++) : undefined_tensor();
-    stack[1] = mask[1] && has_hx ? list_item(list, next++) : undefined_tensor();
+    stack[0] = next_of(list, &next, mask[0]);
+    stack[1] = next_of(list, &next, mask[1] && has_hx);
     stack[2] = undefined_tensor();
     stack[3] = new_list(weights);
     for (long i = 0; mask[3] && i < weights; i++)
-        list_append(stack[3], is_frozen(frozen, i) ? undefined_tensor() : list_item(list, next++));
+        list_append(stack[3], next_of(list, &next, !is_frozen(frozen, i)));
     release_list((Handle)list);
 }
 
