@@ -133,7 +133,7 @@ def node_inputs(
     for at, w in enumerate(weights):
         if read[2 + at]:
             found[at] = w[...]
-        elif w.numel() <= FEW:
+        elif w.requires_grad and w.numel() <= FEW:
             copied.append(at)
         else:
             found[at] = _unread_alias(w)
@@ -146,7 +146,9 @@ def node_inputs(
 
 def _unread_alias(x: Tensor) -> Tensor:
     """One that notices no edit; a node saves no inference tensor, so of one a copy."""
-    return x.clone() if x.is_inference() else unnoticed_alias(x, x.shape)
+    if x.is_inference():
+        return x.clone()
+    return unnoticed_alias(x, x.shape) if x.requires_grad else x.data
 
 
 def forget(x: Tensor) -> None:

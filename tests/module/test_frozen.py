@@ -137,6 +137,21 @@ def test_an_input_that_is_not_read_is_not_kept(frozen: bool, layout: str) -> Non
     output.sum().backward()
 
 
+def test_of_a_frozen_weight_nothing_is_copied() -> None:
+    """Its memory is kept by the module anyway, and what is done to it changes no gradient."""
+    rnn = ManualRNN(4, 6, 2)
+    frozen = [p.requires_grad_("l0" not in name) for name, p in rnn.named_parameters() if "l0" in name]
+    saved: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x.data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        rnn(torch.randn(3, 5, 4))
+    assert {p.data_ptr() for p in frozen} <= set(saved)
+
+
 def test_more_weights_than_there_are_bits() -> None:
     found = []
     for rnn in twins(3, 4, num_layers=17, dtype=torch.float64):
