@@ -16,7 +16,8 @@ from . import kernels
 from .kernels.interface import PLAIN_TYPES
 from .kernels.nonlinearities import PHI_OF_MODE
 from .ops import PlainOptions, is_recorded, plain_kernel, run_plain_network, tell_counters
-from .override import is_builtin, known_nonlinearity, leak_of, nonlinearity_of
+from .override import known_nonlinearity, leak_of, nonlinearity_of
+from .own_names import is_builtin
 from .parameters import RUNNER, RNNBase
 from .torch_internals import (
     as_plain_tensors,

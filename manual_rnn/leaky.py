@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import validation
 from .module import ManualRNN
-from .override import builtin
+from .own_names import builtin
 
 
 class LeakyRNN(ManualRNN):

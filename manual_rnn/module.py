@@ -18,17 +18,19 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import onnx, validation
-from .compiled_call import run_in_graph
+from .compiled_call import breaks_graph, run_in_graph, run_outside_graph
 from .convert import check_target, shared_copy
 from .delegation import is_left_to_nn_rnn
 from .fast_path import try_fast_path
 from .kernels.nonlinearities import PHI, PHI_OF_MODE
 from .layout import Layout, layout_of
 from .ops import CustomStep, Options, autocast, run_rnn
-from .override import builtin, leak_of, nonlinearity_of, step_of, stepwise
+from .override import leak_of, nonlinearity_of, step_of, stepwise
+from .own_names import builtin
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
 
 
@@ -97,7 +99,9 @@ class ManualRNN(RNNBase):
         Raises:
             ValueError, RuntimeError: for a wrong dtype, rank, size or device, in the words of `nn.RNN`.
         """
-        run_plain = run_in_graph if torch.compiler.is_compiling() else try_fast_path
+        run_plain = try_fast_path
+        if is_compiling():
+            run_plain = run_outside_graph if breaks_graph(input, hx) else run_in_graph
         found = run_plain(self, input, hx)
         if found is not None:
             return found

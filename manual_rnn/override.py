@@ -15,19 +15,9 @@ from torch import Tensor, nn
 
 from . import validation
 from .kernels.nonlinearities import NN_RNN_MODES, PHI_OF_MODE, name_of
+from .own_names import is_builtin
 from .parameters import CUSTOM_MODE
 from .torch_internals import tracks_gradient
-
-
-def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""
-    method._manual_rnn_builtin = True  # type: ignore[attr-defined]
-    return method
-
-
-def is_builtin(function: Any) -> bool:
-    """Whether a function is so marked; `functools.wraps` gives the mark to a user's function too."""
-    return hasattr(function, "_manual_rnn_builtin") and not hasattr(function, "__wrapped__")
 
 
 def nonlinearity_of(rnn: Any) -> Any:

@@ -4,7 +4,7 @@ Python looks up a method of the class before it asks `nn.Module` for what is reg
 under one of these names also stands in the `__dict__` of the object, and there before any method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,17 @@ from torch import nn
 
 OWN_NAMES = frozenset({"begin", "step", "from_builtin", "to_builtin"})
 REGISTRIES = ("_modules", "_parameters", "_buffers")
+
+
+def builtin(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of `ManualRNN` as its own; a class from before a reload is known by this too."""
+    method._manual_rnn_builtin = True  # type: ignore[attr-defined]
+    return method
+
+
+def is_builtin(function: Any) -> bool:
+    """Whether a function is so marked; `functools.wraps` gives the mark to a user's function too."""
+    return hasattr(function, "_manual_rnn_builtin") and not hasattr(function, "__wrapped__")
 
 
 class Registry(dict):

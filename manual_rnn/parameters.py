@@ -11,6 +11,7 @@ from . import construction, own_names, validation
 from .kernels import aten
 from .kernels.interface import LayerWeights, grouped
 from .kernels.nonlinearities import NN_RNN_MODES, PHI
+from .own_names import builtin
 from .torch_internals import MODULE_CALL, fx_tracer
 from .weights import (
     ASSIGNED,
@@ -44,6 +45,7 @@ class RNNBase(nn.RNNBase):
     """
 
     _manual_rnn_leaky = False  # as a `LeakyRNN` is
+    _manual_rnn_assigned = _manual_rnn_runner = None  # of an object, under the names ASSIGNED and RUNNER
 
     if not TYPE_CHECKING:  # mypy finds attributes set only where there is no such method
         __setattr__ = own_names.set_attribute
@@ -182,11 +184,12 @@ class RNNBase(nn.RNNBase):
         if not torch.compiler.is_compiling():
             aten.flatten(own_weights(self))
 
-    check_forward_args = validation.check_forward_args
-    check_input = validation.check_input
+    check_forward_args = builtin(validation.check_forward_args)
+    check_input = builtin(validation.check_input)
     check_hidden_size = nn.RNNBase.check_hidden_size
     permute_hidden = nn.RNNBase.permute_hidden
 
+    @builtin
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """`(L * D, B, H)` for this input."""
         axis = 0 if self.batch_first else 1

@@ -18,7 +18,7 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isfunction, isgener
 from threading import RLock
 from typing import Any, Literal, TypeVar, get_args
 
-import torch
+from torch.compiler import is_dynamo_compiling
 
 KernelName = Literal["default", "native", "triton", "torch", "aten", "reference", "vendor"]
 ALIASES: dict[str, KernelName] = {"vendor": "aten"}  # its older name
@@ -34,7 +34,7 @@ if "_live" not in globals():  # a module that is loaded again has blocks already
 
 def requested_kernel() -> str:
     """The kernel that was asked for, or "default"."""
-    if torch.compiler.is_dynamo_compiling() or not _live:
+    if is_dynamo_compiling() or not _live:
         return _newest
     return next(filter(None, map(_live.get, reversed(_own.get()))), _newest)
 
@@ -99,7 +99,7 @@ class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
     def __enter__(self) -> None:
         global _newest
         self.unused = False
-        if torch.compiler.is_dynamo_compiling():  # one thread at a time, and blocks end in order
+        if is_dynamo_compiling():  # one thread at a time, and blocks end in order
             self.entered.append(_newest)
             _newest = self.name
             return
@@ -111,7 +111,7 @@ class use_kernel:  # noqa: N801  # used like a function, as torch.no_grad is
 
     def __exit__(self, *_: Any) -> None:
         global _newest
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             _newest = self.entered.pop()
             return
         with _lock:  # one object may be entered in several threads

@@ -20,6 +20,21 @@ def compiles_graph() -> bool:
     return not (functorch_active() or torch.compiler.is_exporting())
 
 
+def captures_numbers() -> bool:
+    """Whether the graph that Dynamo makes may hold a number that it reads of a tensor: a graph that may not
+    break, or any where `capture_scalar_outputs` is set."""
+    context = None if _tracing_context is None else _tracing_context.try_get()
+    shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
+    return shapes is None or shapes.allow_scalar_outputs
+
+
+# Dynamo is to call it while it traces, and has no public way to be told so.
+captures_numbers._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# A function that Dynamo leaves to eager code: as `torch.compiler.disable`, which imports Dynamo at once.
+without_dynamo: Callable[..., Any] = find("torch._compile", "_disable_dynamo", lambda function: function)
+
 # A module's call, hooks included; whether hooks of all modules are registered.
 MODULE_CALL: Callable[..., Any] = torch.nn.Module._call_impl
 has_global_hooks: Callable[[], bool] = find("torch.nn.modules.module", "_has_any_global_hook", never)

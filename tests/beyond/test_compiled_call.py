@@ -4,11 +4,11 @@ Each change is made to a module that is compiled already, and to a fresh one: bo
 """
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+from changes import CHANGES, FEW, OF_NO_LEAF, Step, answer, guards_of
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
@@ -16,21 +16,10 @@ from torch.autograd import forward_ad
 
 from manual_rnn import LeakyRNN, ManualRNN, use_kernel
 
-FEW = 300  # guards; 444 where every part of `module.py` was read
-
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch._dynamo.reset()
-
-
-def guards_of(rnn: nn.Module, *args: Tensor) -> int:
-    """How many nodes the tree of guards has."""
-    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-
-    torch.compile(rnn, backend="eager", fullgraph=True)(*args)
-    (entry,) = _debug_get_cache_entry_list(ManualRNN._call_impl.__code__)
-    return str(entry.guard_manager).count("+-")
 
 
 @pytest.mark.pins_torch
@@ -45,88 +34,6 @@ def test_what_is_not_plain_has_more() -> None:
     assert guards_of(LeakyRNN(4, 3, alpha=0.5), torch.randn(3, 2, 4)) > FEW
 
 
-def own_check(self: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
-    raise ValueError("a check of my own")
-
-
-def own_step(gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-    return gates + 0.5 * hidden @ weight_hh.t()
-
-
-def own_size(self: Any, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-    raise ValueError("a size of my own")
-
-
-class Check(ManualRNN):
-    check_input = own_check
-
-
-class Size(ManualRNN):
-    get_expected_hidden_size = own_size
-
-
-class Step(ManualRNN):
-    def step(self, gates: Tensor, hidden: Tensor, weight_hh: Tensor) -> Tensor:
-        return own_step(gates, hidden, weight_hh)
-
-
-def put(name: str, value: Any) -> Callable[[Any], None]:
-    return lambda rnn: setattr(rnn, name, value)
-
-
-def assign(rnn: Any) -> None:
-    rnn._flat_weights = [w.detach() * 2 for w in rnn._flat_weights]
-
-
-def replace(rnn: Any) -> None:
-    rnn.weight_hh_l0 = nn.Parameter(torch.zeros(4, 4))
-
-
-def widen(rnn: Any) -> None:
-    rnn.weight_hh_l0 = nn.Parameter(torch.zeros(5, 5))
-
-
-def double(rnn: Any) -> None:
-    rnn.bias_ih_l0 = nn.Parameter(rnn.bias_ih_l0.double())
-
-
-def take_off(rnn: Any) -> None:
-    del rnn.bias_hh_l0
-
-
-CHANGES: dict[str, Callable[[Any], Any]] = {
-    "nothing": lambda rnn: None,
-    "mode": put("mode", "RNN_RELU"),
-    "an unknown mode": put("mode", "RNN_GELU"),
-    "batch_first": put("batch_first", True),
-    "batch_first that is no bool": put("batch_first", 1),
-    "a check of the object": lambda rnn: setattr(rnn, "check_input", MethodType(own_check, rnn)),
-    "a check of the class": put("__class__", Check),
-    "a size of the class": put("__class__", Size),
-    "a step of the object": put("step", own_step),
-    "a step of the class": put("__class__", Step),
-    "weights assigned": assign,
-    "a weight replaced": replace,
-    "a weight of another size": widen,
-    "a weight of another dtype": double,
-    "a weight taken off": take_off,
-    "half the weights in double": lambda rnn: rnn.double(),
-    "an input size": put("input_size", 4),
-    "a hidden size": put("hidden_size", 5),
-    "more layers": put("num_layers", 2),
-    "a projection": put("proj_size", 2),
-    "dropout of one layer": put("dropout", 0.5),
-}
-
-
-def answer(rnn: Any, *args: Any) -> Any:
-    """Results, or the kind of error."""
-    try:
-        return rnn(*args)
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
-        return type(error), str(error)[:60]
-
-
 def assert_alike(compiled: Any, eager: Any) -> None:
     if isinstance(eager[0], type):
         assert isinstance(compiled[0], type)
@@ -139,6 +46,7 @@ def assert_alike(compiled: Any, eager: Any) -> None:
     ("form", "when"),
     [("padded", "before"), ("padded", "after"), ("unbatched", "after"), ("with a child", "after")],
 )
+@OF_NO_LEAF
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_a_change_is_noticed(change: str, form: str, when: str) -> None:
     """With a module of the user's inside, a call goes on in `module.py`."""
@@ -258,7 +166,7 @@ def replaced(model: Any, plain: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad(output.sum(), x)[0]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@OF_NO_LEAF
 @pytest.mark.parametrize("way", [penalty, dual, replaced])
 def test_without_compilation_there_is_the_freedom_of_eager_mode(way: Callable[..., Any]) -> None:
     """The way out that the limits name; `nn.RNN`, which breaks the graph, as the control."""

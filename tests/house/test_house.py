@@ -31,7 +31,7 @@ HOUSE = {
     "swap": "module convert parameters validation",
     "patch": "module convert parameters",
     "export": "validation ops",
-    "leaky": "module override validation",
+    "leaky": "module own_names validation",
     "explain": "module delegation fast_path layout ops kernels validation override parameters",
     "inspect": "tracing validation",
     "tracing": (
@@ -39,12 +39,12 @@ HOUSE = {
         "kernels.time_order kernels.interface"
     ),
     "module": "compiled_call delegation fast_path parameters layout validation onnx convert ops kernels "
-    "override torch_internals",
+    "override own_names torch_internals",
     "delegation": "parameters weights kernels override torch_internals",
     "own_names": "",
-    "fast_path": "parameters weights ops kernels override torch_internals",
-    "compiled_call": "override parameters ops kernels torch_internals",
-    "override": "parameters validation torch_internals kernels.nonlinearities",
+    "fast_path": "parameters weights ops kernels override own_names torch_internals",
+    "compiled_call": "fast_path own_names parameters ops kernels torch_internals",
+    "override": "own_names parameters validation torch_internals kernels.nonlinearities",
     "parameters": "construction own_names validation weights torch_internals kernels.nonlinearities "
     "kernels.aten kernels.interface",
     "construction": "",
