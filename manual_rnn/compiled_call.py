@@ -124,4 +124,5 @@ def _is_unmodified(rnn: Any) -> bool:
         found = getattr(rnn, name)
         if not isinstance(found, MethodType) or found.__func__ is not getattr(RNNBase, name):
             return False
-    return not rnn._manual_rnn_leaky
+    kind = type(rnn)  # torch 2.15 notices no change of the class by what is read of the object
+    return is_builtin(kind.begin) and is_builtin(kind.step) and not rnn._manual_rnn_leaky
