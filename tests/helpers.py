@@ -1,6 +1,6 @@
 r"""What every test compares: outputs, final states and every gradient, against `nn.RNN` or a loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from internals import kernels
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_rnn import ManualRNN
 
@@ -17,12 +18,14 @@ __all__ = [
     "LOOPS",
     "PHI",
     "ULPS",
+    "Operators",
     "assert_as_accurate",
     "assert_same",
     "assert_same_results",
     "error",
     "gradients",
     "kernels_for",
+    "nodes",
     "on_no_card",
     "packed",
     "twins",
@@ -152,3 +155,26 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_layers": 2, "bidirectional": True, "bias": False, "dtype": torch.float64},
 ]
 EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+class Operators(TorchDispatchMode):
+    """The operators that run in a block, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def nodes(*roots: Tensor) -> Iterator[Any]:
+    """Every autograd node behind these tensors, once."""
+    seen, ahead = set(), [root.grad_fn for root in roots]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            ahead += [before for before, _ in node.next_functions]

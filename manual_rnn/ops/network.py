@@ -22,7 +22,15 @@ from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
 from .profiler import record_network
-from .saved_tensors import alias, as_nn_rnn, copy, graph_copies, read_by_backward, saved_by
+from .saved_tensors import (
+    alias,
+    as_nn_rnn,
+    copy,
+    expanded_zeros,
+    graph_copies,
+    read_by_backward,
+    saved_by,
+)
 
 Results = tuple[Tensor, Tensor, list[Tensor]]
 
@@ -115,19 +123,15 @@ class Network(Function):
         states, kept = kept[:count], iter(kept[count:])
         x, hx, *saved_matrices = (next(kept) if there else None for there in ctx.saved)
         options = ctx.options._replace(alpha=next(kept, None))
-        x = _unread(states[0], ctx.input_shape) if x is None else x
+        # in place of a tensor that no gradient reads, and that isn't kept alive
+        x = expanded_zeros(states[0], ctx.input_shape) if x is None else x
         need = ctx.needs_input_grad[2:]
         if hx is None and need[1]:  # whose gradient has its shape
-            hx = _unread(states[0], ctx.hx_shape)
+            hx = expanded_zeros(states[0], ctx.hx_shape)
         pairs = zip(saved_matrices, ctx.shapes, strict=True)
-        matrices = [_unread(states[0], shape) if m is None else m for m, shape in pairs]
+        matrices = [expanded_zeros(states[0], shape) if m is None else m for m, shape in pairs]
         grads = network_vjp(need, Saved(x, hx, matrices, states), (c, c_last, *c_states), options)
         return None, None, *grads
-
-
-def _unread(like: Tensor, shape: torch.Size) -> Tensor:
-    """In place of a tensor that no gradient reads, and that isn't kept alive."""
-    return like.new_zeros(()).expand(shape)
 
 
 def _needed(

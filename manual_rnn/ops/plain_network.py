@@ -82,9 +82,7 @@ def run_plain_network(
 
 def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
     """Whether autograd records the call. None where a transform may want a derivative."""
-    if transforms_active():
-        return None
-    return torch.is_grad_enabled() and dispatch.requires_grad(*weights, x, hx)
+    return None if transforms_active() else dispatch.requires_grad(*weights, x, hx)
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:

@@ -37,7 +37,7 @@ from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
-from .saved_tensors import alias, saved_by
+from .saved_tensors import alias, expanded_zeros, saved_by
 
 
 def nested_forward_ad(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,13 +160,14 @@ class LinearRecurrence(Function):
         batch_sizes, phi, reverse, kernel = ctx.options
         walk = Walk(a.dim() - 2, reverse, batch_sizes)
         dh = da = None
-        zero, slope_derivative = walk.zero_start(y), PHI[phi].slope_derivative
+        slope_derivative = PHI[phi].slope_derivative
         m = linear_recurrence(c, h, a.mT, batch_sizes, phi, not reverse, kernel)
         if ctx.needs_input_grad[2] and slope_derivative is not None:
+            zero = walk.zero_start(y)
             after = rows_matmul(walk.back().previous(m, zero), a.mT)
             dh = slope_derivative(h) * (c + after) * (v + rows_matmul(walk.previous(y, zero), a))
         elif ctx.needs_input_grad[2]:  # zeros are a gradient, which a user may ask for
-            dh = h.new_zeros(()).expand(h.shape)
+            dh = expanded_zeros(h, h.shape)
         if ctx.needs_input_grad[3]:
             da = _transition_gradient(a, m, y, walk)
         return None, m, dh, da, None, None, None, None

@@ -151,9 +151,14 @@ def _unread_alias(x: Tensor) -> Tensor:
     return unnoticed_alias(x, x.shape) if x.requires_grad else x.data
 
 
+def expanded_zeros(like: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros of any shape, which take the memory of one."""
+    return like.new_zeros(()).expand(shape)
+
+
 def forget(x: Tensor) -> None:
     """Let go of the memory of a tensor that a node has saved and won't read."""
-    x.data = x.new_zeros(()).expand(x.shape)
+    x.data = expanded_zeros(x, x.shape)
 
 
 def _input_alias(x: Tensor, batch_first: bool) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, packed, twins
+from helpers import Operators, assert_same, packed, twins
 from internals import native
 from loop import CASES, NETWORKS, Loop, as_function, build, case_id, sample, wrap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.functional import hvp, jacobian
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_rnn import ManualRNN, use_kernel
 
@@ -130,18 +129,6 @@ def test_tangents_of_all_columns_at_once(steps: int, batch_first: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-class Operators(TorchDispatchMode):
-    """The names of all operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.skipif(not native.has_aten_node, reason="no compiler, or another torch")
 @pytest.mark.parametrize("layout", ["batched", "batch_first", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -165,7 +152,7 @@ def test_second_derivative_by_weights(
             outer = torch.autograd.grad(torch.stack([g.square().sum() for g in inner]).sum(), weights)
         found.append({str(at): g for at, g in enumerate([*inner, *outer])})
         if isinstance(rnn, ManualRNN):
-            assert "manual_rnn::network_backward" in seen.names
+            assert "manual_rnn::network_backward" in [operator.name() for operator in seen.ran]
     assert_same(found[1], found[0], 1e-12 if dtype is torch.float64 else 2e-5)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, error, packed, twins
+from helpers import assert_same, error, nodes, packed, twins
 from internals import native
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,16 +30,6 @@ def freeze(rnn: nn.Module, seed: int) -> dict[str, Tensor]:
     for p in named.values():
         p.requires_grad_(draw.random() < 0.5)
     return {name: p for name, p in named.items() if p.requires_grad}
-
-
-def names_of_nodes(x: Tensor) -> set[str]:
-    found, ahead = set(), [x.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None:
-            found.add(node.name())
-            ahead += [before for before, _ in node.next_functions]
-    return found
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -68,8 +58,9 @@ def test_gradients(
         output, h_n = rnn(rows, given["hx"])
         output = output.data if form == "packed" else output
         if isinstance(rnn, ManualRNN):
-            assert any("CudnnRnn" in name for name in names_of_nodes(output))
-            assert not any("Network" in name for name in names_of_nodes(output))
+            names = [node.name() for node in nodes(output)]
+            assert any("CudnnRnn" in name for name in names)
+            assert not any("Network" in name for name in names)
         loss = output.sin().sum() + h_n.square().sum()
         first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
         pairs = [(g, p) for g, p in zip(first, leaves.values(), strict=True) if g is not None]

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import twins
+from helpers import Operators, twins
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_rnn import ManualRNN
 from manual_rnn.inspect import eigenvalues, step_jacobians, trace
@@ -97,21 +96,12 @@ def test_what_is_no_state_is_refused_by_name(kind: Any, error: Any, words: str) 
         kind(3, 4)(x)
 
 
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_builtin_step_is_one_product_and_its_nonlinearity() -> None:
     rnn, gates, hidden = ManualRNN(3, 4), torch.zeros(2, 4), torch.ones(2, 4)
-    with torch.no_grad(), Count() as count:
+    with torch.no_grad(), Operators() as seen:
         rnn.step(gates, hidden, rnn.weight_hh_l0)
-    assert [name for name in count.calls if name not in ("t", "detach", "alias")] == ["addmm", "tanh"]
+    names = [operator.overloadpacket.__name__ for operator in seen.ran]
+    assert [name for name in names if name not in ("t", "detach", "alias")] == ["addmm", "tanh"]
 
 
 class Scaled(ManualRNN):

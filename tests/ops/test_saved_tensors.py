@@ -1,12 +1,10 @@
 r"""Whoever reads the saved tensors of a graph, as torchviz does, meets tensors and nothing else."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from typing import Any
 
 import pytest
 import torch
-from helpers import kernels_for
+from helpers import kernels_for, nodes
 from internals import OPS, KernelName
 from situations import AROUND
 from torch import Tensor
@@ -16,16 +14,6 @@ from torch.func import grad, vmap
 from manual_rnn import ManualRNN, use_kernel
 
 KERNELS = pytest.mark.parametrize("kernel", ["default", *kernels_for(torch.float64)])
-
-
-def nodes(*roots: Tensor) -> Iterator[Any]:
-    seen, ahead = set(), [root.grad_fn for root in roots]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            ahead += [before for before, _ in node.next_functions]
 
 
 def read(*roots: Tensor) -> list[str]:
