@@ -37,7 +37,7 @@ METHODS = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "permute_hidden",
 )  # fmt: skip
 UNCHANGED = {*METHODS, ASSIGNED, RUNNER}
-COMMON_WORDS = {"begin", "step"}
+READ = {*UNCHANGED, "begin", "step"}
 _methods_of = attrgetter(*METHODS)
 _own_methods = _methods_of(RNNBase)
 _read = itemgetter(  # of a module's attributes
@@ -107,11 +107,11 @@ def _plain_call(
     """The weights and options of a call; None where anything is out of the ordinary.
 
     Attributes and tensors have to be as the constructor makes them, but for the shapes of weights, which are
-    the kernel's to check.
+    the kernel's to check. A tiny network takes as long as its call does, so this calls few functions.
     """
-    if not _is_unmodified(type(rnn), rnn):
+    own, kind = rnn.__dict__, type(rnn)
+    if not _is_unmodified(kind, rnn):
         return None
-    own = rnn.__dict__
     try:
         mode, bias, first, both, layers, input_size, hidden_size, training, p, projection = _read(own)
         known = own["_parameters"]
@@ -123,20 +123,26 @@ def _plain_call(
         return None
     if len(weights) != layers * (1 + both) * (4 if bias else 2) or type(p) is not float:
         return None
-    if not _fit(x, hx, weights, input_size, sizes):
+    if not PLAIN_TYPES.issuperset(map(type, weights)) or x.is_nested:
         return None
-    how = phi, bias, first and not sizes, both, layers, input_size, hidden_size
-    return weights, PlainOptions(*how, p if training and layers > 1 else 0.0, leak_of(rnn), sizes)
-
-
-def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], input_size: int, sizes: Sequence[int]) -> bool:
-    """Whether the input has the rank and the size that `nn.RNN` expects, and all are plain tensors."""
-    rank, tensors = x.dim(), weights if hx is None else [hx, *weights]
-    if not PLAIN_TYPES.issuperset(map(type, tensors)) or x.is_nested:
-        return False
-    if rank != 2 and (rank != 3 or sizes):
-        return False
-    return x.size(-1) == input_size and (hx is None or hx.dim() == (3 if sizes else rank))
+    shape = x.shape
+    rank = len(shape)
+    if hx is not None and (type(hx) not in PLAIN_TYPES or hx.dim() != (3 if sizes else rank)):
+        return None
+    if rank == 3 and not sizes:
+        steps, batch = shape[first], shape[not first]
+    elif rank == 2:
+        steps, batch = (len(sizes), sizes[0]) if sizes else (shape[0], 1)
+    else:
+        return None
+    if shape[-1] != input_size:
+        return None
+    dropout = p if training and layers > 1 else 0.0
+    alpha = leak_of(rnn) if kind._manual_rnn_leaky else None
+    first = first and not sizes
+    return weights, PlainOptions(
+        phi, bias, first, both, layers, input_size, hidden_size, dropout, alpha, sizes, steps, batch
+    )
 
 
 def _is_unmodified(kind: type, rnn: Any) -> bool:
@@ -144,11 +150,11 @@ def _is_unmodified(kind: type, rnn: Any) -> bool:
     object, or by a module of that name. `step` and `begin` may be something else than a recurrence."""
     own, modules = rnn.__dict__, rnn.__dict__["_modules"]
     names = own.keys() | modules.keys() if modules else own.keys()
-    if _methods_of(kind) != _own_methods or not names.isdisjoint(UNCHANGED):
+    if _methods_of(kind) != _own_methods:
         return False
-    if names.isdisjoint(COMMON_WORDS) and is_builtin(kind.step) and is_builtin(kind.begin):  # type: ignore[attr-defined]
+    if names.isdisjoint(READ) and is_builtin(kind.step) and is_builtin(kind.begin):  # type: ignore[attr-defined]
         return True
-    return isinstance(nonlinearity_of(rnn), str)
+    return names.isdisjoint(UNCHANGED) and isinstance(nonlinearity_of(rnn), str)
 
 
 def packed_sizes(batch_sizes: Tensor, data: Tensor) -> list[int] | None:
@@ -175,5 +181,4 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
     if call is None or not x.is_cpu:
         return None
     weights, options = call
-    batch = x if sizes or x.dim() == 3 else x.unsqueeze(0 if options.batch_first else 1)
-    return plain_kernel(batch, is_recorded(x, hx, weights), options)
+    return plain_kernel(x, is_recorded(x, hx, weights), options)

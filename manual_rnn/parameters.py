@@ -2,10 +2,12 @@ r"""What an `nn.RNN` owns and answers: constructor, parameters, names, checks. N
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from . import construction, own_names, validation
 from .kernels import aten
@@ -103,14 +105,15 @@ class RNNBase(nn.RNNBase):
             for _, weight_hh, *biases in self.all_weights:
                 construction.RECURRENT[recurrent](weight_hh, *biases)
 
-    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A call; where torch.fx traces the model around this module, one `call_module` node, as of an
         `nn.RNN`."""
-        if nn.Module.__call__ is not PLAIN_CALL and not torch.compiler.is_compiling():
-            tracer = fx_tracer(args, kwargs)
-            if tracer is not None:
-                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
-        return MODULE_CALL(self, *args, **kwargs)
+        if is_compiling() or (nn.Module.__call__ is PLAIN_CALL and self._compiled_call_impl is None):
+            return MODULE_CALL(self, *args, **kwargs)
+        tracer = fx_tracer(args, kwargs)
+        if tracer is None:
+            return nn.Module.__call__(self, *args, **kwargs)
+        return tracer.call_module(self, partial(_leaf, self, tracer), args, kwargs)
 
     @property
     def all_weights(self) -> list[list[Any]]:
@@ -137,7 +140,7 @@ class RNNBase(nn.RNNBase):
     def _flat_weights(self) -> list[Any]:
         """The weights in order, to which an item may be assigned."""
         weights = assigned_weights(self) or own_weights(self)
-        plain = torch.compiler.is_compiling() or is_expanded(weights)  # which know only a list itself
+        plain = is_compiling() or is_expanded(weights)  # which know only a list itself
         return weights if plain else FlatWeights(self, weights)
 
     @_flat_weights.setter
@@ -181,7 +184,7 @@ class RNNBase(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """On CUDA, lay the weights one after the other in memory, which saves a copy of them at every call;
         elsewhere no kernel wants them so. Never needed."""
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             aten.flatten(own_weights(self))
 
     check_forward_args = builtin(validation.check_forward_args)
@@ -203,6 +206,10 @@ class RNNBase(nn.RNNBase):
         if self.mode not in NN_RNN_MODES and not isinstance(self.nonlinearity, nn.Module):
             shown.append(f"nonlinearity={getattr(self.nonlinearity, '__name__', self.nonlinearity)}")
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+def _leaf(rnn: RNNBase, tracer: Any, *args: Any, **kwargs: Any) -> Any:
+    return tracer.create_proxy("call_module", tracer.path_of_module(rnn), args, kwargs)
 
 
 def _drop_caches(rnn: RNNBase) -> None:

@@ -53,15 +53,11 @@ class PlainOptions(NamedTuple):
     dropout: float  # between layers, as it is at work
     alpha: Tensor | None  # of a leak
     sizes: Sequence[int]  # batch_sizes of packed input, else empty
+    steps: int
+    batch: int
 
-    def steps(self, x: Tensor) -> int:
-        return len(self.sizes) or x.shape[self.batch_first]
-
-    def batch(self, x: Tensor) -> int:
-        return self.sizes[0] if self.sizes else x.shape[not self.batch_first]
-
-    def hx_shape(self, x: Tensor) -> tuple[int, int, int]:
-        return self.layers * (1 + self.bidirectional), self.batch(x), self.hidden_size
+    def hx_shape(self) -> tuple[int, int, int]:
+        return self.layers * (1 + self.bidirectional), self.batch, self.hidden_size
 
 
 def run_plain_network(
@@ -82,7 +78,13 @@ def run_plain_network(
 
 def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
     """Whether autograd records the call. None where a transform may want a derivative."""
-    return None if transforms_active() else dispatch.requires_grad(*weights, x, hx)
+    if transforms_active():
+        return None
+    if not torch.is_grad_enabled():
+        return False
+    return (
+        x.requires_grad or (hx is not None and hx.requires_grad) or True in [w.requires_grad for w in weights]
+    )
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
@@ -94,31 +96,28 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
-    may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
+    may_be_aten = asked == kernels.DEFAULT and options.phi in aten.NONLINEARITIES and alpha is None
     if not x.is_cpu or x.dtype not in native.TYPES:
         return kernels.ATEN if may_be_aten and x.is_cpu and x.is_complex() else None
     if any_autocast() and torch.is_autocast_enabled("cpu"):
-        return kernels.ATEN if may_be_aten and 0 < options.steps(x) <= aten.SHORT else None
+        return kernels.ATEN if may_be_aten and 0 < options.steps <= aten.SHORT else None
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        if recorded is not False and 0 < options.steps(x) <= _few(x, recorded, options):
+        if recorded is not False and 0 < options.steps <= aten.SHORT and _are_few(x, recorded, options):
             return kernels.ATEN
-        if aten.is_faster(x.dtype, options.batch(x), options.hidden_size):
+        if aten.is_faster(x.dtype, options.batch, options.hidden_size):
             return kernels.ATEN
     return None if recorded is None or not _is_constant(alpha) else kernels.NATIVE
 
 
-def _few(x: Tensor, recorded: bool | None, options: PlainOptions) -> int:
-    if recorded is None or (x.requires_grad and _is_leaf(x)):
-        return aten.SHORT
-    large = options.batch(x) * options.hidden_size**2 >= aten.LARGE
-    return 0 if options.sizes or large else aten.SINGLE
-
-
-def _is_leaf(x: Tensor) -> bool:
-    """Whether a user asks for the gradient of the input: it is a leaf, or a view of one."""
-    return x.is_leaf or (x._base is not None and x._base.is_leaf)
+def _are_few(x: Tensor, recorded: bool | None, options: PlainOptions) -> bool:
+    """Whether a user asks for the gradient of the input, which then is a leaf or a view of one; or it is a
+    single step that isn't large."""
+    if recorded is None or (x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))):
+        return True
+    large = options.batch * options.hidden_size**2 >= aten.LARGE
+    return options.steps == aten.SINGLE and not (options.sizes or large)
 
 
 def _is_constant(alpha: Tensor | None) -> bool:
@@ -129,7 +128,7 @@ def _is_constant(alpha: Tensor | None) -> bool:
 def _run_native(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions, recorded: bool
 ) -> tuple[Tensor, Tensor] | None:
-    phi, has_biases, batch_first, bidirectional, layers, _, H, _, alpha, sizes = options
+    phi, has_biases, batch_first, bidirectional, layers, _, H, _, alpha, sizes, steps, _ = options
     size = 4 if has_biases else 2
     if False in [w.is_cpu for w in weights] or not (hx is None or hx.is_cpu):
         return None
@@ -143,7 +142,7 @@ def _run_native(
             wanted = [True] * len(wanted)
         frozen = native.frozen_bits(wanted) if False in wanted else 0
         need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
-        read = read_by_backward(need, options.steps(x) == 1, size * (1 + bidirectional), size)
+        read = read_by_backward(need, steps == 1, size * (1 + bidirectional), size)
         x, hx, weights = node_inputs(x, hx, weights, read, batch_first)
         alpha = alpha if alpha is None else alpha.detach()
     given, hx = hx, _NO_STATE[x.dtype] if hx is None else hx
@@ -185,16 +184,18 @@ def _run_aten(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation, which checks all but the shape of a bias."""
-    phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes = options  # noqa: E741
+    phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes, steps, batch = options  # noqa: E741
     if [w.shape for w in weights] != weight_shapes(layers, 1 + bidirectional, I, H, has_biases):
         return None  # the checks have the words
-    shape = options.hx_shape(x)
-    if hx is None:
-        hx = x.new_zeros(shape)
-    elif hx.shape != shape:
+    shape = layers * (1 + bidirectional), batch, H
+    if hx is not None and hx.shape != shape:
         return None
-    how = weights, has_biases, layers, dropout, dropout > 0, bidirectional
     try:
+        if steps == layers == 1 and not (bidirectional or sizes or any_autocast()):
+            output, h_n = aten.single_step(x.transpose(0, 1) if batch_first else x, hx, weights, phi)
+            return output.transpose(0, 1) if batch_first else output, h_n
+        hx = x.new_zeros(shape) if hx is None else hx
+        how = weights, has_biases, layers, dropout, dropout > 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
         if batch_first and forward_mode_is_active():  # it moves an axis in place, but none of many tangents
@@ -209,28 +210,28 @@ def _run_aten(
 
 def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions) -> bool:
     """Whether all tensors fit each other, so that an error would have another cause."""
-    _, has_biases, _, bidirectional, layers, I, H, _, alpha, _ = options  # noqa: E741
-    if alpha is not None or not options.steps(x) or {w.layout for w in weights} != {torch.strided}:
+    _, has_biases, _, bidirectional, layers, I, H, _, alpha, _, steps, _ = options  # noqa: E741
+    if alpha is not None or not steps or {w.layout for w in weights} != {torch.strided}:
         return False
     if not aten.fit(x, weights, weight_shapes(layers, 1 + bidirectional, I, H, has_biases)):
         return False
     if hx is None:
         return True
     alike = hx.device == x.device and (hx.dtype == x.dtype or any_autocast())
-    return alike and hx.shape == options.hx_shape(x)
+    return alike and hx.shape == options.hx_shape()
 
 
 def _run_cudnn(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     asked = kernels.requested_kernel()
-    phi, has_biases, batch_first, bidirectional, *_, dropout, alpha, sizes = options
+    phi, has_biases, batch_first, bidirectional, _, _, _, dropout, alpha, sizes, _, _ = options
     if dropout or transforms_active() or asked not in (kernels.DEFAULT, kernels.ATEN):
         return None
     able = aten.has_recurrence(phi, alpha) and aten.unsupported_reason(x) is None
     if not (able and _fit(x, hx, weights, options)):
         return None
-    hx = x.new_zeros(options.hx_shape(x)) if hx is None else hx
+    hx = x.new_zeros(options.hx_shape()) if hx is None else hx
     batch_sizes = torch.tensor(sizes, device="cpu") if sizes else None
     how = NetworkOptions(batch_sizes, phi, bidirectional, has_biases, asked)
     return run_cudnn(x, hx, weights, how, batch_first)

@@ -20,7 +20,7 @@ def guards_of(rnn: nn.Module, *args: Any) -> int:
     from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 
     torch.compile(rnn, backend="eager", fullgraph=True)(*args)
-    (entry,) = _debug_get_cache_entry_list(ManualRNN._call_impl.__code__)
+    (entry,) = _debug_get_cache_entry_list(ManualRNN.__call__.__code__)
     return str(entry.guard_manager).count("+-")
 
 

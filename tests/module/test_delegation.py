@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import packed, twins
+from helpers import nodes, packed, twins
 from internals import aten, module, native, plain_network
 from situations import Loud
 from torch import Tensor, nn
@@ -97,6 +97,16 @@ def test_a_few_steps_are_left_to_nn_rnn(name: str, options: dict[str, Any], engi
     assert len(found[0]) == len(found[1]) > 0
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu", "bias": False}], ids=str)
+@pytest.mark.parametrize("name", FEW)
+def test_a_single_step_of_one_layer_has_fewer_nodes(name: str, options: dict[str, Any]) -> None:
+    x, rnns = torch.randn(1, 3, 4), twins(4, 6, **options)
+    for a, b in zip(*(flat(FEW[name](rnn, x)) for rnn in rnns), strict=True):
+        assert torch.equal(a, b)
+    theirs, ours = (len(set(nodes(*rnn(x)))) for rnn in rnns)
+    assert 0 < ours < theirs
 
 
 @pytest.mark.parametrize("more", [0, 1])
