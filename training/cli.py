@@ -30,11 +30,11 @@ from .api import TRAINER, as_list, quieten, stoppers
 from .callbacks import Bar, CompareGradients, Settings, WritePredictions, best_and_last
 from .curves import draw_run
 from .datamodule import Task
-from .files import RUNS, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
+from .files import RUNS, STATE, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
-from .resume import OTHER_RUN, GivenAnew, check_state, what_is_restored, why_finished
-from .settings import PACKAGE, allow_classes, check_run, load_settings, plain, settings_of, with_config_files
+from .resume import OTHER_RUN, GivenAnew, differences, in_words, why_finished
+from .settings import PACKAGE, allow_classes, check_run, config_file, load_settings, plain, settings_of
 from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
@@ -95,7 +95,7 @@ class Laboratory(LightningCLI):
         on to a task that is named after it.
         """
         assert isinstance(args, list)
-        given = with_config_files(grouped(args))
+        given = [(n, [*map(config_file, v)] if n == "--config" else v) for n, v in grouped(args)]
         allow_classes(given)
         task = as_words(option for option in given if option[0] == "--data")
         begin, options = task or [f"--data={TASK}"], as_words(given)
@@ -105,16 +105,13 @@ class Laboratory(LightningCLI):
             return
         name = first.data.class_path.rpartition(".")[2]
         path = find_checkpoint(first.ckpt_path, name if task or name != TASK else "*")
-        self.checkpoint = read_checkpoint(path)
+        self.checkpoint = read_checkpoint(path, STATE if self.command == "fit" else ())
         self.restored = settings_of(self.checkpoint)
-        if self.command == "fit":
-            check_state(self.checkpoint)
         allow_classes(given, no_others=True)
         self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
         self.config.ckpt_path = str(path)
         say(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
-        default = plain(parser.parse_args([f"--data={self.restored['data']['class_path']}"]))
-        say(what_is_restored(self.checkpoint, self.restored, self.settings, default))
+        say(f"  given anew: {in_words(differences(self.settings, self.restored)) or 'none'}")
         if self.command == "fit" and (finished := why_finished(self.checkpoint, self.settings)):
             say(f"nothing is left to do: the run {finished}")
             sys.exit(0)
@@ -134,6 +131,7 @@ class Laboratory(LightningCLI):
         if self.command != "fit" and self.config.ckpt_path is None:
             raise ValueError(f"expected --ckpt_path with {self.command}: a checkpoint, or last or best")
         check_run(self.config.trainer, self.config.optimizer.class_path)
+        self.config.trainer.callbacks = as_list(self.config.trainer.callbacks)
         torch.set_num_threads(self.config.threads)
         self.config_dump = self.settings  # Lightning's own dump refuses the default of its Timer
 

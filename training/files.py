@@ -2,7 +2,6 @@ r"""Files of runs: written whole, read without running code, found by name; a fo
 
 import io
 import os
-import time
 import warnings
 from contextlib import suppress
 from itertools import count
@@ -18,7 +17,9 @@ RUNS = Path("runs")
 STARTED = RUNS / "started.txt"
 """The folders of the runs, in the order of their first checkpoints."""
 CHECKPOINT = "a checkpoint that python -m training wrote"
-PARTS = ("hyper_parameters", "datamodule_hyper_parameters", "state_dict")
+PARTS = ("pytorch-lightning_version", "hyper_parameters", "datamodule_hyper_parameters", "state_dict")
+STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
+"""What a training goes on from, beside the weights."""
 FIRST = "weight_ih_l0"
 
 
@@ -39,10 +40,12 @@ def save_whole(content: Any, path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves what was there."""
+    """Writes beside ``path``, waits for the disk, renames: a kill or a full disk leaves what was there.
+
+    What a killed process left beside it is written over: the name is always the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stray_parts(path.parent)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -58,13 +61,6 @@ def write_whole(path: Path, content: bytes) -> None:
         handle = os.open(path.parent, os.O_DIRECTORY)
         os.fsync(handle)
         os.close(handle)
-
-
-def remove_stray_parts(folder: Path) -> None:
-    """Removes the unfinished files of killed processes: those that nobody has written for a minute."""
-    for part in folder.glob("*.part"):
-        if time.time() - part.stat().st_mtime > 60:
-            part.unlink(missing_ok=True)
 
 
 def existing(path: Path, expected: str) -> Path:
@@ -102,12 +98,12 @@ def read(path: Path, expected: str) -> dict[str, Any]:
     return content
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that a run wrote. Raises as :func:`read`, for any other file."""
+def read_checkpoint(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The content of a checkpoint that a run wrote, with these parts. Raises as :func:`read` for others."""
     content = read(path, CHECKPOINT)
-    whole = all(isinstance(content.get(part), dict) for part in PARTS)
-    if not whole or "pytorch-lightning_version" not in content:
-        raise ValueError(f"expected {CHECKPOINT}, got {path}")
+    missing = [part for part in (*PARTS, *needed) if part not in content]
+    if missing:
+        raise ValueError(f"expected {CHECKPOINT}, got {path} without {', '.join(missing)}")
     return content
 
 
@@ -125,14 +121,11 @@ def rnn_weights(path: Path) -> dict[str, Tensor]:
 def find_checkpoint(given: str, task: str = "*") -> Path:
     """The file that is meant: by a path, a ``file://`` of one, or ``last`` or ``best`` of the newest run.
 
-    Raises ValueError for any other URL, FileNotFoundError where there is no such file or run of the task.
+    Raises FileNotFoundError where there is no such file or run of the task.
     """
     if given in ("last", "best"):
         return newest(given, task)
-    url = urlsplit(given)
-    if "://" in given and url.scheme != "file":
-        raise ValueError(f"expected a checkpoint on this machine, got {given}: download it first")
-    path = Path(unquote(url.path) if "://" in given else given)
+    path = Path(unquote(urlsplit(given).path) if given.startswith("file://") else given)
     return existing(path, "a checkpoint, or last or best")
 
 

@@ -43,7 +43,6 @@ BASES: dict[str, type] = {
 }
 """The options that name a class, and what that is derived from."""
 NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' does not accept option '(\w+)'"
-REQUIRED = r"arguments are required: ([\w., ]+)"
 CLASS = r"dot import path string: (\S+)|Given value type: <class 'str'>\s+Given value: (.*)$"
 EXPECTED = r"(?m)- Expected an? (?!path |dot )(?:<class ')?(.*?)(?:'>)?$"
 DENIED = r"Importing '([\w.]+)' is not allowed"
@@ -72,9 +71,6 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
     if denied := re.search(DENIED, message):
         expected = f"expected {denied[1]}, which the checkpoint's settings name, on the command line too"
         return f"{expected}: --{key} {denied[1]}, say"
-    if required := re.search(REQUIRED, message):
-        names = (f"--{key}.{name}" if key else f"--{name}" for name in required[1].split(", "))
-        return f"expected {' and '.join(names)}, for which there is no default"
     if option := re.search(NO_OPTION, message):
         return no_such_option(key, ".".join(filter(None, option.groups())), message, parser)
     if key in BASES and (given := re.search(CLASS, message)):
@@ -89,26 +85,22 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
 
 
 def no_such_option(key: str, option: str, message: str, parser: ArgumentParser) -> str:
-    """Names the option nearest to the one given, or all options of a class."""
+    """Names the option nearest to the one given, and all options of a class."""
     if class_path := re.search(r"given class_path '([\w.]+)'", message):
         name = class_path[1].rpartition(".")[2]
         if name in {base.__name__ for base in BASES.values()}:
             return f"expected --{key} NAME before the options of one, got --{key}.{option} alone"
-        options = ArgumentParser().add_class_arguments(resolve_name(class_path[1]), fail_untyped=False)
-        there = [each for each in options if each not in ("params", "optimizer")]
+        there = ArgumentParser().add_class_arguments(
+            resolve_name(class_path[1]), skip={"params", "optimizer"}, fail_untyped=False
+        )
         expected = f"expected an option of {name}, got --{key}.{option}{meant(option, there)}"
         return f"{expected}\nIt has {', '.join(there)}."
-    if message.startswith("unrecognized") and option[0] != "-":
-        return f"expected an option, got {option}\n--help lists all."
-    name = option.partition("=")[0].lstrip("-")
-    return f"there is no option --{name}{meant(name, parser.get_defaults().keys(), '--')}\n--help lists all."
+    near = meant(option.partition("=")[0].lstrip("-"), parser.get_defaults().keys(), "--")
+    return f"there is no option {option}{near}\n--help lists all."
 
 
 def no_such_class(key: str, given: str) -> str:
     """The reason why a class can't be had: its module's own error, another base, or no such name."""
-    expected = f"expected --{key} to be a name or a class by its path, like my_module.MyClass, got {given}"
-    if given.endswith(".py") or "/" in given:
-        return f"{expected}, a file; --{key} {Path(given).stem}.MyClass names a class in it"
     if "." in given and all(part.isidentifier() for part in given.split(".")):  # as a parser has asked for it
         try:
             found = resolve_name(given)
@@ -117,23 +109,20 @@ def no_such_class(key: str, given: str) -> str:
         if not (isinstance(found, type) and issubclass(found, BASES[key])):
             return f"expected --{key} to be a class derived from {BASES[key].__name__}, got {given}"
     there = list(dict.fromkeys(TASKS if key == "data" else subclasses(BASES[key])))
+    expected = f"expected --{key} to be a name or a class by its path, like my_module.MyClass, got {given}"
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
 
 def told(problem: BaseException) -> str:
     """The innermost cause of an exception in a line, and where in the user's own file it was raised."""
-    tried = re.findall(r"^  - (?!Expected an? <)(.*)", str(problem), re.MULTILINE)
-    given = re.search(r"class_path='([\w.]+)'", str(problem))
     while problem.__cause__ is not None:
         problem = problem.__cause__
-    words = " ".join(str(problem).split())
-    if words.startswith("Expected a <class 'list'>") and tried and given:  # the first type that was tried
-        return f"{given[1]}: {tried[0]}"
     frames = traceback.extract_tb(problem.__traceback__)
     users = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith(NOT_THE_USERS)]
     speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
-    return f"{name}{words}" + (f" ({users[-1].filename}, line {users[-1].lineno})" if users else "")
+    place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+    return f"{name}{' '.join(str(problem).split())}{place}"
 
 
 def meant(given: str, there: Iterable[str], prefix: str = "") -> str:

@@ -1,8 +1,7 @@
 r"""What a run showed: the record of its steps, and from it a sentence and a table."""
 
 from dataclasses import asdict, dataclass, field
-from functools import reduce
-from math import isfinite, nan
+from math import inf, isfinite, isnan, nan
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from .compare import Comparison
 from .datamodule import Task
 
+LOSS = "the loss (absolute)"
 NAMES = {"builtin": "nn.RNN", "manual": "ManualRNN"}
 COLUMNS = ("largest\nabsolute", "largest\nrelative", "times\nround-off", "first step\npast", "own\npaths")
 CAPTION = """absolute, relative: at the weights that nn.RNN's twin had reached.
@@ -25,25 +25,6 @@ own paths: relative, between the gradients the twins trained with. Training
   amplifies round-off, so this grows even where every gradient is right."""
 
 
-@dataclass
-class Extremes:
-    """The largest differences seen of one parameter.
-
-    Attributes:
-        absolute: ``max |g_manual - g_builtin|`` at the same weights.
-        relative: the norm of that difference over the larger of the two gradients' norms.
-        parting: the norm of that difference in units of round-off (``compare.py``).
-        drift: relative, between the gradients that the twins trained with.
-        first_step_past: the first step at which ``parting`` was beyond the tolerance.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    parting: float = 0.0
-    drift: float = 0.0
-    first_step_past: int | None = None
-
-
 @dataclass(repr=False)
 class Record:
     """Numbers step by step, and the largest of them: lists of equal length belong together.
@@ -51,11 +32,12 @@ class Record:
     Attributes:
         tolerance: the parting beyond which a run has failed.
         losses: at each of ``steps``, by twin.
-        partings: at each step ``compared``, in units of round-off, by parameter; NaN where none was left.
+        partings: at each step ``compared`` the norm of the difference of the gradients, in units of round-off
+            (``compare.py``), by parameter; NaN where the parameter was left out.
         scores: the task's metric after each step ``validated``, by twin.
-        extremes: by parameter.
-        loss_difference: the largest between the losses at the same weights.
-        loss_drift: the largest between the losses of the twins' own paths.
+        absolute: the largest ``|g_manual - g_builtin|`` at the same weights, by parameter, and of the loss.
+        relative: the largest norm of that difference over the larger of the two gradients' norms.
+        drift: relative, between the gradients that the twins trained with; of the loss absolute.
         diverged: the step at which a twin's loss or gradients ceased to be finite, by twin.
     """
 
@@ -66,9 +48,9 @@ class Record:
     partings: dict[str, list[float]] = field(default_factory=dict)
     validated: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
-    extremes: dict[str, Extremes] = field(default_factory=dict)
-    loss_difference: float = 0.0
-    loss_drift: float = 0.0
+    absolute: dict[str, float] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
     diverged: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -82,29 +64,20 @@ class Record:
         return {twin: values[-1] for twin, values in self.scores.items()}
 
     def note_comparison(self, step: int, found: Comparison) -> None:
-        add(self.compared, step, self.partings, found.partings)
+        finite = {name: inf if isnan(parting) else parting for name, parting in found.partings.items()}
+        add(self.compared, step, self.partings, finite)
         if found.diverged:
             self.diverged.setdefault("builtin", step)
-        self.loss_difference = worse(self.loss_difference, found.loss)
-        for name, parting in found.partings.items():
-            of_name = self.extremes.setdefault(name, Extremes())
-            of_name.absolute = worse(of_name.absolute, found.absolute[name])
-            of_name.relative = worse(of_name.relative, found.relative[name])
-            of_name.parting = worse(of_name.parting, parting)
-            if of_name.first_step_past is None and not parting <= self.tolerance:  # NaN is past it too
-                of_name.first_step_past = step
+        widen(self.absolute, {**found.absolute, LOSS: found.loss})
+        widen(self.relative, found.relative)
 
     def note_step(self, step: int, losses: dict[str, float], drift: dict[str, float] | None = None) -> None:
         """The losses, and as long as neither twin has diverged how far their own paths part."""
         add(self.steps, step, self.losses, losses)
         self.diverged = {name: step for name, loss in losses.items() if not isfinite(loss)} | self.diverged
-        if self.diverged:
-            return
-        if losses:
-            self.loss_drift = worse(self.loss_drift, abs(losses["manual"] - losses["builtin"]))
-        for name, value in (drift or {}).items():
-            of_name = self.extremes.setdefault(name, Extremes())
-            of_name.drift = worse(of_name.drift, value)
+        if not self.diverged:
+            apart = {LOSS: abs(losses["manual"] - losses["builtin"])} if losses else {}
+            widen(self.drift, {**(drift or {}), **apart})
 
     def note_scores(self, step: int, scores: dict[str, float]) -> None:
         add(self.validated, step, self.scores, scores)
@@ -114,24 +87,26 @@ class Record:
         return apply_to_collection(asdict(self), list, lambda numbers: torch.from_numpy(np.array(numbers)))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        found = apply_to_collection(state, Tensor, Tensor.tolist) | {"tolerance": self.tolerance}
-        extremes = {name: Extremes(**e) for name, e in found["extremes"].items()}
-        vars(self).update(found, extremes=extremes)
+        vars(self).update(apply_to_collection(state, Tensor, Tensor.tolist) | {"tolerance": self.tolerance})
 
     @property
     def largest_parting(self) -> float:
-        return reduce(worse, (e.parting for e in self.extremes.values()), 0.0)
+        return max(map(largest, self.partings.values()), default=0.0)
 
     @property
     def bitwise_equal(self) -> bool:
         """Whether every difference was exactly 0: of gradients, losses and the twins' own paths."""
-        differences = [d for e in self.extremes.values() for d in (e.absolute, e.drift)]
-        return not any((self.loss_difference, self.loss_drift, *differences))
+        return not any((*self.absolute.values(), *self.drift.values()))
+
+    def first_past(self, name: str) -> int | None:
+        """The first step at which the parting of a parameter was beyond the tolerance."""
+        steps = zip(self.compared, self.partings[name], strict=True)
+        return next((step for step, parting in steps if parting > self.tolerance), None)
 
     @property
     def failure(self) -> str | None:
         """The parameter whose gradient passed the tolerance first, and the step; None for a sound run."""
-        past = [(e.first_step_past, n) for n, e in self.extremes.items() if e.first_step_past is not None]
+        past = [(step, name) for name in self.partings if (step := self.first_past(name)) is not None]
         if not past:
             return None
         step, name = min(past)
@@ -162,17 +137,18 @@ class Record:
         return f"{shown} equal to nn.RNN's to round-off; {largest}"
 
     def table(self) -> Table:
-        """The extremes of each parameter."""
+        """The largest differences of each parameter, and of the loss."""
         caption = CAPTION.format(tolerance=self.tolerance)
         columns = [Column("parameter", no_wrap=True), *(Column(name, justify="right") for name in COLUMNS)]
         table = Table(*columns, caption=caption, caption_justify="left", box=SIMPLE_HEAD)
-        for name, e in self.extremes.items():
-            past = "none" if e.first_step_past is None else str(e.first_step_past)
-            figures = (number(e.absolute), number(e.relative), f"{e.parting:.2g}", past, number(e.drift))
-            table.add_row(name, *figures)
+        for name, partings in self.partings.items():
+            at_the_same_weights = number(self.absolute[name]), number(self.relative[name])
+            past = self.first_past(name) or "none"
+            own_paths = number(self.drift.get(name, 0.0))
+            table.add_row(name, *at_the_same_weights, f"{largest(partings):.2g}", str(past), own_paths)
         table.add_section()
-        losses = (number(self.loss_difference), "", "", "", number(self.loss_drift))
-        table.add_row("the loss (absolute)", *losses)
+        losses = (number(self.absolute.get(LOSS, 0.0)), "", "", "", number(self.drift.get(LOSS, 0.0)))
+        table.add_row(LOSS, *losses)
         return table
 
 
@@ -183,9 +159,16 @@ def add(steps: list[int], step: int, lists: dict[str, list[float]], values: dict
     steps.append(step)
 
 
-def worse(a: float, b: float) -> float:
-    """The larger, where NaN is larger than anything."""
-    return b if b != b or b > a else a
+def widen(kept: dict[str, float], values: dict[str, float]) -> None:
+    """Keeps of each name the larger value, where NaN is larger than anything."""
+    for name, value in values.items():
+        if value > kept.setdefault(name, 0.0) or isnan(value):
+            kept[name] = value
+
+
+def largest(values: list[float]) -> float:
+    """But for NaN, which stands for a value that is missing."""
+    return max((value for value in values if not isnan(value)), default=0.0)
 
 
 def counted(count: int, noun: str) -> str:

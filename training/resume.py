@@ -8,36 +8,17 @@ from typing import Any
 from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from .callbacks import CompareGradients, StopWhenSolved
+from .callbacks import StopWhenSolved
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
-from .settings import allow_classes, of_this_version, settings_of
+from .settings import allow_classes, settings_of
 from .twins import Twins, check_shapes
 
-STATE = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
 OTHER_RUN = "in the checkpoint; a run goes on with its own task and sizes"
 SOLVED = EarlyStoppingReason.STOPPING_THRESHOLD.value
 Flat = dict[str, Any]
 Settings = Mapping[str, Any]
-
-
-def what_is_restored(checkpoint: Settings, restored: Settings, now: Settings, default: Settings) -> str:
-    """In two lines: the settings of the checkpoint's run that aren't the default, and those given anew."""
-    lines = [
-        f"  other than the defaults: {in_words(differences(restored, default)) or 'none'}",
-        f"  given anew: {in_words(differences(now, restored)) or 'none'}",
-    ]
-    if CompareGradients.__name__ not in checkpoint.get("callbacks", {}):
-        lines.append("  but no record of its steps: an older version wrote that in another way")
-    return "\n".join(lines)
-
-
-def check_state(checkpoint: Mapping[str, Any]) -> None:
-    """Raises ValueError where a checkpoint hasn't what a training goes on from."""
-    missing = [part for part in STATE if part not in checkpoint]
-    if missing:
-        raise ValueError(f"expected a checkpoint to go on from, got one without {', '.join(missing)}")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -112,9 +93,9 @@ class GivenAnew(Callback):
 def load_model(ckpt_path: Path) -> Twins:
     """The twins of a checkpoint, ready to answer. Raises ValueError where its weights don't fit."""
     content = read_checkpoint(ckpt_path)
-    given = of_this_version(content["hyper_parameters"])
+    given, known = content["hyper_parameters"], signature(Twins).parameters
     try:
-        model = Twins(**{n: value for n, value in given.items() if n in signature(Twins).parameters})
+        model = Twins(**{name: value for name, value in given.items() if name in known})
     except TypeError as problem:
         raise ValueError(f"expected the options of twins in {ckpt_path}: {problem}") from None
     check_shapes(model, content["state_dict"], OTHER_RUN)

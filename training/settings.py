@@ -4,10 +4,12 @@ Those of a checkpoint may name classes of torch.optim, Lightning and this packag
 named on the command line.
 """
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -21,18 +23,14 @@ from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST_NODES = 100_000
+UNFIT = ("LBFGS", "SparseAdam")
 load_yaml = get_loader("yaml")
 NOT_RESTORED = ("ckpt_path", "name", "config")
-OLDER = {"compare_every", "tolerance"}
 PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 TRUSTED = ("torch.optim", *LIGHTNING, f"{PACKAGE}.tasks", f"{PACKAGE}.callbacks")
 DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
-NO_DATA = object()
-
-
-def with_config_files(options: Iterable[Option]) -> list[Option]:
-    return [(name, [*map(config_file, values)] if name == "--config" else values) for name, values in options]
+NO_DATA = "an object that is no data"
 
 
 def config_file(given: str) -> str:
@@ -58,21 +56,20 @@ def inline(given: str) -> bool:
 def load_settings(text: str) -> Any:
     """jsonargparse's loader, but for YAML whose aliases would make it grow without bound."""
     try:
-        if "*" in text and size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+        if "*" in text and any(islice(nodes(yaml.compose(text, yaml.SafeLoader)), MOST_NODES, None)):
             raise yaml.YAMLError("its aliases make more than 100,000 values of it")
         return load_yaml(text)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
-def size(node: Any, known: dict[int, int]) -> int:
-    """How many values a YAML node stands for, once its aliases are written out; too many for a circle."""
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # which holds where the node is met within itself
-        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
-        parts = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
-        known[id(node)] = 1 + sum(size(part, known) for part in parts)
-    return known[id(node)]
+def nodes(root: Any) -> Iterator[yaml.Node]:
+    """All nodes of YAML, with its aliases written out; of a circle there is no end."""
+    rest = [root]
+    while rest:
+        yield (node := rest.pop())
+        for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+            rest.extend(part if isinstance(part, tuple) else (part,))
 
 
 def check_run(trainer: Any, optimizer: str) -> None:
@@ -81,10 +78,8 @@ def check_run(trainer: Any, optimizer: str) -> None:
     elsewhere = str(trainer.strategy).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook"))
     here = "--trainer.strategy to leave the report in this process, as auto and ddp do"
     for is_given, expected in (
-        (name == "LBFGS", "an optimizer that moves each parameter by itself, got LBFGS"),
-        (name == "SparseAdam", "an optimizer that takes dense gradients, got SparseAdam"),
+        (name in UNFIT, f"an optimizer that moves each parameter by itself, by a dense gradient; got {name}"),
         (batches < 1, f"--trainer.accumulate_grad_batches of at least 1, got {batches}"),
-        (trainer.barebones, "a run that logs, for the report; got --trainer.barebones true"),
         (elsewhere, f"{here}; got {trainer.strategy}"),
     ):
         if is_given:
@@ -92,24 +87,23 @@ def check_run(trainer: Any, optimizer: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Settings as data that YAML and ``weights_only`` can hold.
+    """Settings as data that YAML and ``weights_only`` can hold, of plain types: no PositiveInt, no tuple.
 
     An object without such a form, like a default ``torch.device``, is left out: its default will hold again.
     """
+
+    def hold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {n: part for n, part in pairs if NO_DATA not in (part if isinstance(part, list) else [part])}
+
+    return json.loads(json.dumps(value, default=data_of), object_pairs_hook=hold)
+
+
+def data_of(value: Any) -> Any:
+    """What stands for an object that JSON doesn't know."""
     if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        found = {str(name): plain(part) for name, part in value.items()}
-        return {name: part for name, part in found.items() if part is not NO_DATA}
-    if isinstance(value, list | tuple | set):
-        return [part for part in map(plain, value) if part is not NO_DATA]
+        return vars(value)
     if isinstance(value, Enum):
-        return plain(value.value)
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):  # of which settings are subclasses, such as PositiveInt
-        if isinstance(value, kind):
-            return kind(value)
+        return value.value
     return str(value) if isinstance(value, Path) else NO_DATA
 
 
@@ -125,17 +119,7 @@ def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         data["class_path"] = re.sub(OWN_TASKS, f"{PACKAGE}.tasks.", data["class_path"])
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"expected {CHECKPOINT}, got one without the settings of its run") from None
-    if model.keys() >= OLDER:
-        settings["compare"] = {"every_n_steps": model["compare_every"], "tolerance": model["tolerance"]}
-    return settings | {"model": of_this_version(model), "data": data}
-
-
-def of_this_version(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the twins, also of those that compared their own gradients and had ReLU as their default."""
-    if not model.keys() >= OLDER:
-        return dict(model)
-    kept = {name: value for name, value in model.items() if name not in OLDER}
-    return kept | {"nonlinearity": model.get("nonlinearity") or "relu"}
+    return settings | {"model": model, "data": data}
 
 
 def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:

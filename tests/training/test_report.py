@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from training.compare import Comparison
 from training.curves import draw_run, draw_sweep, mean_over_seeds, stretches
-from training.report import NAMES, Record, show, worse
+from training.report import LOSS, NAMES, Record, show, widen
 from training.tasks import Adding
 
 
@@ -52,14 +52,26 @@ def test_of_several_parameters_the_first_to_part_is_named() -> None:
     for step, partings in enumerate([{"a": 1.0, "b": 99.0, "c": 1.0}, {"a": 99.0, "b": 99.0, "c": 99.0}], 1):
         record.note_comparison(step, Comparison(partings, partings, partings, 0.0))
     assert record.failure == "the gradient of b parted by more than the tolerance of 16 at step 1"
-    assert [e.first_step_past for e in record.extremes.values()] == [2, 1, 2]
+    assert [record.first_past(name) for name in record.partings] == [2, 1, 2]
 
 
 def test_nan_is_worse_than_anything() -> None:
-    assert worse(1.0, 2.0) == worse(2.0, 1.0) == 2.0
-    for a, b in ((nan, 1.0), (1.0, nan), (nan, inf)):
-        assert worse(a, b) != worse(a, b)
-    assert recorded(nan, 1.0).largest_parting != recorded(nan, 1.0).largest_parting
+    for values in ((1.0, nan), (nan, 1.0), (nan, inf)):
+        kept: dict[str, float] = {}
+        for value in values:
+            widen(kept, {"w": value})
+        assert str(kept) == "{'w': nan}"
+    kept = {"a": 2.0}
+    widen(kept, {"a": 1.0, "b": 0.0})
+    assert kept == {"a": 2.0, "b": 0.0}
+    assert recorded(nan, 1.0).largest_parting == inf
+
+
+def test_a_parameter_that_was_left_out_at_a_step_is_not_past_the_tolerance() -> None:
+    record = recorded(1.0)
+    record.note_comparison(2, Comparison({"v": 1.0}, {"v": 1.0}, {"v": 2.0}, 0.0))
+    assert record.failure is None
+    assert record.largest_parting == 2
 
 
 def test_equal_is_bitwise_where_gradients_losses_and_paths_all_are() -> None:
@@ -87,7 +99,7 @@ def test_after_a_divergence_paths_are_compared_no_more() -> None:
     record = recorded(1.0)
     record.note_step(2, {"builtin": inf, "manual": nan}, {"w": nan})
     record.note_step(3, {"builtin": 1.0, "manual": 2.0})
-    assert record.extremes["w"].drift == record.loss_drift == 0
+    assert record.drift == {LOSS: 0.0}
     assert record.divergence == "both diverged at step 2"
     assert record.sentence().startswith("both diverged at step 2; before that 1 step of 3")
     record.diverged["manual"] = 3
@@ -102,15 +114,17 @@ def test_a_record_is_the_same_after_a_checkpoint(tmp_path: Path) -> None:
     record.note_comparison(3, comparison(1.0, loss=0.125))
     record.note_step(3, {"builtin": 1.0, "manual": 1.5})
     record.note_step(4, {"builtin": inf, "manual": 1.0})
-    assert (record.loss_difference, record.loss_drift) == (0.125, 0.5)
+    assert (record.absolute[LOSS], record.drift[LOSS]) == (0.125, 0.5)
     torch.save(record.state_dict(), tmp_path / "record.pt")
     again = Record()
     again.load_state_dict(torch.load(tmp_path / "record.pt", weights_only=True))
     assert again == record
     assert again.failure == record.failure
-    stricter = Record(tolerance=2.0)
-    stricter.load_state_dict(record.state_dict())
-    assert stricter.tolerance == 2
+    for tolerance, first in (2.0, 2), (99.0, None):  # steps are judged by the tolerance that is given anew
+        anew = Record(tolerance)
+        anew.load_state_dict(record.state_dict())
+        assert anew.tolerance == tolerance
+        assert anew.first_past("w") == first
     assert all(isinstance(step, int) for step in [*again.steps, *again.compared, *again.validated])
 
 
