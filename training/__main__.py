@@ -4,9 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LABORATORY = ("fit", "validate", "test", "predict")
@@ -48,13 +46,17 @@ all options of a command: {prog} COMMAND --help
 def main(args: list[str] | None = None) -> None:
     """One command line, that of the process where none is given. Raises SystemExit with a code but 0."""
     given = sys.argv[1:] if args is None else args
-    if given and given[0] in ("-h", "--help", "--version"):
-        print(overview() if given[0] != "--version" else f"{prog()} {installed()}\n", end="")
+    if given and given[0] in ("-h", "--help"):
+        print(overview(), end="")
+        return
+    if given and given[0] == "--version":
+        print(prog(), import_module("manual_rnn").__version__)
         return
     named = bool(given) and not given[0].startswith("-")
     name, options = (given[0], given[1:]) if named else ("fit", given)
     if name not in COMMANDS:
-        sys.stderr.write(f"{prog()}: {unknown(name)}\n")
+        there = f"there are {', '.join(COMMANDS)}, and --help"
+        sys.stderr.write(f"{prog()}: expected a command, got {name}; {there}\n")
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
@@ -75,23 +77,10 @@ def prog() -> str:
     return called if called == "manual-rnn-lab" else f"python -m {__package__}"
 
 
-def installed() -> str:
-    try:
-        return version("manual_rnn")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def overview() -> str:
     commands = "\n".join(f"  {name:9} {about}" for name, about in COMMANDS.items())
     configs = sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
     return OVERVIEW.format(prog=prog(), commands=commands, configs=", ".join(configs))
-
-
-def unknown(name: str) -> str:
-    near = {"help": ["--help"], "train": ["fit"]}.get(name) or get_close_matches(name, COMMANDS)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f"expected a command, got {name}{meant}\nThere are {', '.join(COMMANDS)}, and --help."
 
 
 def grouped(words: Sequence[str]) -> list[Option]:

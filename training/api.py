@@ -4,9 +4,9 @@ import logging
 import warnings
 from typing import Any
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 
-from .callbacks import CompareGradients, StopWhenDiverged, StopWhenSolved
+from .callbacks import CompareGradients, stoppers
 from .datamodule import Task
 from .report import Record
 from .twins import Twins
@@ -64,16 +64,11 @@ def train(
     compare = compare or CompareGradients()
     options = {**TRAINER, "logger": False, "enable_checkpointing": False, **trainer}
     given = as_list(options.pop("callbacks", None))
-    own = stoppers(task, stop_when_solved)
-    Trainer(**options, callbacks=[compare, *own, *given]).fit(model or Twins.for_task(task), datamodule=task)
+    callbacks = [compare, *stoppers(task, stop_when_solved), *given]
+    Trainer(**options, callbacks=callbacks).fit(model or Twins.for_task(task), datamodule=task)
     if compare.record.failure:
         raise ArithmeticError(compare.record.failure)
     return compare.record
-
-
-def stoppers(task: Task, stop_when_solved: bool) -> list[Callback]:
-    """What ends a run early, be it from Python or from the command line."""
-    return [StopWhenDiverged(), *([StopWhenSolved(task)] if stop_when_solved else [])]
 
 
 def as_list(value: Any) -> list[Any]:

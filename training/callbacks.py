@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
@@ -19,8 +18,6 @@ from .datamodule import Task, at_least
 from .files import note_start, save_whole, write_whole
 from .report import NAMES, Record
 from .twins import Twins
-
-FOREVER = 10**9
 
 
 class CompareGradients(Callback):
@@ -46,7 +43,7 @@ class CompareGradients(Callback):
         >>> print(compared.record.sentence())
     """
 
-    def __init__(self, every_n_steps: PositiveInt = 1, tolerance: NonNegativeFloat = 16.0) -> None:
+    def __init__(self, every_n_steps: int = 1, tolerance: float = 16.0) -> None:
         at_least(1, every_n_steps=every_n_steps)
         at_least(0, tolerance=tolerance)
         self.every_n_steps, self.record = every_n_steps, Record(float(tolerance))
@@ -97,25 +94,16 @@ class CompareGradients(Callback):
         self.record.load_state_dict(state)
 
 
-class StopWhenSolved(EarlyStopping):
-    """Ends the training at the first validation in which both twins have solved the task."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(
-            f"val_{task.metric}/worse",
-            mode=task.objective.mode,
-            patience=FOREVER,
-            stopping_threshold=task.solved,
-            check_on_train_epoch_end=False,
-            check_finite=False,
-        )
+class Stopper(EarlyStopping):
+    """Ends the training at a validation; its state is kept apart from that of a user's EarlyStopping."""
 
 
-class StopWhenDiverged(EarlyStopping):
-    """Ends the training at the first validation in which a twin's loss is infinite or no number."""
-
-    def __init__(self) -> None:
-        super().__init__("val_loss/worse", patience=FOREVER, check_on_train_epoch_end=False)
+def stoppers(task: Task, stop_when_solved: bool) -> list[Callback]:
+    """Of a twin whose loss is infinite or no number, and of a task that both twins have solved."""
+    rule: Any = {"patience": 10**9, "check_on_train_epoch_end": False}
+    goal: Any = {"mode": task.objective.mode, "stopping_threshold": task.solved, "check_finite": False}
+    solved = Stopper(f"val_{task.metric}/worse", **rule, **goal)
+    return [Stopper("val_loss/worse", **rule), *([solved] if stop_when_solved else [])]
 
 
 class Kept(ModelCheckpoint):

@@ -26,8 +26,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from .__main__ import as_words, grouped, prog
-from .api import TRAINER, as_list, quieten, stoppers
-from .callbacks import Bar, CompareGradients, Settings, WritePredictions, best_and_last
+from .api import TRAINER, as_list, quieten
+from .callbacks import Bar, CompareGradients, Settings, WritePredictions, best_and_last, stoppers
 from .curves import draw_run
 from .datamodule import Task
 from .files import RUNS, STATE, WholeCheckpoints, find_checkpoint, new_folder, read_checkpoint
@@ -66,17 +66,10 @@ class Laboratory(LightningCLI):
         parser: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
         own: Any = {"save_config_callback": None, "seed_everything_default": 0, "subclass_mode_data": True}
         own |= {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
-        super().__init__(Twins, Task, **own)
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The twins and the task come before Lightning's many."""
-        parser.add_lightning_class_args(Task, "data", subclass_mode=True)
-        parser.add_lightning_class_args(Twins, "model")
-        parser.add_lightning_class_args(CompareGradients, "compare")
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
+        super().__init__(Twins, Task, trainer_defaults=TRAINER, **own)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(CompareGradients, "compare")
         add = parser.add_argument
         add("--threads", type=Threads, default=1, help="of torch on the CPU; small networks lose by more")
         add("--stop_when_solved", type=bool, default=True, help="stop once both twins have solved the task")
@@ -122,11 +115,6 @@ class Laboratory(LightningCLI):
         settings = {name: value for name, value in plain(self.config).items() if name != "config"}
         return settings | {"ckpt_path": None}
 
-    @property
-    def record(self) -> Record:
-        record: Record = self.config_init.compare.record
-        return record
-
     def before_instantiate_classes(self) -> None:
         if self.command != "fit" and self.config.ckpt_path is None:
             raise ValueError(f"expected --ckpt_path with {self.command}: a checkpoint, or last or best")
@@ -143,6 +131,7 @@ class Laboratory(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init.trainer
+        self.record: Record = self.config_init.compare.record
         given, plugins = as_list(config.callbacks), as_list(config.plugins)
         if any(isinstance(callback, LearningRateFinder) for callback in given):
             raise ValueError("expected no LearningRateFinder, which sets the rate of a model; see `sweep`")

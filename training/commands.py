@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,9 +66,6 @@ def export_twin(
         onnx: a file for the whole network, from input (batch, time, input_size) to every step's output.
         twin: which of the twins.
     """
-    missing = [name for name in ("onnx", "onnxscript") if onnx and find_spec(name) is None]
-    if missing:
-        raise ImportError(f"ONNX needs {' and '.join(missing)}: pip install 'manual_rnn[onnx]'")
     network = load_model(find_checkpoint(ckpt_path)).twins[twin]
     save_whole(dict(network.rnn.state_dict()), output)
     print(f"state_dict of {network.rnn}: {output}")

@@ -100,11 +100,11 @@ def compare(
         return partings(found, finite, round_off(finite, exact, beside))
 
     parted = judge(nudges=1)
-    if tolerance and not within(parted, tolerance / 4):
+    if tolerance and not all(parting <= tolerance / 4 for parting in parted.values()):
         parted = judge(nudges=MANY)
     loss_is_finite = bool(loss_given.isfinite())
     return Comparison(
-        gradient_differences(found, finite),
+        {name: largest(found[name] - gradient) for name, gradient in finite.items()},
         relative_differences(found, finite),
         parted,
         loss=(loss_found - loss_given).abs().item() if loss_is_finite else 0.0,
@@ -182,11 +182,6 @@ def same_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def gradient_differences(a: Gradients, b: Gradients) -> dict[str, float]:
-    """Per parameter of ``b`` the largest absolute difference, ``max |a - b|``."""
-    return {name: largest(a[name] - b[name]) for name in b}
-
-
 def relative_differences(a: Gradients, b: Gradients) -> dict[str, float]:
     """Per parameter of ``b`` ``||a - b||`` over the larger of ``||a||`` and ``||b||``; 0 where both are 0."""
     return {name: ratio(norm(a[name] - b[name]), max(norm(a[name]), norm(b[name]))) for name in b}
@@ -200,11 +195,6 @@ def round_off(builtin: Gradients, exact: Gradients, nudged: Iterable[Gradients])
 def partings(manual: Gradients, builtin: Gradients, unit: float) -> dict[str, float]:
     """Per parameter of ``builtin`` ``|| manual - builtin ||`` in units of ``unit``."""
     return {name: ratio(norm(manual[name] - builtin[name]), unit) for name in builtin}
-
-
-def within(partings: Mapping[str, float], tolerance: float) -> bool:
-    """Whether every parting is at most the tolerance; NaN is not."""
-    return all(parting <= tolerance for parting in partings.values())
 
 
 def largest(x: Tensor) -> float:

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -54,12 +53,12 @@ class Task(LightningDataModule):
 
     def __init__(
         self,
-        length: PositiveInt = 20,
-        batch_size: PositiveInt = 64,
-        train_batches: PositiveInt = 100,
-        val_batches: PositiveInt = 10,
-        num_workers: NonNegativeInt = 0,
-        seed: NonNegativeInt | None = None,
+        length: int = 20,
+        batch_size: int = 64,
+        train_batches: int = 100,
+        val_batches: int = 10,
+        num_workers: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -78,9 +78,10 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
     if not key or problem is None:
         return " ".join(message.split())
     reason = told(problem)
-    types = dict.fromkeys(re.findall(EXPECTED, message.partition("Given value:")[0]))
-    if types and "Got value: " in reason:
-        return f"expected --{key} to be {' or '.join(types)}, got {reason.partition('Got value: ')[2]}"
+    first, _, got = reason.partition(". Got value: ")
+    if f"- {first}\n" in message:  # of several types
+        types = dict.fromkeys(re.findall(EXPECTED, message.partition("Given value:")[0]))
+        return f"expected --{key} to be {' or '.join(types)}, got {got}"
     return f"--{key}: {reason}"
 
 

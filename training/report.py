@@ -54,9 +54,7 @@ class Record:
     diverged: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        reached = {twin: float(f"{score:.4g}") for twin, score in self.reached.items()}
-        counts = f"{len(self.steps)} steps, {len(self.compared)} compared, {len(self.validated)} validations"
-        return f"Record({counts}, scores at the end: {reached})"
+        return f"Record({self.sentence()})"
 
     @property
     def reached(self) -> dict[str, float]:
@@ -114,13 +112,10 @@ class Record:
         return f"the gradient of {name} parted by more than {tolerance} at step {step}"
 
     @property
-    def divergence(self) -> str | None:
-        """Whose loss or gradients ceased to be finite, and when."""
-        steps = {NAMES[twin]: step for twin, step in sorted(self.diverged.items())}
-        if len(steps) == 2 and len(set(steps.values())) == 1:
-            return f"both diverged at step {min(steps.values())}"
-        each = " and ".join(f"{name} at step {step}" for name, step in steps.items())
-        return each and f"{'both' if len(steps) == 2 else 'one twin'} diverged, {each}"
+    def divergence(self) -> str:
+        """Whose loss or gradients ceased to be finite, and when; empty where both stayed so."""
+        diverged = sorted(self.diverged.items())
+        return " and ".join(f"{NAMES[twin]} diverged at step {step}" for twin, step in diverged)
 
     def sentence(self) -> str:
         """What was shown, in one sentence."""

@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from .callbacks import StopWhenSolved
+from .callbacks import Stopper
 from .datamodule import Task
 from .files import read_checkpoint
 from .messages import InFewWords
@@ -53,7 +53,7 @@ def why_finished(checkpoint: Settings, settings: Settings) -> str | None:
         return f"has made its {epochs} epochs, {step} steps; --trainer.max_epochs says how many more"
     if 0 <= trainer["max_steps"] <= step:
         return f"has made its {step} steps; --trainer.max_steps says how many more"
-    stopped = [c for name, c in checkpoint["callbacks"].items() if name.startswith(StopWhenSolved.__name__)]
+    stopped = [c for name, c in checkpoint["callbacks"].items() if name.startswith(Stopper.__name__)]
     if settings["stop_when_solved"] and any(state["stopping_reason"] == SOLVED for state in stopped):
         return f"has solved its task at step {step}; --stop_when_solved false trains on"
     return None

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
@@ -46,9 +45,7 @@ class CopyMemory(Task):
     metric = "accuracy"
     solved = 0.99
 
-    def __init__(
-        self, length: PositiveInt = 10, symbols: PositiveInt = 5, alphabet: PositiveInt = 8, **kwargs: Any
-    ) -> None:
+    def __init__(self, length: int = 10, symbols: int = 5, alphabet: int = 8, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         at_least(1, symbols=symbols)
         at_least(2, alphabet=alphabet)
@@ -77,7 +74,7 @@ class TemporalOrder(Task):
     chance, solved = 1 / 4, 0.99
     shortest = 10
 
-    def __init__(self, length: PositiveInt = 40, **kwargs: Any) -> None:
+    def __init__(self, length: int = 40, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
 
     def sample(self, generator: Generator, count: int) -> Batch:
@@ -121,7 +118,7 @@ class SinePrediction(Task):
     warm_up = 10
     shortest = warm_up + 1
 
-    def __init__(self, length: PositiveInt = 50, **kwargs: Any) -> None:
+    def __init__(self, length: int = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
 
     def sample(self, generator: Generator, count: int) -> Batch:
@@ -153,9 +150,9 @@ class SequentialDigits(Task):
     def __init__(
         self,
         by: Literal["row", "pixel"] = "row",
-        batch_size: PositiveInt = 64,
-        num_workers: NonNegativeInt = 0,
-        seed: NonNegativeInt | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         digits = load_digits()
@@ -197,7 +194,7 @@ class CharacterLM(Task):
     source = "Elman 1990 for letters in sequence; the default text is Shakespeare's, 1609"
     metric = "perplexity"
 
-    def __init__(self, path: Path | None = None, length: PositiveInt = 50, **kwargs: Any) -> None:
+    def __init__(self, path: Path | None = None, length: int = 50, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         text = read_text(path or Path(__file__).with_name("sonnets.txt"), "a text")
         self.characters = sorted(set(text))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -83,16 +82,16 @@ class Twins(LightningModule):
         output_size: int,
         metric: MetricName = "mse",
         scored_steps: int | None = None,
-        hidden_size: PositiveInt = 32,
-        num_layers: PositiveInt = 1,
+        hidden_size: int = 32,
+        num_layers: int = 1,
         nonlinearity: Literal["tanh", "relu"] | None = None,
         bias: bool = True,
-        dropout: ClosedUnitInterval = 0.0,
+        dropout: float = 0.0,
         bidirectional: bool = False,
         kernel: KernelName = "default",
         init_from: Path | None = None,
         recurrent: Recurrent | None = None,
-        tbptt_steps: PositiveInt | None = None,
+        tbptt_steps: int | None = None,
     ) -> None:
         super().__init__()
         if tbptt_steps is not None:

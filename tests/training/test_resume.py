@@ -102,7 +102,7 @@ def test_beside_another_optimizer_the_scheduler_begins_anew_too() -> None:
 def finished_after(**changed: Any) -> str | None:
     trainer = {"max_epochs": 20, "max_steps": -1, **changed}
     progress = {"epoch_progress": {"current": {"processed": 2}}}
-    callbacks = {"StopWhenSolved": {"stopping_reason": "x"}}
+    callbacks = {"Stopper": {"stopping_reason": "x"}}
     content = {"global_step": 8, "loops": {"fit_loop": progress}, "callbacks": callbacks}
     return why_finished(content, {"trainer": trainer, "stop_when_solved": True})
 
