@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import LearningRateFinder, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -133,8 +133,6 @@ class Laboratory(LightningCLI):
         config = self.config_init.trainer
         self.record: Record = self.config_init.compare.record
         given, plugins = as_list(config.callbacks), as_list(config.plugins)
-        if any(isinstance(callback, LearningRateFinder) for callback in given):
-            raise ValueError("expected no LearningRateFinder, which sets the rate of a model; see `sweep`")
         if config.logger is None:
             kwargs["logger"] = False  # until there is a folder
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -76,10 +76,12 @@ def check_run(trainer: Any, optimizer: str) -> None:
     """Raises ValueError for an optimizer, or options of Lightning's Trainer, that no run can have."""
     name, batches = optimizer.rpartition(".")[2], trainer.accumulate_grad_batches
     elsewhere = str(trainer.strategy).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook"))
+    finder = "LearningRateFinder" in str(trainer.callbacks)
     here = "--trainer.strategy to leave the report in this process, as auto and ddp do"
     for is_given, expected in (
         (name in UNFIT, f"an optimizer that moves each parameter by itself, by a dense gradient; got {name}"),
         (batches < 1, f"--trainer.accumulate_grad_batches of at least 1, got {batches}"),
+        (finder, "no LearningRateFinder, which sets the rate of a model; see `sweep`"),
         (elsewhere, f"{here}; got {trainer.strategy}"),
     ):
         if is_given:

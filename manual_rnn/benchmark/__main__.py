@@ -95,12 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three cases, no memory, fewer points")
     parser.add_argument("--grid", action="store_true", help="few steps of few rows, to H = 4096; no memory")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 2, or 1 if quick")
+    parser.add_argument("--threads", type=thread_count, nargs="+", help="default: 1 2, or 1 if quick")
     parser.add_argument("--seconds", type=float, help="per case and contender, default: 1, or 0.1 if quick")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--plot", metavar="FOLDER", type=Path, help="write pictures there")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write every row there as it comes")
+    parser.add_argument("--json", metavar="FILE", type=writable_file, help="add every row to it as it comes")
     return parser
+
+
+def thread_count(given: str) -> int:
+    if not 1 <= int(given) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1024 threads, got {given}")
+    return int(given)
+
+
+def writable_file(given: str) -> Path:
+    """The file to which rows can be added: where they can't, nothing is measured."""
+    try:
+        Path(given).open("a").close()
+    except OSError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return Path(given)
 
 
 if __name__ == "__main__":

@@ -160,3 +160,21 @@ def test_a_run_on_a_cpu_says_who_was_left_out(
     printed = capsys.readouterr().out
     assert printed.count("| (T, B, I, H) | nn.RNN | default | triton | limit | of the peak |\n") == 2
     assert "left out:\n  triton: RuntimeError: kernel 'triton' can't run here" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--threads 0", "expected 1 to 1024 threads, got 0"),
+        ("--threads 1 2000", "expected 1 to 1024 threads, got 2000"),
+        ("--threads x", "invalid thread_count value: 'x'"),
+        ("--json nowhere/rows.json", "No such file or directory: 'nowhere/rows.json'"),
+    ],
+)
+def test_what_it_cannot_do_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], options: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(options.split())
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err

@@ -335,8 +335,9 @@ def test_a_run_reports_and_leaves_its_files(cli: CommandLine) -> None:
 
 
 def test_the_best_of_an_accuracy_is_the_largest_and_of_an_error_the_smallest() -> None:
-    assert getattr(best_and_last(Parity(), None)[0], "mode") == "max"  # noqa: B009
-    assert getattr(best_and_last(Adding(), None)[0], "mode") == "min"  # noqa: B009
+    for task, metric, mode in (Parity(), "accuracy", "max"), (Adding(), "mse", "min"):
+        best: Any = best_and_last(task, None)[0]
+        assert (best.monitor, best.mode) == (f"val_{metric}/manual", mode)
 
 
 def test_each_epoch_leaves_one_line_with_the_validation(
@@ -381,6 +382,9 @@ def test_logs_can_be_turned_off(cli: CommandLine) -> None:
     out = cli("--trainer.logger=false", "--trainer.enable_checkpointing=false")
     assert "equal to nn.RNN's to round-off" in out
     assert {path.name for path in Path().iterdir()} == {"config.yaml", "side_by_side.png"}
+    cli("--trainer.logger=false")
+    assert {path.name for path in Path("checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert not Path("runs").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_line(cli: CommandLine) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_runs import WARNINGS, trained
 
 import manual_rnn
+import training.callbacks
 import training.compare
 from manual_rnn import ManualRNN
 from training.callbacks import CompareGradients
@@ -88,6 +89,17 @@ def test_equal_gradients_differ_by_exactly_nothing() -> None:
     _, b = gradients(rnn, loss)
     zeros = dict.fromkeys(a, 0.0)
     assert relative_differences(a, b) == partings(a, b, 0.0) == zeros
+
+
+def test_gradients_of_opposite_sign_are_apart_by_their_sum() -> None:
+    builtin, manual = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+
+    def loss(network: nn.Module, x: Tensor) -> Tensor:
+        value: Tensor = network(x).sum()
+        return -value if network is manual else value
+
+    found = compare(builtin, manual, loss, torch.tensor([[3.0, 4.0]]))
+    assert (found.absolute, found.relative) == ({"weight": 8.0}, {"weight": 2.0})
 
 
 def test_differences_are_measured_as_said() -> None:
@@ -295,6 +307,20 @@ def test_the_callback_names_the_step_of_a_wrong_gradient() -> None:
     fit(Pair(wrong_from=4), compared)
     assert compared.record.failure is not None
     assert compared.record.failure.endswith("parted by more than the tolerance of 16 at step 4")
+
+
+def test_the_callback_compares_by_its_own_tolerance_and_draws_anew_at_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def note(*args: Any, **options: Any) -> training.compare.Comparison:
+        seen.append((args[4], options["seed"]))
+        return compare(*args, **options)
+
+    monkeypatch.setattr(training.callbacks, "compare", note)
+    fit(Pair(), CompareGradients(every_n_steps=2, tolerance=3.0))
+    assert seen[:3] == [(3.0, 0), (3.0, 2), (3.0, 4)]
 
 
 def test_the_callback_does_not_touch_the_training() -> None:
