@@ -97,6 +97,7 @@ ERRORS = [
     ("help", "expected a command, got help; there are fit, validate"),
     ("fit --data Addition", "got Addition; did you mean Adding?\nThere are Adding, CopyMemory"),
     ("fit --data nowhere.Task", "--data nowhere.Task: No module named 'nowhere'"),
+    ("fit --data torch.nn.RNN", "expected --data to be a class derived from Task, got torch.nn.RNN"),
     ("fit --data os.system", "expected --data to be a class derived from Task, got os.system"),
     ("fit --data echo.py", "--data echo.py: AttributeError: module 'echo' has no attribute 'py'"),
     ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
@@ -397,6 +398,7 @@ def test_a_folder_that_cannot_be_written_is_a_line(cli: CommandLine) -> None:
 def test_every_config_runs_by_its_bare_name(cli: CommandLine, config: Path) -> None:
     out = cli("--config", config.stem, "--trainer.fast_dev_run=true", small=[])
     assert "equal to nn.RNN's to round-off" in out
+    assert list(Path().iterdir()) == []  # it is a trial
 
 
 def test_there_is_a_config_for_every_task() -> None:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from training.compare import Comparison
 from training.curves import draw_run, draw_sweep, mean_over_seeds, stretches
+from training.datamodule import Task
 from training.report import LOSS, NAMES, Record, show, widen
-from training.tasks import Adding
+from training.tasks import Adding, Parity
 
 
 def comparison(parting: float, absolute: float = 1e-7, loss: float = 0.0) -> Comparison:
@@ -174,6 +175,16 @@ def test_the_picture_shows_losses_scores_and_partings(monkeypatch: pytest.Monkey
     assert [line.get_label() for line in scores.get_lines()][2:] == ["chance: 0.167", "solved: 0.0064"]
     np.testing.assert_array_equal(partings.get_lines()[0].get_ydata(), [1.0, 2.0, nan])
     assert partings.get_lines()[1].get_label() == "tolerance: 16"
+
+
+@pytest.mark.parametrize(("task", "scale"), [(Adding(), "log"), (Parity(), "linear")])
+def test_an_error_falls_on_a_log_axis_and_an_accuracy_rises_on_a_linear_one(
+    monkeypatch: pytest.MonkeyPatch, task: Task, scale: str
+) -> None:
+    record = recorded(1.0)
+    record.note_scores(1, {"builtin": 0.5, "manual": 0.25})
+    scores = curves_in(monkeypatch, lambda: draw_run(record, task, Path("x.png"))).axes[1]
+    assert scores.get_yscale() == scale
 
 
 def test_a_picture_of_equal_gradients_says_so(tmp_path: Path) -> None:

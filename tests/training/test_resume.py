@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,26 @@ def test_settings_of_a_checkpoint_run_no_code(
 def test_settings_read_no_other_file_of_settings() -> None:
     found = settings_of({"settings": settings(config="evil.yaml", ckpt_path="x", name="y")})
     assert not {"config", "ckpt_path", "name"} & found.keys()  # where a run began isn't restored either
+    found = settings_of({"settings": settings(model={"init_from": "x", "bias": True})})
+    assert found["model"] == {"bias": True}
+
+
+def test_settings_read_no_address(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec, opened = import_module("fsspec"), []
+    monkeypatch.setattr(fsspec, "open", lambda *args, **options: opened.append(args))
+    with fsspec.filesystem("memory").open("/evil.yaml", "w") as file:
+        file.write("max_epochs: 3")
+    with pytest.raises(SystemExit):
+        cli(f"--ckpt_path={of_settings(settings(trainer='memory://evil.yaml'))}", small=[])
+    assert opened == []
+
+
+@pytest.mark.parametrize("package", ["training", "manual_rnn.training"])
+def test_a_task_of_the_laboratory_is_found_wherever_it_was_installed(package: str) -> None:
+    found = settings_of({"settings": settings(data={"class_path": f"{package}.tasks.Adding"})})
+    assert found["data"]["class_path"] == "training.tasks.Adding"
+    own = {"class_path": f"my_{package}.tasks.Adding"}
+    assert settings_of({"settings": settings(data=own)})["data"] == own
 
 
 MINE = """

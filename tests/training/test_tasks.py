@@ -172,6 +172,7 @@ def test_digits_come_once_in_a_round_and_never_from_another_split(by: Any, shape
     assert not torch.equal(*rounds)  # another order
     assert [len(task.batch("val", i).input) for i in range(3)] == [100, 100, 56]
     assert task.batches["val"] == 3
+    assert torch.equal(SequentialDigits(by, seed=5).rows["val"], task.rows["val"])
 
 
 def test_characters_follow_one_another(tmp_path: Path) -> None:

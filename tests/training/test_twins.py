@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from training_runs import WARNINGS, assert_equal_weights, small, trained
@@ -363,11 +363,43 @@ def test_a_plain_trainer_resumes_from_its_own_checkpoint(tmp_path: Path, weights
     assert trainer.global_step == 6
 
 
+def test_a_prediction_is_that_of_manual_rnn() -> None:
+    model = Twins(2, 1, hidden_size=6)
+    with torch.no_grad():
+        for p in model.manual.parameters():
+            p.mul_(2)  # so that the twins answer differently
+    input, target = torch.randn(3, 5, 2), torch.randn(3, 1, 1)
+    answer = model.predict_step((input, target), 0)
+    assert torch.equal(answer["output"], model.manual(input)[0])
+    assert not torch.allclose(answer["output"], model.builtin(input)[0])
+
+
 def test_training_from_python_returns_a_record() -> None:
     record, _ = trained(small(Parity, length=5, train_batches=3))
     assert record.steps == record.compared == [1, 2, 3, 4, 5, 6]
     assert record.validated == [3, 6]
     assert repr(record) == f"Record({record.sentence()})"
+
+
+def test_callbacks_given_from_python_are_called_too() -> None:
+    class Count(Callback):
+        steps = 0
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.steps += 1
+
+    for given in (Count(), [Count()]):
+        trained(callbacks=given)
+        (count,) = given if isinstance(given, list) else [given]
+        assert count.steps == 8
+
+
+def test_the_validation_before_a_run_is_none_of_its_own() -> None:
+    assert trained(num_sanity_val_steps=1)[0].validated == [4, 8]
+
+
+def test_partings_of_a_run_are_within_the_tolerance() -> None:
+    record, _ = trained()
     assert all(0 <= p < 16 for values in record.partings.values() for p in values)
 
 
