@@ -79,7 +79,7 @@ def in_few_words(message: str, problem: Exception | None, parser: ArgumentParser
         return " ".join(message.split())
     reason = told(problem)
     first, _, got = reason.partition(". Got value: ")
-    if f"- {first}\n" in message:  # of several types
+    if got and f"- {first}\n" in message:  # of several types
         types = dict.fromkeys(re.findall(EXPECTED, message.partition("Given value:")[0]))
         return f"expected --{key} to be {' or '.join(types)}, got {got}"
     return f"--{key}: {reason}"
