@@ -77,6 +77,18 @@ def test_any_size(size: tuple[int, ...], leaky: bool) -> None:
     check(known(9, torch.float64, *how.items()), 0, 4000)
 
 
+@pytest.mark.parametrize("size", [(2, 100, 1400, 3), (1, 100, 7, 1400)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_larger_than_the_cache(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    sizes = dict(zip("TBHI", size, strict=True)) | {"wanted": 1.0, "c": True, "packed": False, "L": 1}
+    check(known(0, dtype, *sizes.items()), 2, 4000 if dtype is torch.float64 else 30)
+
+
+def test_results_in_large_pages() -> None:
+    sizes = {"T": 500, "B": 140, "H": 128, "I": 1, "D": 1, "L": 1, "wanted": 1.0, "c": True, "packed": False}
+    check(known(0, torch.float32, *sizes.items()), 2, 280)
+
+
 def test_blocks_of_time_are_met() -> None:
     """The sizes above pass the rows of a block, by several blocks."""
     rows = [T * B / min(1024, max(128, 2**17 // H)) for T, B, H, _ in SIZES]

@@ -19,10 +19,11 @@
 
 enum {
     SPINS = 4000,     /* looks at a meeting before the processor is given away */
-    CACHED = 1 << 18, /* floats of W that stay in a second cache of 1 MiB while a slice's rows pass */
+    BLOCK = 16,       /* panels of a step's sums that stay in the first cache until they are finished */
+    CACHED = 1 << 19, /* bytes of W, and of rows times W, that stay in a second cache of 1 MiB */
 };
 
-/* The part of a slice and a step whose sums lie in registers. The next step is `ahead` of this one. */
+/* Rows of a slice and panels of a step whose sums are finished together. The next step is `ahead` of this one. */
 typedef struct { long step, ahead, row, apart, rows, v0, v1; } Tile;
 
 void barrier_wait(Barrier *meeting)

@@ -81,11 +81,11 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
                           long apart, ProductOutput to, long columns)
 {
     for (long begin = 0, end; begin < K; begin = end) {
-        end = begin + RUN < K ? begin + RUN : K;
+        end = smaller(begin + RUN, K);
         vec sum[12][8];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++)
-                sum[r][v] = (vec){0};
+                sum[r][v] = (vec){0}, __builtin_prefetch(to.at + (r * to.ld + v * LANES) * sizeof(REAL), 1);
         for (long k = begin; k < end; k++, w += apart)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int v = 0; v < vecs; v++)
@@ -103,28 +103,22 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
     }
 }
 
-/* The same for any number of panels, in the widest tiles that leave their sums in registers. */
-static TARGET void NAME(products)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w,
-                                  long panel, long apart, ProductOutput to, long columns)
+/* The same for numbers that the compiler doesn't know. */
+static TARGET void NAME(tile)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w, long panel,
+                              long apart, ProductOutput to, long columns)
 {
-    for (long width; vecs > 0; vecs -= width, w += width * panel, columns -= width * LANES) {
-        for (width = 8; width > vecs || width * rows > SUMS;)
-            width /= 2;
-        switch (16 * rows + width) {
+    switch (16 * rows + vecs) {
 #define TILE(r, n) \
     case 16 * r + n: \
         if (r * n <= SUMS) \
             NAME(product)(r, n, K, a, lda, w, panel, apart, to, columns); \
         break;
-            TILE(1, 8) TILE(1, 4) TILE(1, 2) TILE(1, 1) TILE(2, 8) TILE(2, 4) TILE(2, 2) TILE(2, 1)
-            TILE(3, 8) TILE(3, 4) TILE(3, 2) TILE(3, 1) TILE(4, 4) TILE(4, 2) TILE(4, 1)
-            TILE(5, 4) TILE(5, 2) TILE(5, 1) TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(7, 2) TILE(7, 1)
-            TILE(8, 2) TILE(8, 1) TILE(9, 2) TILE(9, 1) TILE(10, 2) TILE(10, 1) TILE(11, 2) TILE(11, 1)
-            TILE(12, 2) TILE(12, 1)
+        TILE(1, 8) TILE(1, 4) TILE(1, 2) TILE(1, 1) TILE(2, 8) TILE(2, 4) TILE(2, 2) TILE(2, 1)
+        TILE(3, 8) TILE(3, 4) TILE(3, 2) TILE(3, 1) TILE(4, 4) TILE(4, 2) TILE(4, 1)
+        TILE(5, 4) TILE(5, 2) TILE(5, 1) TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(7, 2) TILE(7, 1)
+        TILE(8, 2) TILE(8, 1) TILE(9, 2) TILE(9, 1) TILE(10, 2) TILE(10, 1) TILE(11, 2) TILE(11, 1)
+        TILE(12, 2) TILE(12, 1)
 #undef TILE
-        }
-        to.at += width * LANES * sizeof(REAL);
-        to.base += to.base ? width * LANES * sizeof(REAL) : 0;
     }
 }
 
@@ -183,45 +177,55 @@ static TARGET void NAME(dots)(const Matrix *m, long rows, const REAL *a, long ld
     }
 }
 
-/* Rows k0 to k1 of a matrix as they lie in memory or in panels, times all rows of a: tile after tile of rows
- * of about the same height. */
+/* Rows k0 to k1 of a matrix as they lie in memory or in panels, times all rows of a, in tiles of about the same
+ * height. Where there are several, all rows pass RUN rows of a few panels, which stay in the first cache. */
 static TARGET void NAME(tiles)(const Matrix *m, long rows, const REAL *a, long lda, long v, long vecs, long k0,
                                long k1, ProductOutput to)
 {
     const long whole = m->form == ROWS ? m->columns / LANES : 0; /* panels that are read where they lie */
     const int lies = v < whole;
-    const long K = NAME(length)(m);
+    const long K = NAME(length)(m), tiles = larger(1, quotient_up(rows, TALLEST));
     const REAL *w = lies ? (REAL *)m->from.data + v * LANES : (REAL *)m->packed + (v - whole) * K * LANES;
     const long panel = lies ? LANES : K * LANES, apart = lies ? m->from.row / (long)sizeof(REAL) : LANES;
-    if (k0) /* to what is there */
-        to.base = to.at, to.base_ld = to.ld;
-    for (long r = 0, tall; r < rows; r += tall) {
-        const long tiles = (rows - r + TALLEST - 1) / TALLEST;
-        tall = (rows - r + tiles - 1) / tiles;
-        NAME(products)(tall, vecs, k1 - k0, a + r * lda + k0, lda, w + k0 * apart, panel, apart,
-                       NAME(moved)(to, r, v), to.columns - v * LANES);
+    const long tallest = quotient_up(rows, tiles), run = tiles == 1 ? k1 - k0 : RUN;
+    for (long width; vecs > 0; vecs -= width, v += width, w += width * panel) {
+        for (width = 8; width > vecs || width * tallest > SUMS;)
+            width /= 2;
+        for (long k = k0; k < k1; k += run) {
+            const ProductOutput sum = k ? (ProductOutput){to.at, to.ld, to.at, to.ld, to.columns} : to;
+            for (long r = 0, tall, left = tiles; left; r += tall, left--) {
+                tall = quotient_up(rows - r, left);
+                NAME(tile)(tall, width, smaller(run, k1 - k), a + r * lda + k, lda, w + k * apart, panel, apart,
+                           NAME(moved)(sum, r, v), to.columns - v * LANES);
+            }
+        }
     }
 }
 
-/* Panels v0 to v1 of all rows: as many panels as fit in the cache, then the next. A matrix that's read row by
+/* Panels v0 to v1 of all rows: as many panels and as many rows as fit in the cache. A matrix that's read row by
  * row where it lies comes in slabs of RUN rows instead, all columns of each. */
 static TARGET void NAME(multiply)(const Matrix *m, long rows, const char *from, long lda, long v0, long v1,
                                   ProductOutput to)
 {
     const REAL *a = (const REAL *)from;
-    const long K = NAME(length)(m), block = 1 + CACHED / (K * LANES), whole = m->columns / LANES;
+    const long K = NAME(length)(m), whole = m->columns / LANES;
     if (m->form == COLUMN_DOTS) {
         for (long v = v0; v < v1; v++)
             NAME(dots)(m, rows, a, lda, v, to);
     } else if (m->form == ROWS) {
         const long middle = v1 < whole ? v1 : whole > v0 ? whole : v0;
         for (long k = 0; k < K && v0 < middle; k += RUN)
-            NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, k + RUN < K ? k + RUN : K, to);
+            NAME(tiles)(m, rows, a, lda, v0, middle - v0, k, smaller(k + RUN, K), to);
         if (middle < v1)
             NAME(tiles)(m, rows, a, lda, middle, v1 - middle, 0, K, to);
-    } else
+    } else {
+        const long block = 8 * (1 + CACHED / (K * BYTES * 8)), wide = smaller(block, v1 - v0) * LANES;
+        const long chunk = TALLEST * (1 + CACHED / (larger(K, wide) * (long)sizeof(REAL) * TALLEST));
         for (long v = v0; v < v1; v += block)
-            NAME(tiles)(m, rows, a, lda, v, v + block < v1 ? block : v1 - v, 0, K, to);
+            for (long r = 0; r < rows; r += chunk)
+                NAME(tiles)(m, smaller(chunk, rows - r), a + r * lda, lda, v, smaller(block, v1 - v), 0, K,
+                            NAME(moved)(to, r, 0));
+    }
 }
 
 /* Products k0 to k1 alone, of a matrix in panels: one sum, which is written. */

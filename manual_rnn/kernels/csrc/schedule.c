@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include "layer.h"
+#include "memory.h"
 #include "plan.h"
 
 #define MAX_BYTES (1L << 56) /* bytes that no processor can address */
@@ -110,7 +111,7 @@ long run_jobs(int variant, Job *jobs, long stages, long width, long most)
         return stages * width * sizeof(Plan);
     plan_jobs(&all);
     const int enough = all.each < MAX_BYTES && count_out(&all, threads)
-        && !posix_memalign((void **)&all.memory, 64, all.sides * all.each);
+        && (all.memory = allocate(all.sides * all.each));
     if (enough && threads == 1)
         run_thread(&all, 0, 1);
     else if (enough)

@@ -188,22 +188,18 @@ static TARGET void NAME(advance)(const ScanContext *work, Slice slice, long step
 {
     const int slope = work->job->kind >= SLOPE;
     REAL *last = slope ? NAME(leaked)(work, slice) : prev;
-    const long ld = work->plan->ld, block = 1 + CACHED / (work->job->H * LANES);
+    const long ld = work->plan->ld;
     if (known < live)
         NAME(start)(work, slice, known, live, next);
     if (known < live && work->job->alpha.data)
         NAME(clear)(work, slice, known, live);
     for (long v = slice.v0, end; v < slice.v1; v = end) {
-        end = v + block < slice.v1 ? v + block : slice.v1;
-        for (long r = 0, rows; r < live; r += rows) {
-            const long limit = r < known ? known : live, tiles = (limit - r + TALLEST - 1) / TALLEST;
-            rows = (limit - r + tiles - 1) / tiles;
-            const Tile tile = {step, ahead, slice.row + r * slice.apart, slice.apart, rows, v, end};
-            const ProductOutput to = {(char *)(next + r * ld), ld, NULL, 0, ld};
-            if (r < known)
-                NAME(multiply)(&work->w, rows, (const char *)(prev + r * ld + work->plan->bf16_offset), ld, v, end, to);
-            NAME(epilogue)(work, tile, last + r * ld, next + r * ld);
-        }
+        end = smaller(v + BLOCK, slice.v1);
+        const ProductOutput to = {(char *)next, ld, NULL, 0, ld};
+        if (known)
+            NAME(multiply)(&work->w, known, (const char *)(prev + work->plan->bf16_offset), ld, v, end, to);
+        const Tile tile = {step, ahead, slice.row, slice.apart, live, v, end};
+        NAME(epilogue)(work, tile, last, next);
     }
 }
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "half.h"
+#include "memory.h"
 
 bool is_defined(Value tensor)
 {
@@ -161,11 +162,13 @@ Handle new_tensor(Tensor *x)
 {
     Handle made = NULL;
     void *data = NULL;
+    int64_t bytes = 0;
     if (torch.aoti_torch_empty_strided(x->dims, x->size, x->stride, torch.dtypes[x->type], torch.cpu, -1, &made)) {
         fail("no memory for a result");
         return NULL;
     }
-    torch.aoti_torch_get_data_ptr(made, &data);
+    torch.aoti_torch_get_data_ptr(made, &data), torch.aoti_torch_get_storage_size(made, &bytes);
+    use_large_pages(data, bytes);
     x->data = data;
     return made;
 }

@@ -51,6 +51,8 @@ typedef struct {
 
 static inline bool is_backward(const Job *job) { return job->kind >= SLOPE; }
 static inline long quotient_up(long a, long b) { return (a + b - 1) / b; }
+static inline long smaller(long a, long b) { return a < b ? a : b; }
+static inline long larger(long a, long b) { return a > b ? a : b; }
 
 typedef struct {
     long threads;                   /* that are used */
