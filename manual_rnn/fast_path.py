@@ -1,7 +1,7 @@
 r"""The fast path: from the module of a plain call to one operator, `ops/plain_network.py`.
 
-Any other call goes on in `module.py`: in a trace, under a transform or autocast if it has more than a few
-steps, of a recurrence of one's own, of anything that doesn't fit, for which the checks have the words.
+Any other call goes on in `module.py`: in a trace, under autocast if it has more than a few steps, of a
+recurrence of one's own, of anything that doesn't fit, for which the checks have the words.
 """
 
 from collections.abc import Sequence

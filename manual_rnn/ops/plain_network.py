@@ -1,13 +1,14 @@
 r"""A plain network as one operator, whose autograd node is PyTorch's, in C++.
 
     native    aten::_cudnn_rnn on a CPU, whose kernel there is the engine    `kernels/csrc/aten_operators.c`
+              manual_rnn::network under a transform                          `network.py`
     aten      torch.rnn_tanh and rnn_relu on a CPU, of a few steps
     cuDNN     aten::_cudnn_rnn on CUDA                                       `cudnn.py`
 
 The tensors are plain ones, and nothing traces. `_cudnn_rnn` runs where derivatives are autograd's alone.
 
-PyTorch's operation runs a few steps where that isn't so, or under autocast: the way to a kernel of ours takes
-some 200 us there (measured in `kernels/aten.py`).
+PyTorch's operation runs a few steps where that isn't so, or under autocast: to reach a kernel of ours takes
+some 150 us there (measured in `kernels/aten.py`).
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from . import dispatch
 from .cudnn import run_cudnn
 from .flop_formulas import register as register_flop_formulas
 from .higher_order import batching_rule
-from .network import as_separate_output
+from .network import as_separate_output, network
 from .profiler import record_call
 from .saved_tensors import forget, node_inputs, read_by_backward
 
@@ -68,9 +69,11 @@ def run_plain_network(
         return _run_cudnn(x, hx, weights, options)
     kernel = plain_kernel(x, recorded := is_recorded(x, hx, weights), options)
     if kernel == kernels.NATIVE:
+        if recorded is None:
+            return _run_operator(x, hx, weights, options)
         if options.dropout:
             return _run_with_dropout(x, hx, weights, options)
-        return _run_native(x, hx, weights, options, bool(recorded))
+        return _run_native(x, hx, weights, options, recorded)
     if kernel is None or (recorded is None and is_mapped(x, hx, *weights)):
         return None
     return _run_aten(x, hx, weights, options)
@@ -108,7 +111,7 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch, options.hidden_size):
             return kernels.ATEN
-    return None if recorded is None or not _is_constant(alpha) else kernels.NATIVE
+    return kernels.NATIVE if _is_constant(alpha) else None
 
 
 def _are_few(x: Tensor, recorded: bool | None, options: PlainOptions) -> bool:
@@ -160,6 +163,18 @@ def _run_native(
     if not read[0]:
         forget(x)
     return as_separate_output(output), as_separate_output(h_n)
+
+
+def _run_operator(
+    x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
+) -> tuple[Tensor, Tensor] | None:
+    """Under a transform the operator, for which the dispatcher has the transform's rule."""
+    phi, has_biases, batch_first, bidirectional, _, _, _, dropout, _, sizes, _, _ = options
+    if dropout or sizes or not _fit(x, hx, weights, options):
+        return None  # the checks have the words
+    how = NetworkOptions(None, phi, bidirectional, has_biases, kernels.requested_kernel())
+    output, h_n = network(x.transpose(0, 1) if batch_first else x, hx, weights, how)
+    return output.transpose(0, 1) if batch_first else output, h_n
 
 
 def _run_with_dropout(

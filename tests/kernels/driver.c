@@ -2,7 +2,7 @@
  * packed, against plain loops in double. For processors that have no machine here:
  *
  *     aarch64-linux-gnu-gcc -O2 -fopenmp -ffp-contract=fast -static -I manual_rnn/kernels/csrc \
- *         tests/kernels/driver.c manual_rnn/kernels/csrc/{cpu_variants,plan,layer,layer_backward,schedule}.c \
+ *         tests/kernels/driver.c manual_rnn/kernels/csrc/{cpu_variants,plan,layer,layer_backward,memory,schedule}.c \
  *         -lm -o driver && qemu-aarch64-static driver
  *
  * Prints the largest error of each type, and returns 1 if one is above its bound.

@@ -18,7 +18,7 @@ def test_the_engine_without_python(tmp_path: Path) -> None:
         str(HERE / "driver.c"),
         *(
             str(ENGINE / f"{name}.c")
-            for name in ("cpu_variants", "plan", "layer", "layer_backward", "schedule")
+            for name in ("cpu_variants", "plan", "layer", "layer_backward", "memory", "schedule")
         ),
     ]
     program = tmp_path / "driver"

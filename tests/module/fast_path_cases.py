@@ -173,6 +173,7 @@ FAST: dict[str, Callable[[Build], Any]] = {
     "misaligned": call(misaligned(X)),
     "misaligned hx": call(X, misaligned(HX)),
 }
+TRANSFORMED: dict[str, Callable[[Build], Any]] = {"vmap": transform, "forward mode": jvp}  # by our operator
 OTHER: dict[str, Callable[[Build], Any]] = {
     "unbatched, with a batch of states": call(X[:, 0], HX),
     "unbatched, a subclass for hx": call(X[:, 0], HX[:, 0].as_subclass(Sub)),
@@ -180,8 +181,6 @@ OTHER: dict[str, Callable[[Build], Any]] = {
     "a packed subclass": call(packed(X.as_subclass(Sub), [5, 4, 1])),
     "a subclass that handles operations": call(X.as_subclass(Loud)),
     "a subclass for hx": call(X, HX.as_subclass(Sub)),
-    "vmap": transform,
-    "forward mode": jvp,
     "autocast": call(X, under=lambda: torch.autocast("cpu", torch.bfloat16)),
     "autocast of another device": call(X, under=lambda: torch.autocast("cpu", torch.float16)),
     "parametrized": changed(

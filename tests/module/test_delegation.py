@@ -82,7 +82,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ran.append(str(original))
         return original(*args)
 
-    for owner, name in ((plain_network, "cudnn_rnn"), (module, "run_rnn")):
+    for owner, name in ((plain_network, "cudnn_rnn"), (plain_network, "network"), (module, "run_rnn")):
         monkeypatch.setattr(owner, name, partial(watched, getattr(owner, name)))
     return ran
 

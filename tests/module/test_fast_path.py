@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from fast_path_cases import FAST, HX, OTHER, OWN_WAY, Build, Sub, X, backward, builder, flat, outcome
+from fast_path_cases import (
+    FAST,
+    HX,
+    OTHER,
+    OWN_WAY,
+    TRANSFORMED,
+    Build,
+    Sub,
+    X,
+    backward,
+    builder,
+    flat,
+    outcome,
+)
 from helpers import packed
 from internals import fast_path, module, native
 from situations import Beneath, Through
@@ -55,6 +68,14 @@ def test_a_plain_call_takes_the_fast_path(name: str, ways: list[bool]) -> None:
     if found and found[0].requires_grad:
         assert "CudnnRnnBackward0" in nodes(found)
         assert "NetworkBackward" not in nodes(found)
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_under_a_transform_it_is_our_operator(name: str, ways: list[bool]) -> None:
+    found = compare(TRANSFORMED[name])
+    assert found
+    assert ways == [True]
+    assert "CudnnRnnBackward0" not in nodes(found)
 
 
 @pytest.mark.parametrize("name", OTHER)
