@@ -82,16 +82,19 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
 {
     for (long begin = 0, end; begin < K; begin = end) {
         end = smaller(begin + RUN, K);
+        const REAL *base = begin ? (REAL *)to.at : (REAL *)to.base;
+        const long base_ld = begin ? to.ld : to.base_ld;
         vec sum[12][8];
         UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < vecs; v++)
-                sum[r][v] = (vec){0}, __builtin_prefetch(to.at + (r * to.ld + v * LANES) * sizeof(REAL), 1);
+            UNROLL for (int v = 0; v < vecs; v++) {
+                sum[r][v] = (vec){0};
+                if (base)
+                    __builtin_prefetch(base + r * base_ld + v * LANES);
+            }
         for (long k = begin; k < end; k++, w += apart)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int v = 0; v < vecs; v++)
                     sum[r][v] = NAME(add_product)(sum[r][v], a[r * lda + k], *(const loose *)(w + v * panel));
-        const REAL *base = begin ? (REAL *)to.at : (REAL *)to.base;
-        const long base_ld = begin ? to.ld : to.base_ld;
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vecs; v++) {
                 REAL *at = (REAL *)to.at + r * to.ld + v * LANES;
@@ -104,8 +107,8 @@ INLINE void NAME(product)(int rows, int vecs, long K, const REAL *a, long lda, c
 }
 
 /* The same for numbers that the compiler doesn't know. */
-static TARGET void NAME(tile)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w, long panel,
-                              long apart, ProductOutput to, long columns)
+INLINE void NAME(tile)(int rows, long vecs, long K, const REAL *a, long lda, const REAL *w, long panel,
+                       long apart, ProductOutput to, long columns)
 {
     switch (16 * rows + vecs) {
 #define TILE(r, n) \
