@@ -2,7 +2,8 @@ r"""Which calls are left to `nn.RNN` itself: its `forward` runs, on this module'
 
 a trace of TorchScript    every runtime and exporter knows PyTorch's operation
 ExpandedWeights           they know the gradient of each sample of PyTorch's operation alone
-foreign tensors           complex numbers, sparse tensors, subclasses that handle operations by themselves
+foreign tensors           complex numbers, sparse tensors, subclasses that handle operations by themselves,
+                          and nested tensors of the older kind, which it takes for steps of one length
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from .torch_internals import functorch_active, no_tracing, torchscript
 from .weights import is_expanded
 
 
-def is_left_to_nn_rnn(rnn: RNNBase, input: Any) -> bool:
+def is_left_to_nn_rnn(rnn: RNNBase, input: Any, hx: Any) -> bool:
     """Whether `nn.RNN` is to run this call, which the fast path didn't take.
 
     Raises:
@@ -36,9 +37,19 @@ def is_left_to_nn_rnn(rnn: RNNBase, input: Any) -> bool:
         return False
     if functorch_active():
         return False
-    return torchscript() is not None or (no_tracing() and _is_foreign(input))
+    if torchscript() is not None:
+        return True
+    return no_tracing() and (_is_foreign(input, rnn.batch_first) or _is_sparse(hx))
 
 
-def _is_foreign(input: Any) -> bool:
-    """Whether rules of ours don't hold for it. A nested tensor is a layout of its own (`layout.py`)."""
-    return isinstance(input, Tensor) and non_plain_reason(input) is not None and not input.is_nested
+def _is_foreign(x: Any, batch_first: bool) -> bool:
+    """Whether rules of ours don't hold for it. A jagged tensor is a layout of its own (`layout.py`)."""
+    if not isinstance(x, Tensor):
+        return False
+    if x.is_nested:
+        return x.layout is torch.strided and not batch_first
+    return non_plain_reason(x) is not None
+
+
+def _is_sparse(hx: Any) -> bool:
+    return isinstance(hx, Tensor) and hx.layout is not torch.strided

@@ -39,7 +39,7 @@ def explain_kernel(rnn: ManualRNN, input: Tensor | PackedSequence, hx: Tensor | 
     whole, phi, alpha = None, nonlinearity_of(rnn), leak_of(rnn)
     if kernels.requested_kernel() == kernels.DEFAULT and isinstance(phi, str):
         plain = kernel_of_plain_call(rnn, input, given)
-        left = plain == kernels.ATEN or (plain is None and is_left_to_nn_rnn(rnn, input))
+        left = plain == kernels.ATEN or (plain is None and is_left_to_nn_rnn(rnn, input, hx))
         whole = kernels.ATEN if left else choose_network_kernel(phi, x, hx, weights, alpha)
     verdicts = [_verdicts(rnn, whole, (x, hx, *group)) for group in weights]
     if len(set(verdicts)) == 1:

@@ -105,7 +105,7 @@ class ManualRNN(RNNBase):
         found = run_plain(self, input, hx)
         if found is not None:
             return found
-        if is_left_to_nn_rnn(self, input):
+        if is_left_to_nn_rnn(self, input, hx):
             nn_rnn: Any = NN_RNN.forward
             return nn_rnn(self, input, hx)
         layout = layout_of(self, input, hx)
@@ -202,8 +202,6 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
         phi = stepwise(rnn)  # what runs then knows no leak
     if exporting:
         onnx.check_exportable(layout.input, phi)
-    validation.check_attributes(rnn)
-    weights = weights_of(rnn)
     data, batch_sizes, hx = layout.data, layout.batch_sizes, layout.hx
     if hx is None:
         size = _expected_size(rnn, layout)  # a graph may break here
@@ -211,6 +209,8 @@ def _run(rnn: ManualRNN, layout: Layout) -> tuple[Tensor, Tensor]:
     rnn.check_forward_args(data, hx, batch_sizes)
     if batch_sizes is not None:
         validation.check_batch_sizes(batch_sizes, len(data))
+    validation.check_attributes(rnn, batch_sizes is None)
+    weights = weights_of(rnn)
     x, hx, weights = autocast(layout.rows, hx, weights)
     validation.check_tensors(rnn, x, hx, weights)
     dropout = partial(_dropout, rnn.dropout) if rnn.training and rnn.dropout and rnn.num_layers > 1 else None

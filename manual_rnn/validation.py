@@ -145,9 +145,10 @@ def check_flags(rnn: Any, *names: str) -> None:
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def check_attributes(rnn: Any) -> None:
-    """What code may have changed since the module was built is still of the type that it was."""
-    check_flags(rnn, "bias", "batch_first", "bidirectional", "training")
+def check_attributes(rnn: Any, padded: bool) -> None:
+    """What code may have changed since the module was built is still of the type that it was. Of packed
+    input nothing depends on `batch_first`."""
+    check_flags(rnn, "bias", "bidirectional", "training", *["batch_first"] * padded)
     if not isinstance(rnn.dropout, (float, numbers.Real, Tensor)):
         raise TypeError(f"dropout should be a number, got: {type(rnn.dropout).__name__}")
     if rnn.proj_size:

@@ -135,22 +135,22 @@ def _run_native(
     size = 4 if has_biases else 2
     if False in [w.is_cpu for w in weights] or not (hx is None or hx.is_cpu):
         return None
-    frozen, read = 0, [True]
-    if recorded:
-        batching_rule()
-        if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
-            register_flop_formulas()
-        wanted = [w.requires_grad for w in weights]
-        if len(wanted) > native.MOST_BITS:
-            wanted = [True] * len(wanted)
-        frozen = native.frozen_bits(wanted) if False in wanted else 0
-        need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
-        read = read_by_backward(need, steps == 1, size * (1 + bidirectional), size)
-        x, hx, weights = node_inputs(x, hx, weights, read, batch_first)
-        alpha = alpha if alpha is None else alpha.detach()
-    given, hx = hx, _NO_STATE[x.dtype] if hx is None else hx
-    how = PHI[phi].code, H, frozen, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
+    given, frozen, read = hx, 0, [True]
     try:
+        if recorded:
+            batching_rule()
+            if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
+                register_flop_formulas()
+            wanted = [w.requires_grad for w in weights]
+            if len(wanted) > native.MOST_BITS:
+                wanted = [True] * len(wanted)
+            frozen = native.frozen_bits(wanted) if False in wanted else 0
+            need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
+            read = read_by_backward(need, steps == 1, size * (1 + bidirectional), size)
+            x, hx, weights = node_inputs(x, hx, weights, read, batch_first)
+            alpha = alpha if alpha is None else alpha.detach()
+        hx = _NO_STATE[x.dtype] if hx is None else hx
+        how = PHI[phi].code, H, frozen, layers, batch_first, 0.0, recorded, bidirectional, sizes, None
         _, h_n, output, _, _ = cudnn_rnn(x, weights, size, None, hx, alpha, *how)
     except (RuntimeError, TypeError) as error:
         if isinstance(error, RuntimeError) and _fit(x, given, weights, options):
@@ -181,6 +181,8 @@ def _run_with_dropout(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
+    if hx is not None and (hx.layout is not torch.strided or hx.shape != options.hx_shape()):
+        return None  # the checks have the words
     D, layers, size = 1 + options.bidirectional, options.layers, len(weights) // options.layers
     output, last = x.transpose(0, 1) if options.batch_first else x, []
     for at in range(layers):
@@ -210,7 +212,7 @@ def _run_aten(
             output, h_n = aten.single_step(x.transpose(0, 1) if batch_first else x, hx, weights, phi)
             return output.transpose(0, 1) if batch_first else output, h_n
         hx = x.new_zeros(shape) if hx is None else hx
-        how = weights, has_biases, layers, dropout, dropout > 0, bidirectional
+        how = weights, has_biases, layers, dropout, dropout != 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
         if batch_first and forward_mode_is_active():  # it moves an axis in place, but none of many tangents
@@ -233,7 +235,7 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOpti
     if hx is None:
         return True
     alike = hx.device == x.device and (hx.dtype == x.dtype or any_autocast())
-    return alike and hx.shape == options.hx_shape()
+    return alike and hx.shape == options.hx_shape() and hx.layout is torch.strided
 
 
 def _run_cudnn(

@@ -160,6 +160,8 @@ SAME: dict[str, Attempt] = {
     "mode None": changed(mode=None),
     "dropout 1.5": changed(dropout=1.5, options={"num_layers": 2}),
     "dropout -0.5": changed(dropout=-0.5, options={"num_layers": 2}),
+    "dropout -1, one step": changed((X[:1],), dropout=-1.0, options={"num_layers": 2}),
+    "batch_first 1, hx batch": changed((X, H0), batch_first=1),
     "a plain tensor for a parameter": changed(weight_hh_l0=torch.zeros(6, 6)),
     "a string for a parameter": changed(weight_hh_l0="x"),
     "weight_ih float64": changed(weight_ih_l0=weight(6, 4, dtype=torch.float64)),
@@ -289,6 +291,24 @@ def test_a_nonlinearity_is_a_known_name_or_a_function(name: str) -> None:
     kind, words = outcome(SAME[name], ManualRNN)
     assert kind is ValueError
     assert words.startswith("Unknown nonlinearity")
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"dropout": 0.5, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("groups", [1, 3, 5])
+def test_states_of_too_few_or_too_many_layers(groups: int, options: dict[str, Any], steps: int) -> None:
+    """Also with dropout between layers, each of which takes its own part of them."""
+    attempt = call(torch.randn(steps, 3, 4), torch.zeros(groups, 3, 6), num_layers=2, **options)
+    assert outcome(attempt, ManualRNN) == outcome(attempt, nn.RNN)
+
+
+@pytest.mark.parametrize("value", [1, None])
+def test_batch_first_does_not_matter_to_packed_input(value: Any) -> None:
+    attempt = changed((SORTED, H0), batch_first=value)
+    torch.manual_seed(0)
+    expected = attempt(nn.RNN)
+    torch.manual_seed(0)
+    torch.testing.assert_close(attempt(ManualRNN)[0].data, expected[0].data)
 
 
 @pytest.mark.parametrize("name", CLEARER)

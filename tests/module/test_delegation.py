@@ -176,6 +176,62 @@ def test_foreign_tensors_at_any_length(steps: int, engine: list[str]) -> None:
     assert not engine
 
 
+SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "coo": Tensor.to_sparse,
+    "csr": Tensor.to_sparse_csr,
+    "csc": Tensor.to_sparse_csc,
+    "bsr": lambda w: w.to_sparse_bsr((2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("steps", [1, 12])
+@pytest.mark.parametrize(
+    ("name", "layout"), [*(("ih", kind) for kind in SPARSE), ("hh", "csr"), ("hh", "csc")]
+)
+def test_a_sparse_weight(name: str, layout: str, steps: int, wanted: bool) -> None:
+    """As of a pruned network; PyTorch multiplies by recurrent ones of two kinds."""
+    found = []
+    for rnn in twins(4, 6):
+        weight = SPARSE[layout](rnn.get_parameter(f"weight_{name}_l0").detach())
+        setattr(rnn, f"weight_{name}_l0", nn.Parameter(weight, requires_grad=wanted))
+        grads = gradients(rnn, torch.randn(steps, 3, 4, generator=torch.Generator().manual_seed(1)))
+        with torch.no_grad():
+            found.append([*grads, rnn(torch.ones(steps, 3, 4))[0]])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "dropout": 0.5}], ids=str)
+def test_a_sparse_state(options: dict[str, Any], steps: int) -> None:
+    found = []
+    for rnn in twins(4, 6, **options):
+        hx = torch.eye(3, 6).expand(rnn.num_layers, 3, 6).to_sparse()
+        torch.manual_seed(1)
+        try:
+            found.append(gradients(rnn, torch.ones(steps, 3, 4), hx))
+        except NotImplementedError:
+            found.append([])
+    assert bool(found[0]) == bool(found[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 2]], ids=str)
+def test_nested_tensors_of_the_older_kind(lengths: list[int]) -> None:
+    """`nn.RNN` takes what they hold for steps, all of one batch size."""
+    found: list[Any] = []
+    for rnn in twins(4, 6):
+        try:
+            found.append(rnn(torch.nested.nested_tensor([torch.ones(n, 4) for n in lengths]))[0])
+        except RuntimeError as error:
+            found.append(str(error))
+    assert torch.equal(*found) if lengths == [3, 3] else found[0] == found[1]
+
+
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed", "grad"])
 def test_complex_numbers_are_a_plain_call(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
