@@ -1,9 +1,10 @@
 r"""The derivatives that PyTorch's node of `_cudnn_rnn` hasn't, composed of the two recurrences.
 
-    composed_network_backward    of the engine's node, gradients that are themselves to be differentiated, and
-                                 those from a cotangent of a leak's states, which a second derivative brings
+    composed_network_backward    of the engine's node, gradients that are themselves to be differentiated, by
+                                 autograd or in forward mode, and those from a cotangent of a leak's states,
+                                 which a second derivative brings
     with_derivatives             of cuDNN's node, the former, as a hook
-    batching_rule                of both, gradients for many cotangents at once, `is_grads_batched`
+    batching_rule                of both, gradients for many cotangents at once: `is_grads_batched`, `vmap`
 
 The engine's node (`kernels/csrc/aten_operators.c`) saves the states of every layer as its first result. Of
 cuDNN's they are computed once more.

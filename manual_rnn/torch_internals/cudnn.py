@@ -65,8 +65,9 @@ def cudnn_saved_tensors() -> Any:
 
 
 def register_cudnn_backward_vmap(rule: Callable[..., Any]) -> None:
-    """For `is_grads_batched`, if torch has none."""
+    """For `is_grads_batched`, whose vmap is an older one, and for `torch.vmap`, if torch has none."""
     with _lock:
-        if not _has_kernel(f"aten::{CUDNN_DERIVATIVE}", "Batched"):
-            _libraries.append(torch.library.Library("aten", "IMPL"))
-            _libraries[-1].impl(CUDNN_DERIVATIVE, rule, "Batched")
+        for key in ("Batched", "FuncTorchBatched"):
+            if not _has_kernel(f"aten::{CUDNN_DERIVATIVE}", key):
+                _libraries.append(torch.library.Library("aten", "IMPL"))
+                _libraries[-1].impl(CUDNN_DERIVATIVE, rule, key)

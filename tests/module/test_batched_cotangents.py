@@ -1,4 +1,5 @@
-r"""Many cotangents at once, by PyTorch's older `vmap`: `is_grads_batched` and `vectorize=True`."""
+r"""Cotangents of a graph that was made before: many at once, by PyTorch's older `vmap` (`is_grads_batched`,
+`vectorize=True`) and today's, and those that a transform differentiates."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from helpers import PHI, assert_same, kernels_for, packed, twins
 from internals import KernelName
 from loop import NETWORKS, Loop, build, sample
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
+from torch.func import grad, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from manual_rnn import ManualRNN, use_kernel
+from manual_rnn import LeakyRNN, ManualRNN, use_kernel
 
 BATCHED = [("default", torch.float64, 1e-12), *((k, torch.float32, 2e-6) for k in kernels_for(torch.float32))]
 
@@ -70,6 +73,97 @@ def test_vectorized_hessian() -> None:
         hessian(lambda x, rnn=rnn: rnn(x, hx)[0].sin().sum(), x, vectorize=True) for rnn in (manual, builtin)
     )
     assert_same({"hessian": found}, {"hessian": expected})
+
+
+Backward = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def with_dual_numbers(backward: Backward, v: Tensor) -> Any:
+    with forward_ad.dual_level():
+        found = backward(forward_ad.make_dual(v, v.cos()))
+        return [tuple(forward_ad.unpack_dual(g)) for g in found]
+
+
+TRANSFORMS: dict[str, Callable[[Backward, Tensor], Any]] = {
+    "dual numbers": with_dual_numbers,
+    "jvp": lambda backward, v: jvp(backward, (v,), (v.cos(),)),
+    "jvp of jvp": lambda backward, v: jvp(lambda v: jvp(backward, (v,), (v,))[1], (v,), (v.cos(),)),
+    "linearize": lambda backward, v: linearize(backward, v)[1](v.cos()),
+    "jacfwd": lambda backward, v: jacfwd(lambda v: backward(v)[0].sum(0))(v),
+    "vjp": lambda backward, v: [(out := vjp(backward, v))[0], out[1](out[0])],
+    "grad": lambda backward, v: grad(lambda v: backward(v)[0].square().sum())(v),
+    "jacrev": lambda backward, v: jacrev(lambda v: backward(v)[0].sum(0))(v),
+    "vmap": lambda backward, v: vmap(backward)(torch.stack([v, v.sin()])),
+    "vmap over a later axis": lambda backward, v: vmap(backward, in_dims=1)(torch.stack([v, v.sin()], 1)),
+    "vmap of vmap": lambda backward, v: vmap(vmap(backward))(torch.stack([v, v.sin()])[None]),
+    "vmap of jvp": lambda backward, v: vmap(lambda v: jvp(backward, (v,), (v,)))(torch.stack([v, v.sin()])),
+    "jvp of vmap": lambda backward, v: jvp(vmap(backward), (v[None],), (v.cos()[None],)),
+}
+FORMS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Any]]] = {
+    "padded": ({}, lambda x: x),
+    "packed": ({}, lambda x: packed(x, [12, 9])),
+    "two layers": ({"num_layers": 2, "bidirectional": True, "batch_first": True}, lambda x: x.mT.mT),
+    "a step": ({"nonlinearity": "relu", "bias": False}, lambda x: x[:1]),
+}
+
+
+def transformed(rnn: Any, name: str, form: str) -> dict[str, Tensor]:
+    """The gradients of all weights, by a transform that begins once the graph is there."""
+    generator = torch.Generator().manual_seed(1)
+    x, hx = (torch.randn(n, 2, 3, generator=generator, dtype=torch.float64) for n in (12, rnn.num_layers))
+    hx = hx.repeat(2, 1, 1)[: rnn.num_layers * (1 + rnn.bidirectional)]
+    if rnn.batch_first:
+        x = x.transpose(0, 1)
+    output, h_n = rnn(FORMS[form][1](x), hx)
+    output, weights = output if isinstance(output, Tensor) else output.data, list(rnn.parameters())
+    found: Any = []
+    for of in (output, h_n):
+
+        def backward(v: Tensor, of: Tensor = of) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(of, weights, v, retain_graph=True)
+
+        found.append(TRANSFORMS[name](backward, of.detach().sin()))
+    return {str(at): x for at, x in enumerate(torch.utils._pytree.tree_leaves(found))}
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.parametrize("kernel", ["default", *kernels_for(torch.float64)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_the_cotangent_alone(name: str, form: str, kernel: KernelName) -> None:
+    """Gauss-Newton products, say, of a network that was run outside."""
+    builtin, manual = twins(3, 3, dtype=torch.float64, **FORMS[form][0])
+    with use_kernel(kernel):
+        found = transformed(manual, name, form)
+    assert_same(found, transformed(builtin, name, form))
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.parametrize("form", ["padded", "two layers"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_the_cotangent_of_a_leaky_network(name: str, form: str) -> None:
+    rnn = LeakyRNN(3, 3, alpha=0.3, dtype=torch.float64)
+    with use_kernel("reference"):
+        expected = transformed(rnn, name, form)
+    assert_same(transformed(rnn, name, form), expected)
+
+
+@pytest.mark.parametrize("kernel", ["default", *kernels_for(torch.float64)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("leaky", [False, True])
+def test_a_backward_pass_in_inference_mode(leaky: bool, form: str, kernel: KernelName) -> None:
+    options, change = FORMS[form]
+    rnn: Any = LeakyRNN(3, 3, alpha=0.3, **options) if leaky else ManualRNN(3, 3, **options)
+    x = torch.randn(2, 12, 3) if rnn.batch_first else torch.randn(12, 2, 3)
+    grads = []
+    for inference in (False, True):
+        with use_kernel(kernel if not leaky or kernel != "aten" else "default"):
+            output, h_n = rnn(change(x))
+        output = output if isinstance(output, Tensor) else output.data
+        loss = output.sin().sum() + h_n.cos().sum()
+        with torch.inference_mode(inference):
+            grads.append(torch.autograd.grad(loss, list(rnn.parameters())))
+    assert all(map(torch.equal, *grads))
 
 
 @pytest.fixture

@@ -176,14 +176,17 @@ static void spread(Value *stack, const bool *mask, bool has_hx, long weights, Va
 
 static bool is_given(Value optional) { return optional && is_defined(*(Value *)optional); }
 
-/* Above autograd: gradients that are themselves to be differentiated are Python's to compose, and so is that of a leak's
- * states and rates, which a second derivative brings. All others go on through the dispatcher, so that a mode sees
- * them. */
-void cudnn_rnn_backward_autograd(Value *stack, uint64_t arguments, uint64_t count)
+static bool is_dual(Value optional) { return optional && carries_tangent(*(Value *)optional); }
+
+/* Above autograd: gradients that are themselves to be differentiated, in forward mode too, are Python's to compose, and
+ * so is that of a leak's states and rates, which a second derivative brings. All others go on through the dispatcher, so
+ * that a mode sees them. */
+void cudnn_rnn_backward_kernel(Value *stack, uint64_t arguments, uint64_t count)
 {
     (void)arguments, (void)count;
     const bool leaky_states = is_given(stack[GRAD_OUTPUT]) && is_given(stack[CX]);
-    const bool plain = !grad_mode_is_enabled() && !leaky_states;
+    const bool dual = is_dual(stack[GRAD_OUTPUT]) || is_dual(stack[GRAD_HY]) || is_dual(stack[GRAD_CY]);
+    const bool plain = !grad_mode_is_enabled() && !leaky_states && !dual;
     bool mask[4];
     read_mask(mask, stack[OUTPUT_MASK]);
     const bool has_hx = tensor_dims(stack[HX]) != 1;

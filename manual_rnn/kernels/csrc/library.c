@@ -53,10 +53,11 @@ static void after_fork(void) { engine.most_threads = threads_released ? engine.m
 /* ATen's own operators; without them the project's serve. */
 static bool register_aten(void)
 {
-    return define_operator(BACKWARD_SCHEMA)
+    return (finds_tangents() || fail("this torch lacks TensorImpl::_fw_grad")) && define_operator(BACKWARD_SCHEMA)
         && register_kernel("manual_rnn", "CPU", "network_backward", network_backward_kernel)
         && register_kernel("aten", "CPU", "_cudnn_rnn", cudnn_rnn_kernel)
-        && register_kernel("aten", "AutogradCPU", "_cudnn_rnn_backward", cudnn_rnn_backward_autograd);
+        && register_kernel("aten", "AutogradCPU", "_cudnn_rnn_backward", cudnn_rnn_backward_kernel)
+        && register_kernel("aten", "CPU", "_cudnn_rnn_backward", cudnn_rnn_backward_kernel); /* in inference mode */
 }
 
 /* The second is for compiled code: it has no rule of autograd, whose derivatives are part of the graph. */

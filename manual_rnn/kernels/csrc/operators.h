@@ -19,6 +19,6 @@ bool make_h_n(Call *call, Network *net);
 bool make_gradients(Call *call, Network *net, const bool *need);
 
 Kernel network_kernel, network_vjp_kernel, elman_kernel, linear_recurrence_kernel, copies_kernel;
-Kernel cudnn_rnn_kernel, network_backward_kernel, cudnn_rnn_backward_autograd;
+Kernel cudnn_rnn_kernel, network_backward_kernel, cudnn_rnn_backward_kernel;
 
 #endif

@@ -27,6 +27,8 @@ bool torch_abi_load(void)
         return fail("this torch lacks %s", #name);
     SYMBOLS(LOOK_UP)
     torch.exception_message = (const char *(*)(void))dlsym(library, "torch_exception_get_what_without_backtrace");
+    torch.forward_gradient = (const void *(*)(const void *, uint64_t, const void *))find_symbol(
+        library, "_ZNK3c1010TensorImpl8_fw_gradEmRKN2at10TensorBaseE");
     torch.dtypes[FLOAT] = torch.aoti_torch_dtype_float32(), torch.dtypes[DOUBLE] = torch.aoti_torch_dtype_float64();
     torch.dtypes[BFLOAT] = torch.aoti_torch_dtype_bfloat16(), torch.dtypes[HALF] = torch.aoti_torch_dtype_float16();
     torch.dtypes[INT64] = torch.aoti_torch_dtype_int64();

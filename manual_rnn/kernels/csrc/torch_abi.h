@@ -35,6 +35,9 @@ _Noreturn void raise_error(void);
 bool read_tensor(Tensor *x, const char *name, Handle from, Handle *keep);
 bool read_sizes(int64_t **sizes, int64_t *count, Handle from); /* a copy, to be freed */
 bool is_defined(Value tensor);
+/* Whether a tensor carries a tangent of forward mode, and whether this torch lets C ask. */
+bool carries_tangent(Value tensor);
+bool finds_tangents(void);
 long tensor_dims(Value tensor);
 
 /* A tensor of the type, the sizes and the strides of x, whose memory x gets; NULL where there is none. */

@@ -55,6 +55,7 @@ enum { INT64 = TYPES }; /* of batch_sizes: one type more than numbers have */
 typedef struct {
     SYMBOLS(DECLARE)
     const char *(*exception_message)(void);  /* or NULL, in an older torch */
+    const void *(*forward_gradient)(const void *, uint64_t, const void *); /* or NULL, see `finds_tangents` */
     int32_t dtypes[INT64 + 1], cpu, strided; /* torch's numbers of our types, of the device and the layout */
 } Torch;
 extern Torch torch;

@@ -11,6 +11,15 @@ bool is_defined(Value tensor)
     return tensor && !torch.aoti_torch_is_defined((Handle)tensor, &defined) && defined;
 }
 
+/* A handle is the address of a C++ Tensor, which is that of a TensorImpl. Its `_fw_grad` is no part of the C ABI. */
+bool carries_tangent(Value tensor)
+{
+    const void *const impl = *(const void *const *)tensor;
+    return is_defined(tensor) && is_defined((Value)torch.forward_gradient(impl, 0, (const void *)tensor));
+}
+
+bool finds_tangents(void) { return torch.forward_gradient; }
+
 long tensor_dims(Value tensor)
 {
     int64_t dims = 0;
