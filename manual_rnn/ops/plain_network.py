@@ -194,7 +194,13 @@ def _run_with_dropout(
             return None
         output = torch.dropout(found[0], options.dropout, True) if at + 1 < layers else found[0]
         last.append(found[1])
-    return output.transpose(0, 1) if options.batch_first else output, torch.cat(last)
+    return _batch_first(output) if options.batch_first else output, torch.cat(last)
+
+
+def _batch_first(output: Tensor) -> Tensor:
+    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; but in forward
+    mode, where no axis of many tangents moves in place."""
+    return output.transpose(0, 1) if forward_mode_is_active() else output.transpose_(0, 1)
 
 
 def _run_aten(
@@ -210,14 +216,14 @@ def _run_aten(
     try:
         if steps == layers == 1 and not (bidirectional or sizes or any_autocast()):
             output, h_n = aten.single_step(x.transpose(0, 1) if batch_first else x, hx, weights, phi)
-            return output.transpose(0, 1) if batch_first else output, h_n
+            return _batch_first(output) if batch_first else output, h_n
         hx = x.new_zeros(shape) if hx is None else hx
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-        if batch_first and forward_mode_is_active():  # it moves an axis in place, but none of many tangents
+        if batch_first and forward_mode_is_active():
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
-            return output.transpose(0, 1), h_n
+            return _batch_first(output), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)
     except RuntimeError:
         if _fit(x, hx, weights, options):

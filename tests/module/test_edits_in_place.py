@@ -13,11 +13,30 @@ from torch.func import functional_call, grad, vjp
 from manual_rnn import ManualRNN, use_kernel
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
-def test_output_can_be_detached_in_place(options: dict[str, Any]) -> None:
-    output, h_n = ManualRNN(4, 6, **options)(torch.randn(5, 3, 4))
-    output.detach_()
-    h_n.sum().backward()
+@pytest.mark.users_lengths
+@pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed", "recorded", "no_grad"])
+@pytest.mark.parametrize("steps", [1, 5, 12])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.5}], ids=str
+)
+def test_results_can_be_detached_in_place(options: dict[str, Any], steps: int, form: str) -> None:
+    """Where `nn.RNN` returns no view, of which torch detaches none."""
+    batch_first = form in ("batch_first", "recorded", "no_grad")
+    x: Any = torch.randn(*((3, steps) if batch_first else (steps, 3)), 4, requires_grad=form == "recorded")
+    if form in ("unbatched", "packed"):
+        x = x[:, 0] if form == "unbatched" else packed(x, [steps] * 3)
+    detached: list[list[bool]] = []
+    for rnn in twins(4, 6, batch_first=batch_first, **options):
+        with torch.set_grad_enabled(form != "no_grad"):
+            output, h_n = rnn(x)
+        results = [output if isinstance(output, Tensor) else output.data, h_n]
+        detached.append([])
+        for result in results:
+            try:
+                detached[-1].append(not result.detach_().requires_grad)
+            except RuntimeError:
+                detached[-1].append(False)
+    assert detached[0] == detached[1]
 
 
 @KERNELS
