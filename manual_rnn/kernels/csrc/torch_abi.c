@@ -12,6 +12,10 @@ static void *find_symbol(void *library, const char *name)
     return found ? found : dlsym(library, name);
 }
 
+/* TensorImpl::_fw_grad(uint64_t, const TensorBase &), where uint64_t is an unsigned long, or a long long as on macOS. */
+static const char *const FW_GRAD[] = {"_ZNK3c1010TensorImpl8_fw_gradEmRKN2at10TensorBaseE",
+                                      "_ZNK3c1010TensorImpl8_fw_gradEyRKN2at10TensorBaseE"};
+
 /* libtorch is loaded, and perhaps not visible to all: so it is asked for by name, and not loaded anew. */
 bool torch_abi_load(void)
 {
@@ -27,8 +31,8 @@ bool torch_abi_load(void)
         return fail("this torch lacks %s", #name);
     SYMBOLS(LOOK_UP)
     torch.exception_message = (const char *(*)(void))dlsym(library, "torch_exception_get_what_without_backtrace");
-    torch.forward_gradient = (const void *(*)(const void *, uint64_t, const void *))find_symbol(
-        library, "_ZNK3c1010TensorImpl8_fw_gradEmRKN2at10TensorBaseE");
+    for (int i = 0; i < 2 && !torch.forward_gradient; i++)
+        torch.forward_gradient = (const void *(*)(const void *, uint64_t, const void *))find_symbol(library, FW_GRAD[i]);
     torch.dtypes[FLOAT] = torch.aoti_torch_dtype_float32(), torch.dtypes[DOUBLE] = torch.aoti_torch_dtype_float64();
     torch.dtypes[BFLOAT] = torch.aoti_torch_dtype_bfloat16(), torch.dtypes[HALF] = torch.aoti_torch_dtype_float16();
     torch.dtypes[INT64] = torch.aoti_torch_dtype_int64();
