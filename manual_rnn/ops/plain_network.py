@@ -214,8 +214,9 @@ def _run_aten(
     if hx is not None and hx.shape != shape:
         return None
     try:
-        if steps == layers == 1 and not (bidirectional or sizes or any_autocast()):
-            output, h_n = aten.single_step(x.transpose(0, 1) if batch_first else x, hx, weights, phi)
+        if steps == 1 and not (sizes or dropout or any_autocast()):
+            rows, D = x.transpose(0, 1) if batch_first else x, 1 + bidirectional
+            output, h_n = aten.single_step(rows, hx, weights, phi, D, has_biases)
             return _batch_first(output) if batch_first else output, h_n
         hx = x.new_zeros(shape) if hx is None else hx
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional

@@ -99,9 +99,13 @@ def test_a_few_steps_are_left_to_nn_rnn(name: str, options: dict[str, Any], engi
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu", "bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"nonlinearity": "relu", "bias": False}, {"num_layers": 2, "bidirectional": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", FEW)
-def test_a_single_step_of_one_layer_has_fewer_nodes(name: str, options: dict[str, Any]) -> None:
+def test_a_single_step_has_fewer_nodes(name: str, options: dict[str, Any]) -> None:
     x, rnns = torch.randn(1, 3, 4), twins(4, 6, **options)
     for a, b in zip(*(flat(FEW[name](rnn, x)) for rnn in rnns), strict=True):
         assert torch.equal(a, b)
