@@ -6,9 +6,6 @@ r"""A plain network as one operator, whose autograd node is PyTorch's, in C++.
     cuDNN     aten::_cudnn_rnn on CUDA                                       `cudnn.py`
 
 The tensors are plain ones, and nothing traces. `_cudnn_rnn` runs where derivatives are autograd's alone.
-
-PyTorch's operation runs a few steps where that isn't so, or under autocast: to reach a kernel of ours takes
-some 150 us there (measured in `kernels/aten.py`).
 """
 
 from collections.abc import Sequence
@@ -85,9 +82,8 @@ def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool
         return None
     if not torch.is_grad_enabled():
         return False
-    return (
-        x.requires_grad or (hx is not None and hx.requires_grad) or True in [w.requires_grad for w in weights]
-    )
+    given = [x, *weights] if hx is None else [x, hx, *weights]
+    return True in [t.requires_grad for t in given]
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
@@ -111,21 +107,16 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch, options.hidden_size):
             return kernels.ATEN
-    return kernels.NATIVE if _is_constant(alpha) else None
+    is_row = alpha is None or (type(alpha) in PLAIN_TYPES and alpha.is_cpu and not alpha.requires_grad)
+    return kernels.NATIVE if is_row else None
 
 
 def _are_few(x: Tensor, recorded: bool | None, options: PlainOptions) -> bool:
-    """Whether a user asks for the gradient of the input, which then is a leaf or a view of one; or it is a
-    single step that isn't large."""
+    """Whether the gradient of a leaf, or of a view of one, is wanted; or it is a single small step."""
     if recorded is None or (x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))):
         return True
     large = options.batch * options.hidden_size**2 >= aten.LARGE
     return options.steps == aten.SINGLE and not (options.sizes or large)
-
-
-def _is_constant(alpha: Tensor | None) -> bool:
-    """Whether a leak, if there is one, is as the engine takes it, a row of numbers without a gradient."""
-    return alpha is None or (type(alpha) in PLAIN_TYPES and alpha.is_cpu and not alpha.requires_grad)
 
 
 def _run_native(
@@ -141,9 +132,7 @@ def _run_native(
             batching_rule()
             if "flop_counter" in _loaded:  # whose counters may watch the backward pass alone
                 register_flop_formulas()
-            wanted = [w.requires_grad for w in weights]
-            if len(wanted) > native.MOST_BITS:
-                wanted = [True] * len(wanted)
+            wanted = [w.requires_grad or len(weights) > native.MOST_BITS for w in weights]
             frozen = native.frozen_bits(wanted) if False in wanted else 0
             need = x.requires_grad, hx is not None and hx.requires_grad, *wanted
             read = read_by_backward(need, steps == 1, size * (1 + bidirectional), size)
