@@ -109,9 +109,9 @@ def _plain_call(
     Attributes and tensors have to be as the constructor makes them, but for the shapes of weights, which are
     the kernel's to check. A tiny network takes as long as its call does, so this calls few functions.
     """
-    own, kind = rnn.__dict__, type(rnn)
-    if not _is_unmodified(kind, rnn):
+    if not _is_unmodified(type(rnn), rnn):
         return None
+    own = rnn.__dict__
     try:
         mode, bias, first, both, layers, input_size, hidden_size, training, p, projection = _read(own)
         known = own["_parameters"]
@@ -138,10 +138,9 @@ def _plain_call(
     if shape[-1] != input_size:
         return None
     dropout = p if training and layers > 1 else 0.0
-    alpha = leak_of(rnn) if kind._manual_rnn_leaky else None
     first = first and not sizes
     return weights, PlainOptions(
-        phi, bias, first, both, layers, input_size, hidden_size, dropout, alpha, sizes, steps, batch
+        phi, bias, first, both, layers, input_size, hidden_size, dropout, leak_of(rnn), sizes, steps, batch
     )
 
 

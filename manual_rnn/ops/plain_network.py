@@ -57,6 +57,9 @@ class PlainOptions(NamedTuple):
     def hx_shape(self) -> tuple[int, int, int]:
         return self.layers * (1 + self.bidirectional), self.batch, self.hidden_size
 
+    def takes(self, hx: Tensor | None) -> bool:
+        return hx is None or (hx.layout is torch.strided and hx.shape == self.hx_shape())
+
 
 def run_plain_network(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
@@ -78,12 +81,7 @@ def run_plain_network(
 
 def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool | None:
     """Whether autograd records the call. None where a transform may want a derivative."""
-    if transforms_active():
-        return None
-    if not torch.is_grad_enabled():
-        return False
-    given = [x, *weights] if hx is None else [x, hx, *weights]
-    return True in [t.requires_grad for t in given]
+    return None if transforms_active() else dispatch.requires_grad(*weights, x, hx)
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
@@ -95,7 +93,7 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
-    may_be_aten = asked == kernels.DEFAULT and options.phi in aten.NONLINEARITIES and alpha is None
+    may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
     if not x.is_cpu or x.dtype not in native.TYPES:
         return kernels.ATEN if may_be_aten and x.is_cpu and x.is_complex() else None
     if any_autocast() and torch.is_autocast_enabled("cpu"):
@@ -170,7 +168,7 @@ def _run_with_dropout(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     """Layer after layer, with dropout between them on memory in the order of time: the masks of `nn.RNN`."""
-    if hx is not None and (hx.layout is not torch.strided or hx.shape != options.hx_shape()):
+    if not options.takes(hx):
         return None  # the checks have the words
     D, layers, size = 1 + options.bidirectional, options.layers, len(weights) // options.layers
     output, last = x.transpose(0, 1) if options.batch_first else x, []
@@ -196,10 +194,10 @@ def _run_aten(
     x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOptions
 ) -> tuple[Tensor, Tensor] | None:
     """By PyTorch's own operation, which checks all but the shape of a bias."""
-    phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes, steps, batch = options  # noqa: E741
+    phi, has_biases, batch_first, bidirectional, layers, I, H, dropout, _, sizes, steps, _ = options  # noqa: E741
     if [w.shape for w in weights] != weight_shapes(layers, 1 + bidirectional, I, H, has_biases):
         return None  # the checks have the words
-    shape = layers * (1 + bidirectional), batch, H
+    shape = options.hx_shape()
     if hx is not None and hx.shape != shape:
         return None
     try:
@@ -228,10 +226,8 @@ def _fit(x: Tensor, hx: Tensor | None, weights: list[Tensor], options: PlainOpti
         return False
     if not aten.fit(x, weights, weight_shapes(layers, 1 + bidirectional, I, H, has_biases)):
         return False
-    if hx is None:
-        return True
-    alike = hx.device == x.device and (hx.dtype == x.dtype or any_autocast())
-    return alike and hx.shape == options.hx_shape() and hx.layout is torch.strided
+    alike = hx is None or (hx.device == x.device and (hx.dtype == x.dtype or any_autocast()))
+    return alike and options.takes(hx)
 
 
 def _run_cudnn(

@@ -61,7 +61,7 @@ def no_tracing() -> bool:
 
 def transforms_active() -> bool:
     """Whether a transform of torch.func or a level of forward mode is active."""
-    return functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
+    return functorch_active() or forward_mode_is_active()
 
 
 def _mode_traces() -> bool:

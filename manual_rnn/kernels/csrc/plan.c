@@ -29,7 +29,6 @@ enum {
     GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
 
-
 /* a b for positive a and b, or MAX_EXTENT where that's less. */
 static long times(long a, long b) { return a > MAX_EXTENT / b ? MAX_EXTENT : a * b; }
 
