@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .kernels.time_order import time_of_rows
-from .ops import is_eager
+from .ops import as_batch_first
 from .parameters import RNNBase
 from .validation import check_ranks
 
@@ -45,15 +45,8 @@ class Layout:
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Any, Tensor]:
         """From `output (T, B, D * H)` or `(N, D * H)` and `h_n (L * D, B, H)` to the form that came in."""
         if self.rnn.batch_first:
-            output = _transposed(output)
+            output = as_batch_first(output)
         return output, self.rnn.permute_hidden(h_n, None)
-
-
-def _transposed(output: Tensor) -> Tensor:
-    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it."""
-    if is_eager(output):
-        return output.transpose_(0, 1)
-    return output.transpose(0, 1)
 
 
 class UnbatchedLayout(Layout):

@@ -18,7 +18,8 @@ from . import higher_order, layer, registration
 from .composed import input_projection
 from .custom_step import CUSTOM_STEP, CustomStep
 from .decomposition import decompositions
-from .dispatch import is_eager, tell_counters
+from .dispatch import tell_counters
+from .network import as_batch_first
 from .plain_network import PlainOptions, is_recorded, plain_kernel, run_plain_network
 from .registration import NETWORK
 from .rnn import Options, autocast, choose_network_kernel, run_directions, run_layers, run_rnn

@@ -1,12 +1,15 @@
 r"""What each operator multiplies, for `torch.utils.flop_counter`, which counts 2 for a product and its sum.
 
     elman                2 N H H            each of the N rows of a batch times W_hh
-    linear_recurrence    2 (N - B) H H      the same, but for the B rows at which it starts, from zero
+    linear_recurrence    2 (N - F) H H      the same, but for the rows of the first step taken forward in time
     network              2 N (I + H) H      of each layer and direction
-    network_vjp          2 (N - B) H H, and for each gradient wanted as much as its product takes
+    network_vjp          2 (N - F) H H, and for each gradient wanted as much as its product takes
 
-That is what it finds in `nn.RNN`, product by product. Importing the counter may load triton, for a fifth of a
-second, so nothing here does: a counter at work is handed the formulas when the first operator comes its way.
+That is what it finds in `nn.RNN`, product by product. `F` is `B`; of packed input that was run backward, it is
+the number of sequences that reach the last step, for the others begin at zeros, which `nn.RNN` multiplies.
+
+Importing the counter may load triton, for a fifth of a second, so nothing here does: a counter at work is
+handed the formulas when the first operator comes its way.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,12 +27,21 @@ def elman(z: Any, h0: Any, w: Any, *_: Any, **__: Any) -> int:
     return 2 * z.numel() * w.size(-1)
 
 
-def linear_recurrence(v: Any, h: Any, a: Any, batch_sizes: Any, *_: Any, **__: Any) -> int:
+def linear_recurrence(
+    v: Any, h: Any, a: Any, batch_sizes: Any, phi: Any = None, reverse: bool = False, *_: Any, **__: Any
+) -> int:
     if not v.size(a.dim() - 2):
         return 0
-    first = v.size(-2) if batch_sizes is None else int(batch_sizes[0])
+    first = first_rows(v, batch_sizes, not reverse)
     started = first * a.numel() // a.size(-1)  # B rows of H for each member
     return 2 * (v.numel() - started) * a.size(-1)
+
+
+def first_rows(x: Any, batch_sizes: Any, reverse: bool) -> int:
+    """How many rows the first step of a direction has."""
+    if batch_sizes is None:
+        return x.size(-2)
+    return int(batch_sizes[-1 if reverse else 0]) if len(batch_sizes) else 0
 
 
 def network_products(x: Any, weights: Sequence[Any]) -> Iterator[Product]:
@@ -47,15 +59,15 @@ def network_vjp_products(
     need_x, need_hx, *need_w = need
     N, size = x.numel() // x.size(-1), 2 * len(need_w) // len(matrices)
     G = matrices[0].size(0) if matrices[0].dim() == 3 else 1
-    B = G * (x.size(-2) if batch_sizes is None else int(batch_sizes[0])) if N else 0
     for at, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):
         I, H, first = w_ih.size(-1), w_hh.size(-1), at - at % directions  # noqa: E741
         of_ih, of_hh = need_w[at * size : at * size + 2]
+        started = G * first_rows(x, batch_sizes, at > first) if N else 0
         if not (need_x or need_hx or any(need_w[: (first + directions) * size])):
             continue
-        yield N - B, H, H
+        yield N - started, H, H
         if need_hx:
-            yield B, H, H
+            yield started, H, H
         if need_x or (first and (need_hx or any(need_w[: first * size]))):
             yield N, H, I
         if of_ih:

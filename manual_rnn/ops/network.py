@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.interface import NetworkOptions, Saved
-from ..torch_internals import Function, compiles_graph, profiling
+from ..torch_internals import Function, compiles_graph, functorch_active, no_tracing, profiling
 from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
@@ -63,6 +63,13 @@ def as_separate_output(x: Tensor) -> Tensor:
     """`x` as the result of a node of its own: a hook on one of two results of a node is called, with None,
     where only the other has a gradient, and those on results of `nn.RNN` aren't."""
     return x.transpose_(0, 0)
+
+
+def as_batch_first(output: Tensor) -> Tensor:
+    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; in a trace and
+    under a transform, where axes don't move in place, it is one."""
+    traced = torch.compiler.is_compiling() or not no_tracing()
+    return output.transpose(0, 1) if traced or functorch_active() else output.transpose_(0, 1)
 
 
 def compute(

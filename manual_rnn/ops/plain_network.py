@@ -21,7 +21,7 @@ from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
     cudnn_rnn,
-    forward_mode_is_active,
+    functorch_active,
     is_mapped,
     profiling,
     transforms_active,
@@ -30,7 +30,7 @@ from . import dispatch
 from .cudnn import run_cudnn
 from .flop_formulas import register as register_flop_formulas
 from .higher_order import batching_rule
-from .network import as_separate_output, network
+from .network import as_batch_first, as_separate_output, network
 from .profiler import record_call
 from .saved_tensors import forget, node_inputs, read_by_backward
 
@@ -161,7 +161,7 @@ def _run_operator(
         return None  # the checks have the words
     how = NetworkOptions(None, phi, bidirectional, has_biases, kernels.requested_kernel())
     output, h_n = network(x.transpose(0, 1) if batch_first else x, hx, weights, how)
-    return output.transpose(0, 1) if batch_first else output, h_n
+    return as_batch_first(output) if batch_first else output, h_n
 
 
 def _run_with_dropout(
@@ -181,13 +181,7 @@ def _run_with_dropout(
             return None
         output = torch.dropout(found[0], options.dropout, True) if at + 1 < layers else found[0]
         last.append(found[1])
-    return _batch_first(output) if options.batch_first else output, torch.cat(last)
-
-
-def _batch_first(output: Tensor) -> Tensor:
-    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; but in forward
-    mode, where no axis of many tangents moves in place."""
-    return output.transpose(0, 1) if forward_mode_is_active() else output.transpose_(0, 1)
+    return as_batch_first(output) if options.batch_first else output, torch.cat(last)
 
 
 def _run_aten(
@@ -204,14 +198,14 @@ def _run_aten(
         if steps == 1 and not (sizes or dropout or any_autocast()):
             rows, D = x.transpose(0, 1) if batch_first else x, 1 + bidirectional
             output, h_n = aten.single_step(rows, hx, weights, phi, D, has_biases)
-            return _batch_first(output) if batch_first else output, h_n
+            return as_batch_first(output) if batch_first else output, h_n
         hx = x.new_zeros(shape) if hx is None else hx
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-        if batch_first and forward_mode_is_active():
+        if batch_first and functorch_active():
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
-            return _batch_first(output), h_n
+            return as_batch_first(output), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)
     except RuntimeError:
         if _fit(x, hx, weights, options):

@@ -32,9 +32,10 @@ from torch.autograd import forward_ad
 
 from .. import kernels
 from ..kernels.nonlinearities import PHI
-from ..kernels.time_order import Walk, batch_size
+from ..kernels.time_order import Walk
 from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
+from .flop_formulas import first_rows
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
 from .saved_tensors import alias, expanded_zeros, saved_by
@@ -62,7 +63,7 @@ def _compute(
     reverse, kernel = how
     check_recurrence(name, x, y, w, batch_sizes)
     if profiling() and kernel != kernels.REFERENCE:
-        record_recurrence(x, w, 0 if name == "elman" else batch_size(x, batch_sizes))
+        record_recurrence(x, w, 0 if name == "elman" else first_rows(x, batch_sizes, not reverse))
     able = kernels.choose(kernel, x, y, w, batch_sizes=batch_sizes, phi=phi)
     return getattr(able, name)(x, y, w, batch_sizes, phi, reverse)
 

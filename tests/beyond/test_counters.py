@@ -48,16 +48,16 @@ def test_flops(wanted: bool, given: bool, options: dict[str, Any], kernel: Kerne
 
 
 @KERNELS
-@pytest.mark.parametrize("lengths", [[4, 3, 1], [2, 4, 4]], ids=["sorted", "unsorted"])
-def test_flops_of_a_packed_input(lengths: list[int], kernel: KernelName) -> None:
-    """Forward the same; backward `nn.RNN` also multiplies zeros where a sequence is at its end."""
-    builtin, manual = twins(5, 7, bidirectional=True)
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "both directions"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("lengths", [[4, 3, 1], [2, 4, 4], [3, 3, 3]], ids=["sorted", "unsorted", "equal"])
+def test_flops_of_a_packed_input(lengths: list[int], given: bool, both: bool, kernel: KernelName) -> None:
+    """Backward `nn.RNN` also multiplies zeros where a sequence is at its end, which count."""
+    builtin, manual = twins(5, 7, 2, bidirectional=both)
     x, pack = torch.randn(4, 3, 5), partial(packed, lengths=lengths)
+    hx = torch.randn(2 * (1 + both), 3, 7, requires_grad=True) if given else None
     with use_kernel(kernel):
-        found = counted(manual, x, None, pack)
-    expected = counted(builtin, x, None, pack)
-    assert found[0] == expected[0]
-    assert 0.7 * expected[1] < found[1] <= expected[1]
+        assert counted(manual, x, hx, pack) == counted(builtin, x, hx, pack)
 
 
 def test_flops_without_a_gradient_and_by_module() -> None:

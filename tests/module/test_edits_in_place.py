@@ -1,5 +1,6 @@
 r"""Edits in place, of what came out and of what went in: noticed, or without consequence."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -8,27 +9,34 @@ from helpers import KERNELS, PHI, error, packed, twins
 from internals import KernelName, elman, saved_tensors
 from loop import NETWORKS, build, sample
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vjp
 
 from manual_rnn import ManualRNN, use_kernel
 
 
+def level_of(form: str) -> AbstractContextManager[Any]:
+    return forward_ad.dual_level() if form == "dual" else nullcontext()
+
+
 @pytest.mark.users_lengths
-@pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "packed", "recorded", "no_grad"])
+@pytest.mark.parametrize(
+    "form", ["padded", "batch_first", "unbatched", "packed", "recorded", "no_grad", "dual"]
+)
 @pytest.mark.parametrize("steps", [1, 5, 12])
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 2}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.5}], ids=str
 )
 def test_results_can_be_detached_in_place(options: dict[str, Any], steps: int, form: str) -> None:
     """Where `nn.RNN` returns no view, of which torch detaches none."""
-    batch_first = form in ("batch_first", "recorded", "no_grad")
+    batch_first = form in ("batch_first", "recorded", "no_grad", "dual")
     x: Any = torch.randn(*((3, steps) if batch_first else (steps, 3)), 4, requires_grad=form == "recorded")
     if form in ("unbatched", "packed"):
         x = x[:, 0] if form == "unbatched" else packed(x, [steps] * 3)
     detached: list[list[bool]] = []
     for rnn in twins(4, 6, batch_first=batch_first, **options):
-        with torch.set_grad_enabled(form != "no_grad"):
-            output, h_n = rnn(x)
+        with torch.set_grad_enabled(form != "no_grad"), level_of(form):
+            output, h_n = rnn(forward_ad.make_dual(x, torch.ones_like(x)) if form == "dual" else x)
         results = [output if isinstance(output, Tensor) else output.data, h_n]
         detached.append([])
         for result in results:
