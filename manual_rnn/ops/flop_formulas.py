@@ -5,8 +5,8 @@ r"""What each operator multiplies, for `torch.utils.flop_counter`, which counts 
     network              2 N (I + H) H      of each layer and direction
     network_vjp          2 (N - F) H H, and for each gradient wanted as much as its product takes
 
-That is what it finds in `nn.RNN`, product by product. `F` is `B`; of packed input that was run backward, it is
-the number of sequences that reach the last step, for the others begin at zeros, which `nn.RNN` multiplies.
+That is what it finds in `nn.RNN`, product by product. `F` is `B`; of packed input that was run backward, it
+is the number of sequences that reach the last step, for the others begin at zeros, which `nn.RNN` multiplies.
 
 Importing the counter may load triton, for a fifth of a second, so nothing here does: a counter at work is
 handed the formulas when the first operator comes its way.
