@@ -17,7 +17,14 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import native
 from ..kernels.interface import NetworkOptions, Saved
-from ..torch_internals import Function, compiles_graph, functorch_active, no_tracing, profiling
+from ..torch_internals import (
+    Function,
+    compiles_graph,
+    functorch_active,
+    has_many_tangents,
+    no_tracing,
+    profiling,
+)
 from . import composed, dispatch
 from .network_vjp import network_vjp
 from .operator_checks import check_network
@@ -66,10 +73,12 @@ def as_separate_output(x: Tensor) -> Tensor:
 
 
 def as_batch_first(output: Tensor) -> Tensor:
-    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; in a trace and
-    under a transform, where axes don't move in place, it is one."""
+    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; where axes don't
+    move in place, in a trace, under a transform and with many tangents, it is one."""
     traced = torch.compiler.is_compiling() or not no_tracing()
-    return output.transpose(0, 1) if traced or functorch_active() else output.transpose_(0, 1)
+    if traced or functorch_active() or has_many_tangents(output):
+        return output.transpose(0, 1)
+    return output.transpose_(0, 1)
 
 
 def compute(

@@ -21,7 +21,6 @@ from ..kernels.nonlinearities import PHI
 from ..torch_internals import (
     any_autocast,
     cudnn_rnn,
-    functorch_active,
     is_mapped,
     profiling,
     transforms_active,
@@ -203,7 +202,7 @@ def _run_aten(
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
-        if batch_first and functorch_active():
+        if batch_first and transforms_active():
             output, h_n = aten.RUN[phi](x.transpose(0, 1), hx, *how, False)
             return as_batch_first(output), h_n
         return aten.RUN[phi](x, hx, *how, batch_first)

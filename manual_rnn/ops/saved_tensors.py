@@ -153,7 +153,7 @@ def _unread_alias(x: Tensor) -> Tensor:
 
 def expanded_zeros(like: Tensor, shape: torch.Size) -> Tensor:
     """Zeros of any shape, which take the memory of one."""
-    return like.new_zeros(()).expand(shape)
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(shape)
 
 
 def forget(x: Tensor) -> None:

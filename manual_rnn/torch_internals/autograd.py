@@ -59,6 +59,14 @@ def is_mapped(*tensors: Tensor | None) -> bool:
 
 
 _is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor", never)
+
+
+def has_many_tangents(x: Tensor) -> bool:
+    """Whether it carries those of all columns of a Jacobian, which `vectorize=True` makes by an older vmap."""
+    tangent = _unpack_dual(x, level=0).tangent if forward_mode_is_active() else None
+    return tangent is not None and _is_legacy_batched(tangent)
+
+
 _add_batch_dim, _remove_batch_dim = find("torch", "_add_batch_dim"), find("torch", "_remove_batch_dim")
 
 

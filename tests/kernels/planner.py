@@ -34,7 +34,7 @@ Job = structure(
     "Job",
     ("long", "kind reverse packed type threads contiguous_weights G T B H I steps sizes"),
     ("View", "z h y w start end copy added alpha rates x u bias0 bias1 h0 dx du dw db0 db1"),
-    ("long", "block_owner"),
+    ("long", "samples block_owner"),
 )
 Plan = structure(
     "Plan",

@@ -88,6 +88,46 @@ def test_any_strides(threads: int) -> None:
         assert_members_alone(OPS.network_vjp, vjp, 3)
 
 
+SHARED: list[dict[str, Any]] = [
+    {"rows": (5, 1)},
+    {"rows": (1, 1), "H": 17},
+    {"L": 3, "D": 2, "bias": False, "rows": (9, 1)},
+    {"L": 2, "D": 2, "rows": (140, 1), "I": 33, "H": 65},
+    {"rows": (600, 1), "I": 1, "H": 1},
+    {"rows": (5, 2)},
+    {"rows": (5000, 1), "I": 1, "H": 3},
+]
+
+
+@on_each
+@pytest.mark.parametrize("dtype", native.TYPES, ids=str)
+@pytest.mark.parametrize("options", SHARED, ids=lambda o: ",".join(map(str, o.values())))
+def test_samples_of_shared_weights(options: dict[str, Any], dtype: torch.dtype, threads: int) -> None:
+    """As `vmap` hands over what all members share: of each its own gradients, as exact as those alone."""
+    for G in (2, 9, 70) if options["rows"][0] < 200 else (3,):
+        network = draw_network(G=(G,), dtype=dtype, **options)
+        network[2] = [w[:1].expand(w.shape) for w in network[2]]
+        vjp = vjp_arguments(network)
+        for need in (vjp[0], [i % 3 != 1 for i in range(len(vjp[0]))], [i == 3 for i in range(len(vjp[0]))]):
+            with on_threads(threads), nan_in_new_memory():
+                found = OPS.network_vjp(need, *vjp[1:])
+            for g in range(G):
+                exact = OPS.network_vjp(need, *doubled(member(vjp, g)[1:]))
+                alone = OPS.network_vjp(need, *member(vjp, g)[1:])
+                for ours, one, expected in zip(found, alone, exact, strict=True):
+                    assert error(ours[g], expected) <= 2 * error(one, expected) + 4 * torch.finfo(dtype).eps
+
+
+def doubled(arguments: list[Any]) -> list[Any]:
+    of = lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
+    return [[of(y) for y in x] if isinstance(x, list) else of(x) for x in arguments]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Of the largest number."""
+    return float((found.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+
+
 @pytest.mark.parametrize("place", range(6))
 def test_all_have_as_many_members(place: int) -> None:
     network = draw_network(G=(3,))

@@ -99,7 +99,7 @@ static void begin_sums(const JobContext *run)
     const Job *job = run->job, row = {.T = 1, .B = 1};
     const Block block = {0, 1, 0, 1, 0};
     char *sums = run->memory + run->plan->bias_or_dw;
-    memset(sums, 0, run->plan->ld * run->variant->width);
+    memset(sums, 0, larger(1, job->samples) * run->plan->ld * run->variant->width);
     if (is_backward(job))
         memset(run->memory + run->plan->residues, 0, run->plan->counters - run->plan->residues);
     for (int i = 0; i < 2; i++)

@@ -96,7 +96,10 @@ static void add_product(const JobContext *run, const Matrix *m, const char *a, c
     }
 }
 
-void to_weights(JobContext *run, const Block *block, bool first)
+/* A block's rows of dz, their distance, and where their sum and its rounding error are. */
+typedef struct { const char *dz; long ld; char *sum, *residue; } BlockRows;
+
+static void rows_to_weights(JobContext *run, const Block *block, BlockRows rows, bool first)
 {
     const Plan *plan = run->plan;
     const long lanes = run->variant->lanes, width = run->variant->width;
@@ -104,9 +107,8 @@ void to_weights(JobContext *run, const Block *block, bool first)
     const Share columns = my_share(run, plan->vecs);
     char *turned = run->memory + plan->dz_transposed, *panels = run->memory + plan->panels;
     char *panels_of[] = {panels, panels + quotient_up(run->job->I, lanes) * lanes * block->rows * width};
-    run->variant->transpose_and_sum(block->rows, columns.from * lanes, columns.to * lanes, run->memory + plan->z,
-                                    plan->ld, turned, plan->dzt_ld, run->memory + plan->bias_or_dw,
-                                    run->memory + plan->residues);
+    run->variant->transpose_and_sum(block->rows, columns.from * lanes, columns.to * lanes, rows.dz, rows.ld, turned,
+                                    plan->dzt_ld, rows.sum, rows.residue);
     for (int i = 0; i < 2; i++) {
         const WeightGradient *of = &both[i];
         const Share mine = my_share(run, quotient_up(of->columns, lanes));
@@ -119,6 +121,44 @@ void to_weights(JobContext *run, const Block *block, bool first)
         if (both[i].dw->data)
             add_product(run, &m, turned, &both[i], first);
     }
+}
+
+static View moved(View x, long bytes)
+{
+    x.data += x.data ? bytes : 0;
+    return x;
+}
+
+/* The job of one sample: of its row of the batch, and of its gradients. */
+static Job sample_of(const Job *job, long index)
+{
+    Job one = *job;
+    one.B = 1, one.samples = 0;
+    View *const rows[] = {&one.x, &one.h, &one.h0}, *const gradients[] = {&one.du, &one.dw, &one.db[0], &one.db[1]};
+    for (int i = 0; i < 3; i++)
+        *rows[i] = moved(*rows[i], index * rows[i]->row);
+    for (int i = 0; i < 4; i++)
+        *gradients[i] = moved(*gradients[i], index * gradients[i]->group);
+    return one;
+}
+
+void to_weights(JobContext *run, const Block *block, bool first)
+{
+    const Job *job = run->job;
+    const Plan *plan = run->plan;
+    const long row = plan->ld * run->variant->width, steps = block->to - block->from;
+    BlockRows rows = {run->memory + plan->z, larger(1, job->samples) * plan->ld, run->memory + plan->bias_or_dw,
+                      run->memory + plan->residues};
+    if (!job->samples)
+        rows_to_weights(run, block, rows, first);
+    for (long i = 0; i < job->samples; i++) {
+        const Job one = sample_of(job, i);
+        const Block own = {block->from, block->to, block->from, steps, block->index};
+        run->job = &one;
+        rows_to_weights(run, &own, rows, first);
+        rows.dz += row, rows.sum += row, rows.residue += row;
+    }
+    run->job = job;
 }
 
 /* Rows of the buffer bias_or_dw, written to a tensor. */
@@ -136,7 +176,10 @@ void store_gradients(const JobContext *run)
     const Job *job = run->job;
     for (int i = 0; i < 2; i++) {
         const WeightGradient of = gradient_of(run, i);
-        store_rows(run, &job->db[i], 1, job->H, 0, run->plan->ld);
+        for (long g = 0; g < larger(1, job->samples); g++) {
+            const View db = moved(job->db[i], g * job->db[i].group);
+            store_rows(run, &db, 1, job->H, g * run->plan->ld, run->plan->ld);
+        }
         if (job->type >= BFLOAT)
             store_rows(run, of.dw, job->H, of.columns, of.place, of.ld);
     }

@@ -46,7 +46,7 @@ static bool forward_of_one(const Network *net)
     return run_forward(net);
 }
 
-bool network_forward(const Network *net) { return for_each_member(net, forward_of_one); }
+bool network_forward(const Network *net) { return for_each_member(net, 1, forward_of_one); }
 
 Tensor part_of(const Tensor *x, int64_t index)
 {
@@ -73,22 +73,55 @@ static Network member_of(const Network *net, long g, Tensor *tensors)
     return member;
 }
 
-bool for_each_member(const Network *net, bool (*run)(const Network *net))
+/* The members' only rows, (G, T, 1, H), as rows of a batch, (T, count, H). */
+static Tensor rows_of_members(const Tensor *x, long first, long count)
+{
+    if (!x->data)
+        return (Tensor){0};
+    Tensor rows = part_of(x, first);
+    rows.size[1] = count, rows.stride[1] = x->stride[0];
+    return rows;
+}
+
+/* Members that share all weights as one network: its weights are theirs, and their gradients a part of all. */
+static Network network_of_samples(const Network *net, long first, long count, Tensor *tensors)
+{
+    Network all = *net;
+    all.G = 0, all.threads = 1, all.samples = all.B = count, all.rows = all.T * count;
+    all.x = rows_of_members(&net->x, first, count), all.hx = rows_of_members(&net->hx, first, count);
+    all.c = rows_of_members(&net->c, first, count), all.c_last = rows_of_members(&net->c_last, first, count);
+    place_tensors(&all, tensors);
+    for (long i = 0; i < weights_of(net); i++) {
+        all.weights[i] = part_of(&net->weights[i], 0);
+        all.gradients[2 + i] = net->gradients[2 + i];
+        all.gradients[2 + i].data = part_of(&net->gradients[2 + i], first).data;
+    }
+    for (long i = 0; i < saved_states(net); i++)
+        all.states[i] = rows_of_members(&net->states[i], first, count);
+    for (long i = 0; i < net->L; i++)
+        all.c_states[i] = rows_of_members(&net->c_states[i], first, count);
+    for (long i = 0; i < 2; i++)
+        all.gradients[i] = rows_of_members(&net->gradients[i], first, count);
+    return all;
+}
+
+bool for_each_member(const Network *net, long samples, bool (*run)(const Network *net))
 {
     if (!net->G)
         return run(net);
-    const long each = tensors_of(net);
+    const long each = tensors_of(net), networks = quotient_up(net->G, samples);
     const long threads = net->threads < net->most ? net->threads : net->most;
-    Tensor *tensors = calloc(net->G * each, sizeof(Tensor));
+    Tensor *tensors = calloc(networks * each, sizeof(Tensor));
     long failed = tensors == NULL;
-#pragma omp parallel for schedule(dynamic) num_threads(threads < net->G ? threads : net->G) reduction(+ : failed) \
-    if (tensors && threads > 1)
-    for (long g = 0; g < net->G; g++) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads < networks ? threads : networks) \
+    reduction(+ : failed) if (tensors && threads > 1)
+    for (long i = 0; i < networks; i++) {
         if (!tensors)
             continue;
-        const Network member = member_of(net, g, tensors + g * each);
-        failed += !run(&member);
+        const Network one = samples == 1 ? member_of(net, i, tensors + i * each)
+            : network_of_samples(net, i * samples, smaller(samples, net->G - i * samples), tensors + i * each);
+        failed += !run(&one);
     }
     free(tensors);
-    return !failed || fail("network: no memory for %ld of %ld members", failed, net->G);
+    return !failed || fail("network: no memory for %ld of %ld members", failed, networks);
 }

@@ -12,6 +12,8 @@ typedef struct {
     long kind, threads, most; /* a nonlinearity; threads that may be used, and the most that OpenMP is asked for */
     long L, D, H, I, each;    /* `each`: weights of a layer in one direction */
     long G;                   /* members of an ensemble; 0 where tensors have no such axis */
+    long samples;             /* members that share their weights as rows of one batch: only the gradients of weights
+                                 have their axis; else 0 */
     bool batch_first;         /* of x, output and their gradients; neither packed nor of an ensemble */
     int64_t T;                /* steps, and */
     int64_t *sizes;           /* rows at each of packed input, else NULL */

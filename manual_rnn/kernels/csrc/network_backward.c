@@ -5,10 +5,22 @@
 #include <string.h>
 #include "half.h"
 #include "network_internal.h"
+#include "plan.h"
 
 static View zero_row(const Network *net, void *zeros)
 {
     return (View){zeros, net->type, 0, 0, 0, WIDTH[net->type]};
+}
+
+/* Of a weight's gradient, which samples have a group apart. */
+static View gradient_view(const Network *net, const Tensor *dw)
+{
+    if (!net->samples || !dw->data)
+        return weight_view(dw);
+    const Tensor first = part_of(dw, 0);
+    View view = weight_view(&first);
+    view.group = dw->stride[0] * WIDTH[dw->type];
+    return view;
 }
 
 static Job backward_job(const Network *net, void *zeros, View c, View dx, long layer, long d)
@@ -27,9 +39,10 @@ static Job backward_job(const Network *net, void *zeros, View c, View dx, long l
     job.h0 = net->hx.data ? state_view(&net->hx, index) : zero_row(net, zeros);
     job.dx = dx;
     job.u.data = dx.data ? job.u.data : NULL;
-    job.du = weight_view(&dw[0]), job.dw = weight_view(&dw[1]);
+    job.samples = net->samples;
+    job.du = gradient_view(net, &dw[0]), job.dw = gradient_view(net, &dw[1]);
     for (int i = 0; i < net->each - 2; i++)
-        job.db[i] = weight_view(&dw[2 + i]);
+        job.db[i] = gradient_view(net, &dw[2 + i]);
     return job;
 }
 
@@ -94,4 +107,17 @@ static bool backward_of_one(const Network *net)
     return fine;
 }
 
-bool network_backward(const Network *net) { return for_each_member(net, backward_of_one); }
+/* How many members that share all weights are samples of one network: so many as make a block, and for each thread its
+ * share. 1 where members have weights or several rows of their own. */
+static long samples_at_once(const Network *net)
+{
+    if (net->B != 1 || net->sizes || !net->T || net->type >= BFLOAT || net->alpha.data)
+        return 1;
+    for (long i = 0; i < weights_of(net); i++)
+        if (net->weights[i].data && net->weights[i].stride[0])
+            return 1;
+    const long threads = larger(1, smaller(net->threads, net->most));
+    return larger(1, smaller(quotient_up(net->G, threads), samples_of_block(net->T, net->H)));
+}
+
+bool network_backward(const Network *net) { return for_each_member(net, samples_at_once(net), backward_of_one); }

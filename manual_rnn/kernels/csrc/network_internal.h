@@ -25,7 +25,8 @@ bool is_empty(const Network *net);
 /* Rows of states, (L * D, B, H), to memory that may be absent; zeros where none are given. */
 void copy_state_rows(const Network *net, const Tensor *to, const Tensor *from);
 
-/* Runs a network or, of an ensemble, each member as a network of its own: side by side, each on one thread. */
-bool for_each_member(const Network *net, bool (*run)(const Network *net));
+/* Runs a network or, of an ensemble, each member as a network of its own: side by side, each on one thread. Members
+ * that share their weights may be the samples of one network, so many at a time. */
+bool for_each_member(const Network *net, long samples, bool (*run)(const Network *net));
 
 #endif

@@ -25,6 +25,7 @@ enum {
     CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
     LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
     MOST = 1024,
+    FEWEST_SAMPLES = 8,  /* worth a step together, however wide W is */
     SUMMED_PLAINLY = 4096, /* rows over which the gradient of a weight is summed without its rounding errors */
     GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
@@ -57,6 +58,13 @@ static long reserve(Plan *plan, long width, long numbers)
     return at;
 }
 
+static long rows_of_block(long H) { return smaller(MOST, larger(LEAST, CACHED / H)); }
+
+long samples_of_block(long T, long H)
+{
+    return T > SUMMED_PLAINLY ? 1 : larger(FEWEST_SAMPLES, rows_of_block(H) / smaller(T, LEAST));
+}
+
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
     const bool backward = is_backward(job);
@@ -76,11 +84,13 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     plan->x_packed = reserve(plan, width, job->I ? times(rows, plan->x_ld) : 0);
     plan->dz_transposed = reserve(plan, width, job->I && backward ? times(plan->vecs * lanes, plan->dzt_ld) : 0);
     plan->panels = reserve(plan, width, job->I && backward ? times(rows, columns + plan->vecs * lanes) : 0);
+    const long sums_of_rows = times(larger(1, job->samples), plan->ld);
     plan->bias_or_dw = reserve(plan, width,
-                         job->I ? plan->ld + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
-    const long sums = job->I && backward && rows_of(job) > SUMMED_PLAINLY ? times(job->H, plan->ld + plan->x_ld) : 0;
+                         job->I ? sums_of_rows + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
+    const bool many = rows_of(job) > SUMMED_PLAINLY && !job->samples;
+    const long sums = job->I && backward && many ? times(job->H, plan->ld + plan->x_ld) : 0;
     plan->parts = reserve(plan, width, sums);
-    plan->residues = reserve(plan, width, job->I && backward ? plan->ld + sums : 0);
+    plan->residues = reserve(plan, width, job->I && backward ? sums_of_rows + sums : 0);
     plan->counters = reserve(plan, sizeof(long), COUNTER_STRIDE * (plan->threads + 1));
 }
 
@@ -95,7 +105,7 @@ Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
     plan.bf16_offset = pairs ? plan.vecs * lanes : 0;
     plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
     plan.unpacked_weights = job->contiguous_weights && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
-    plan.rows = job->I ? smaller(MOST, larger(LEAST, CACHED / job->H)) : MAX_EXTENT;
+    plan.rows = !job->I ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST) : rows_of_block(job->H);
     lay_out(&plan, job, lanes, width);
     return plan;
 }

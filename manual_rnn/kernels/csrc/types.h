@@ -45,6 +45,8 @@ typedef struct {
     View x, u, bias[2];        /* the layer's; forward u stands for w_ih^T, backward for w_ih */
     View h0;                   /* backward: the first states, and the gradients */
     View dx, du, dw, db[2];
+    long samples;              /* how many rows of the batch have gradients of the weights of their own, a group
+                                  apart; 0 where all are summed. One thread runs them. */
     long *block_owner;         /* two directions add up dx: a flag for each block and thread, which the direction that
                                   comes to the block first sets */
 } Job;
