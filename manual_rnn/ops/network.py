@@ -73,8 +73,8 @@ def as_separate_output(x: Tensor) -> Tensor:
 
 
 def as_batch_first(output: Tensor) -> Tensor:
-    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; where axes don't
-    move in place, in a trace, under a transform and with many tangents, it is one."""
+    """`(B, T, ...)`, which like that of `nn.RNN` isn't a view, so that `detach_` works on it; where axes
+    don't move in place, in a trace, under a transform and with many tangents, it is one."""
     traced = torch.compiler.is_compiling() or not no_tracing()
     if traced or functorch_active() or has_many_tangents(output):
         return output.transpose(0, 1)

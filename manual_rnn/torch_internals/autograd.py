@@ -62,7 +62,7 @@ _is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_l
 
 
 def has_many_tangents(x: Tensor) -> bool:
-    """Whether it carries those of all columns of a Jacobian, which `vectorize=True` makes by an older vmap."""
+    """Whether it carries those of all columns of a Jacobian, which `vectorize=True` makes by an old vmap."""
     tangent = _unpack_dual(x, level=0).tangent if forward_mode_is_active() else None
     return tangent is not None and _is_legacy_batched(tangent)
 
