@@ -1,5 +1,5 @@
-r"""The operators under `vmap`: a new axis joins the batch; where members differ in weights, or want gradients
-of them, it becomes the axis of an ensemble.
+r"""The operators under `vmap`: a new axis joins the batch; where members differ in weights, want gradients of
+them, or share the states that are differentiated, it becomes the axis of an ensemble.
 
     joins the batch    B becomes B * size, in every tensor but the weights and the leak, and in batch_sizes
     an ensemble        G becomes size * G, in every tensor but batch_sizes
@@ -25,16 +25,15 @@ class Places(NamedTuple):
     sizes: int
 
 
-def rule(places: Places, operator: Any, size: int, in_dims: tuple, *args: Any) -> Any:
+def rule(places: Places, operator: Any, size: int, in_dims: tuple, *args: Any, ensemble: bool = False) -> Any:
     """The results of an operator under `vmap`, and where they have the new axis of this size; `in_dims` says
-    where each argument has it."""
+    where each argument has it. It is that of an ensemble where weights have it, or if asked for."""
     batch, weights_at, sizes_at = places
     if in_dims[sizes_at] is not None:
         raise ValueError("vmap over batch_sizes: expected one packing for all, got one for each")
     leak, folded = () if leak_of(args) is None else (len(args) - 1,), list(args)
     one_for_all = weights_at, *leak
-    need_weights = isinstance(args[0], list) and any(args[0][2:])
-    if need_weights or not all(_is_unmapped(in_dims[at]) for at in one_for_all):
+    if ensemble or not all(_is_unmapped(in_dims[at]) for at in one_for_all):
         fold, unfold = _ensemble(args[weights_at], in_dims[weights_at], size)
         batch = *batch, *one_for_all
     else:
@@ -49,9 +48,13 @@ def rule(places: Places, operator: Any, size: int, in_dims: tuple, *args: Any) -
 recurrence = network = partial(rule, Places((0, 1), 2, 3))
 
 
-def network_vjp(*args: Any) -> tuple[list[Tensor], list[int]]:
-    """Gradients with the mapped axis in front in memory, so that a Jacobian can be viewed as a matrix."""
-    found, places = rule(Places((1, 2, 4, 5, 6), 3, 7), *args)
+def network_vjp(
+    operator: Any, size: int, in_dims: tuple, need: list[bool], *args: Any
+) -> tuple[list[Tensor], list[int]]:
+    """Gradients with the mapped axis in front in memory, so that a Jacobian can be viewed as a matrix. Its
+    rows share the states, which a batch would copy."""
+    ensemble, places_of = any(need[2:]) or _is_unmapped(in_dims[4]), Places((1, 2, 4, 5, 6), 3, 7)
+    found, places = rule(places_of, operator, size, in_dims, need, *args, ensemble=ensemble)
     return [x.movedim(at, 0).contiguous() for x, at in zip(found, places, strict=True)], [0] * len(found)
 
 

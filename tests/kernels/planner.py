@@ -78,10 +78,12 @@ def plan(
     most: int = 8,
     lanes: int = 16,
     pairs: bool = False,
+    weights: bool = True,
     **options: int,
 ) -> dict[str, int]:
-    """`T`: steps of time or, if packed, rows of all steps."""
+    """`T`: steps of time or, if packed, rows of all steps; `weights`: whether their gradients are wanted."""
     job = Job(**{"G": 1, **options}, T=T, steps=T, B=B, H=H, threads=threads)
+    job.du.data = int(weights)  # an address that a plan doesn't read
     width = 8 if job.type == DOUBLE else 4
     found = library().plan_of(job, lanes, width, pairs, most)
     return {name: getattr(found, name) for name, _ in Plan._fields_}

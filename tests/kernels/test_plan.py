@@ -230,6 +230,24 @@ def test_memory_holds_what_it_must() -> None:
         assert all(found[name] * width % 64 == 0 for name in ("ld", "x_ld", "dzt_ld")) or lanes < 16
 
 
+def test_no_more_rows_of_dz_are_kept_than_are_read() -> None:
+    """Where only the gradient of the first states is wanted, those of one step."""
+    job: dict[str, Any] = {"T": 50, "B": 32, "H": 60, "I": 20, "lanes": 8, "kind": SLOPE}
+    found = plan(**job, weights=False)
+    assert found["rows"] > 50 * 32
+    assert sizes(found)["x_packed"] == 4 * 32 * found["ld"]
+    assert plan(**job)["rows"] == 1024
+
+
+@pytest.mark.parametrize(("T", "steps"), [(1, 1), (20, 20), (400, 128)])
+def test_samples_have_blocks_and_sums_of_their_own(T: int, steps: int) -> None:
+    job: dict[str, Any] = {"T": T, "B": 9, "H": 60, "I": 20, "lanes": 8, "kind": SLOPE}
+    found, one = plan(**job, samples=9), plan(**job)
+    assert found["rows"] == 9 * steps
+    for part in ("parts", "counters"):  # sums of rows of dz, and their rounding errors
+        assert sizes(found)[part] == 9 * sizes(one)[part] == 4 * 9 * found["ld"]
+
+
 def test_weights_are_read_where_they_lie_for_a_few_rows_only() -> None:
     for H, rows in ((64, 4), (640, 20), (2000, 62), (4000, 64)):
         for B in (1, rows):

@@ -122,10 +122,11 @@ static void recur(JobContext *run, const Block *block, Barrier *crews_meeting)
     }
 }
 
-/* A block's rows as the recurrence sees them. */
+/* A block's rows as the recurrence sees them; those of each step in one place, where nothing else reads them. */
 static View block_view(const JobContext *run, const Block *block)
 {
-    const long row = run->plan->ld * run->variant->width, step = run->job->packed ? row : run->job->B * row;
+    const long row = run->plan->ld * run->variant->width;
+    const long step = !keeps_rows(run->job) ? 0 : run->job->packed ? row : run->job->B * row;
     const long first = run->job->packed ? block->first : block->from;
     const long type = run->variant->width == sizeof(double) ? DOUBLE : FLOAT;
     return (View){run->memory + run->plan->z - first * step, type, 0, step, row, run->variant->width};
@@ -180,7 +181,7 @@ static void run_block(JobContext *run, const Block *block, bool first, Barrier *
         return;
     if (job->dx.data)
         to_input(run, block);
-    if (job->du.data || job->dw.data || job->db[0].data || job->db[1].data)
+    if (wants_weights(job))
         to_weights(run, block, first);
     barrier_wait(&run->member->meeting);
 }

@@ -69,7 +69,8 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
     const bool backward = is_backward(job);
     const long columns = quotient_up(job->I, lanes) * lanes, one = backward ? lanes : 1;
-    const long rows = larger(1, job->I ? smaller(rows_of(job), times(1, plan->rows) + job->B) : 0);
+    const long of_block = keeps_rows(job) ? smaller(rows_of(job), times(1, plan->rows) + job->B) : job->B;
+    const long rows = larger(1, job->I ? of_block : 0);
     const int half = job->type >= BFLOAT;
     plan->x_ld = columns + GAP;
     plan->dzt_ld = quotient_up(rows, lanes) * lanes + GAP;
@@ -105,7 +106,7 @@ Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
     plan.bf16_offset = pairs ? plan.vecs * lanes : 0;
     plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
     plan.unpacked_weights = job->contiguous_weights && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
-    plan.rows = !job->I ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST) : rows_of_block(job->H);
+    plan.rows = !keeps_rows(job) ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST) : rows_of_block(job->H);
     lay_out(&plan, job, lanes, width);
     return plan;
 }

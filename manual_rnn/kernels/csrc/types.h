@@ -52,6 +52,17 @@ typedef struct {
 } Job;
 
 static inline bool is_backward(const Job *job) { return job->kind >= SLOPE; }
+static inline bool wants_weights(const Job *job)
+{
+    return job->du.data || job->dw.data || job->db[0].data || job->db[1].data;
+}
+
+/* Whether rows of a block are read outside of the recurrence: forward they are projected; backward there is a second
+ * cotangent, or a gradient is made of dz. */
+static inline bool keeps_rows(const Job *job)
+{
+    return job->I && (!is_backward(job) || job->added.data || job->dx.data || wants_weights(job));
+}
 static inline long quotient_up(long a, long b) { return (a + b - 1) / b; }
 static inline long smaller(long a, long b) { return a < b ? a : b; }
 static inline long larger(long a, long b) { return a > b ? a : b; }
