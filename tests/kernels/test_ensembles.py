@@ -118,6 +118,17 @@ def test_samples_of_shared_weights(options: dict[str, Any], dtype: torch.dtype, 
                     assert error(ours[g], expected) <= 2 * error(one, expected) + 4 * torch.finfo(dtype).eps
 
 
+def test_threads_change_no_bit_of_a_sample() -> None:
+    network = draw_network(G=(37,), L=2, D=2, rows=(9, 1), H=33)
+    network[2] = [w[:1].expand(w.shape) for w in network[2]]
+    vjp, found = vjp_arguments(network), []
+    for threads in (1, 2, 3):
+        with on_threads(threads):
+            found.append(OPS.network_vjp(*vjp))
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
 def doubled(arguments: list[Any]) -> list[Any]:
     of = lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
     return [[of(y) for y in x] if isinstance(x, list) else of(x) for x in arguments]

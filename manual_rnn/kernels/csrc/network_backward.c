@@ -107,17 +107,18 @@ static bool backward_of_one(const Network *net)
     return fine;
 }
 
-/* How many members that share all weights are samples of one network: so many as make a block, and for each thread its
- * share. 1 where members have weights or several rows of their own. */
-static long samples_at_once(const Network *net)
+/* Whether members are samples: all share the weights, and have a row of their own. */
+static bool are_samples(const Network *net)
 {
     if (net->B != 1 || net->sizes || !net->T || net->type >= BFLOAT || net->alpha.data)
-        return 1;
+        return false;
     for (long i = 0; i < weights_of(net); i++)
         if (net->weights[i].data && net->weights[i].stride[0])
-            return 1;
-    const long threads = larger(1, smaller(net->threads, net->most));
-    return larger(1, smaller(quotient_up(net->G, threads), samples_of_block(net->T, net->H)));
+            return false;
+    return true;
 }
 
-bool network_backward(const Network *net) { return for_each_member(net, samples_at_once(net), backward_of_one); }
+bool network_backward(const Network *net)
+{
+    return for_each_member(net, net->G && are_samples(net) ? samples_at_once(net->T) : 1, backward_of_one);
+}

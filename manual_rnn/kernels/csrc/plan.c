@@ -25,7 +25,7 @@ enum {
     CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
     LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
     MOST = 1024,
-    FEWEST_SAMPLES = 8,  /* worth a step together, however wide W is */
+    SAMPLES = 16,        /* that take a step together (measured) */
     SUMMED_PLAINLY = 4096, /* rows over which the gradient of a weight is summed without its rounding errors */
     GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
@@ -58,12 +58,7 @@ static long reserve(Plan *plan, long width, long numbers)
     return at;
 }
 
-static long rows_of_block(long H) { return smaller(MOST, larger(LEAST, CACHED / H)); }
-
-long samples_of_block(long T, long H)
-{
-    return T > SUMMED_PLAINLY ? 1 : larger(FEWEST_SAMPLES, rows_of_block(H) / smaller(T, LEAST));
-}
+long samples_at_once(long T) { return T > SUMMED_PLAINLY ? 1 : SAMPLES; }
 
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
@@ -106,7 +101,8 @@ Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
     plan.bf16_offset = pairs ? plan.vecs * lanes : 0;
     plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
     plan.unpacked_weights = job->contiguous_weights && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
-    plan.rows = !keeps_rows(job) ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST) : rows_of_block(job->H);
+    plan.rows = !keeps_rows(job) ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST)
+                                   : smaller(MOST, larger(LEAST, CACHED / job->H));
     lay_out(&plan, job, lanes, width);
     return plan;
 }

@@ -14,9 +14,9 @@ long rows_of(const Job *job);
 /* The threads that pay for each of so many jobs alike. */
 long threads_of(const Job *job, long jobs, long most);
 
-/* How many samples of T steps make a block of which each has rows for a product; 1 where their sums would have to know
- * their rounding errors. */
-long samples_of_block(long T, long H);
+/* How many samples of T steps run as one batch, whatever the threads; 1 where their sums have to know their rounding
+ * errors. */
+long samples_at_once(long T);
 
 /* Slice i of `plan->slices`, which together hold every row of the batch once. */
 Slice slice_of(const Job *job, const Plan *plan, long i);
