@@ -58,6 +58,19 @@ def is_mapped(*tensors: Tensor | None) -> bool:
     return False
 
 
+_is_functional: Callable[[Tensor], bool] = find("torch", "_is_functional_tensor", never)
+_from_functional, _sync = find("torch", "_from_functional_tensor"), find("torch", "_sync")
+
+
+def without_functionalization(x: Tensor) -> Tensor:
+    """A tensor that has no gradient, out of what `torch.func.functionalize` wraps every tensor in: a wrapper
+    without memory to read."""
+    if torch.compiler.is_compiling() or not _is_functional(x):
+        return x
+    _sync(x)
+    return _from_functional(x)
+
+
 _is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor", never)
 
 

@@ -49,7 +49,7 @@ HOUSE = {
     "kernels.aten kernels.interface",
     "construction": "",
     "weights": "kernels.interface",
-    "layout": "validation parameters ops kernels.time_order",
+    "layout": "validation parameters ops kernels.time_order torch_internals",
     "onnx": "ops kernels.nonlinearities kernels.interface",
     "ops": "ops kernels validation torch_internals",
     "kernels": "kernels torch_internals",

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import KERNELS, assert_same_results, packed, twins
 from internals import KernelName
+from torch import Tensor
+from torch.func import functionalize
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from manual_rnn import ManualRNN, use_kernel
@@ -47,3 +49,24 @@ def test_batch_sizes_of_two_axes(kernel: KernelName) -> None:
         found, h_n = manual(input)
     assert_same_results((found.data, h_n), (expected.data, expected_h_n))
     assert found.batch_sizes is input.batch_sizes
+
+
+@KERNELS
+@pytest.mark.parametrize("lengths", [[5, 3, 2], [2, 5, 3], [1, 1, 1]])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_packed_where_mutations_are_taken_out(
+    bidirectional: bool, lengths: list[int], kernel: KernelName
+) -> None:
+    """`functionalize` wraps `batch_sizes` too, in a tensor without memory."""
+    builtin, manual = twins(4, 6, 2, bidirectional=bidirectional)
+    input, hx = torch.randn(max(lengths), 3, 4), torch.randn(4 if bidirectional else 2, 3, 6)
+
+    def run(rnn: torch.nn.Module, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        output, h_n = rnn(packed(input, lengths), *([] if hx is None else [hx]))
+        return pad_packed_sequence(output)[0].sin_(), h_n
+
+    for state in (None, hx):
+        expected = functionalize(run)(builtin, input, state)
+        with use_kernel(kernel):
+            found = functionalize(run)(manual, input, state)
+        assert_same_results(found, expected)
