@@ -3,6 +3,7 @@ r"""Which calls are left to `nn.RNN` itself: its `forward` runs, on this module'
 a trace of TorchScript    every runtime and exporter knows PyTorch's operation
 ExpandedWeights           they know the gradient of each sample of PyTorch's operation alone
 foreign tensors           complex numbers, sparse tensors, subclasses that handle operations by themselves,
+                          packed rows that a subclass counts, of which it makes its results,
                           and nested tensors of the older kind, which it takes for steps of one length
 """
 
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .kernels.interface import non_plain_reason
+from .kernels.interface import PLAIN_TYPES, TRACERS, non_plain_reason
 from .kernels.nonlinearities import NN_RNN_MODES
 from .override import leak_of, nonlinearity_of
 from .parameters import RUNNER, RNNBase
@@ -44,6 +46,9 @@ def is_left_to_nn_rnn(rnn: RNNBase, input: Any, hx: Any) -> bool:
 
 def _is_foreign(x: Any, batch_first: bool) -> bool:
     """Whether rules of ours don't hold for it. A jagged tensor is a layout of its own (`layout.py`)."""
+    if isinstance(x, PackedSequence):
+        kind = type(x.batch_sizes)
+        return kind not in PLAIN_TYPES and not kind.__module__.startswith(TRACERS)
     if not isinstance(x, Tensor):
         return False
     if x.is_nested:

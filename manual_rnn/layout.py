@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .kernels.time_order import time_of_rows
 from .ops import as_batch_first
 from .parameters import RNNBase
-from .torch_internals import without_functionalization
+from .torch_internals import as_numbers
 from .validation import check_ranks
 
 
@@ -67,7 +67,7 @@ class PackedLayout(Layout):
     def __init__(self, rnn: RNNBase, input: PackedSequence, hx: Tensor | None) -> None:
         self.rnn, self.input = rnn, input
         self.data, sizes, self.order, self.inverse = input
-        self.batch_sizes = without_functionalization(sizes if sizes.dim() == 1 else sizes.flatten())
+        self.batch_sizes = as_numbers(sizes if sizes.dim() == 1 else sizes.flatten())
         self.rows = self.data
         self.hx = None if hx is None else rnn.permute_hidden(hx, self.order)
 

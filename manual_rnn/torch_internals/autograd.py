@@ -62,13 +62,16 @@ _is_functional: Callable[[Tensor], bool] = find("torch", "_is_functional_tensor"
 _from_functional, _sync = find("torch", "_from_functional_tensor"), find("torch", "_sync")
 
 
-def without_functionalization(x: Tensor) -> Tensor:
-    """A tensor that has no gradient, out of what `torch.func.functionalize` wraps every tensor in: a wrapper
-    without memory to read."""
-    if torch.compiler.is_compiling() or not _is_functional(x):
+def as_numbers(x: Tensor) -> Tensor:
+    """A tensor that has no gradient, as one of no subclass, and out of what `torch.func.functionalize` wraps
+    every tensor in: a wrapper without memory to read."""
+    if torch.compiler.is_compiling() or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return x
-    _sync(x)
-    return _from_functional(x)
+    if _is_functional(x):
+        _sync(x)
+        x = _from_functional(x)
+    with as_plain_tensors():
+        return x.as_subclass(Tensor)
 
 
 _is_legacy_batched: Callable[[Tensor], bool] = find("torch._C._functorch", "is_legacy_batchedtensor", never)

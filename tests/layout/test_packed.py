@@ -2,8 +2,9 @@ r"""Packed sequences: their order, and each of them as if alone."""
 
 import pytest
 import torch
-from helpers import KERNELS, assert_same_results, packed, twins
+from helpers import KERNELS, assert_same, assert_same_results, gradients, packed, twins
 from internals import KernelName
+from situations import Loud
 from torch import Tensor
 from torch.func import functionalize
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
@@ -70,3 +71,25 @@ def test_packed_where_mutations_are_taken_out(
         with use_kernel(kernel):
             found = functionalize(run)(manual, input, state)
         assert_same_results(found, expected)
+
+
+class Count(Tensor):
+    """A subclass that changes nothing."""
+
+
+@KERNELS
+@pytest.mark.parametrize("kind", [Count, Loud])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_that_a_subclass_counts(bidirectional: bool, kind: type[Tensor], kernel: KernelName) -> None:
+    """By default it is the results' class too, as of `nn.RNN`."""
+    builtin, manual = twins(4, 6, 2, bidirectional=bidirectional)
+    sizes = torch.tensor([3, 2, 2]).as_subclass(kind)
+    x = torch.randn(7, 4)
+    expected = gradients(builtin, x, pack=lambda x: PackedSequence(x, sizes))
+    with use_kernel(kernel):
+        found = gradients(manual, x, pack=lambda x: PackedSequence(x, sizes))
+    assert_same(found, expected, 2e-6)
+    for wanted in (False, True):
+        with torch.set_grad_enabled(wanted):
+            output, h_n = manual(PackedSequence(x, sizes))
+        assert (type(output.data), type(h_n)) == (kind, kind)
