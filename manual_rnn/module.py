@@ -32,6 +32,7 @@ from .ops import CustomStep, Options, autocast, run_rnn
 from .override import leak_of, nonlinearity_of, step_of, stepwise
 from .own_names import builtin
 from .parameters import NN_RNN, RUNNER, RNNBase, weights_of
+from .torch_internals import unmapped_randomness
 
 
 class ManualRNN(RNNBase):
@@ -231,8 +232,10 @@ def _expected_size(rnn: ManualRNN, layout: Layout) -> tuple[int, int, int]:
 
 
 def _dropout(p: float, output: Tensor) -> Tensor:
-    """Dropout between layers, on memory in the order of time, so that masks are those of `nn.RNN`."""
-    return torch.dropout(output.contiguous(), p, True)
+    """Dropout between layers, on memory in the order of time, so that masks are those of `nn.RNN`: also under
+    `vmap`, which doesn't reach into its network."""
+    with unmapped_randomness(output):
+        return torch.dropout(output.contiguous(), p, True)
 
 
 # It is sizes and weights, as nn.RNN: `torch.load(file, weights_only=True)` takes it once a client has allowed

@@ -1,7 +1,7 @@
 r"""Autograd and the transforms of torch.func: nodes, levels, what wraps a tensor."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -112,6 +112,15 @@ _wrap_batched: Any = find("torch._C._functorch", "_add_batch_dim")
 _exclude: Any = find("torch._C", "_ExcludeDispatchKeyGuard")
 _keys, _key = find("torch._C", "DispatchKeySet"), find("torch._C", "DispatchKey")
 _BATCHED = None if _key is None or _keys is None else _keys(_key.FuncTorchBatched)
+_RANDOMNESS = None if _key is None or _keys is None else _keys(_key.FuncTorchVmapMode)
+
+
+def unmapped_randomness(x: Tensor) -> AbstractContextManager[None]:
+    """A block in which numbers are drawn as outside of `vmap`, if that doesn't map over `x`: once for all,
+    whatever its `randomness` is."""
+    if torch.compiler.is_compiling() or not functorch_active() or is_mapped(x):
+        return nullcontext()
+    return _exclude(_RANDOMNESS)
 
 
 def run_vmap_rule(operator: Any, rule: Callable[..., Any], *args: Any) -> Any:

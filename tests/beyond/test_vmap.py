@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, packed, twins
 from loop import CASES, LAYOUTS, NETWORKS, Loop, build, case_id, met_in_pairs, outputs, sample
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
@@ -210,3 +210,20 @@ def _each(gradient: Callable, w: dict, inputs: Tensor, states: Tensor) -> dict[s
     """The gradients of the samples, one by one, stacked."""
     rows = [gradient(w, x, h) for x, h in zip(inputs, states, strict=True)]
     return {name: torch.stack([row[name] for row in rows]) for name in w}
+
+
+@pytest.mark.parametrize("randomness", ["error", "different", "same"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("steps", [1, 4, 12])
+def test_dropout_of_a_network_that_is_not_mapped(steps: int, layout: str, randomness: str) -> None:
+    """`nn.RNN` draws once, whatever is mapped around it."""
+    x, y = torch.randn(steps, 2, 3), torch.randn(V)
+    found = []
+    for rnn in twins(3, 4, 3, dropout=0.5, bidirectional=True):
+        torch.manual_seed(1)
+        given = packed(x, [steps, 1]) if layout == "packed" else x
+        run = lambda y: rnn(given)[1] * y  # noqa: B023, E731
+        out = vmap(run, randomness=randomness)(y)
+        (slope,) = torch.autograd.grad(out.sin().sum(), rnn.all_weights[0][0])
+        found.append({"out": out, "slope": slope})
+    assert_same(found[1], found[0], 2e-6)
