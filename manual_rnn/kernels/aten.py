@@ -26,10 +26,10 @@ RUN: dict[str, Any] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 STEP: dict[str, Any] = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 NONLINEARITIES, HAS_LEAK = tuple(RUN), False
 HAS_CUDNN = not torch.version.hip and torch.backends.cudnn.is_available()
-# Time steps at most that PyTorch's own operation runs on a CPU: of a plain padded call that wants gradients,
-# of fewer than so many multiply-adds, B H^2; and under a transform, under autocast, or where the gradient of
-# a leaf is wanted. The time of `nn.RNN` by that of the engine, on a Zen 5, one thread, in training and in an
-# inner step of meta-learning:
+# Time steps at most that PyTorch's own operation runs on a CPU: of a plain call that wants gradients or draws
+# dropout, of fewer than so many multiply-adds, B H^2; and under a transform, under autocast, or where the
+# gradient of a leaf is wanted. The time of `nn.RNN` by that of the engine, on a Zen 5, one thread, in
+# training and in an inner step of meta-learning:
 #     (T, B, H) = (1, 1, 64) 0.96 0.73   (1, 32, 128) 1.19 0.81   (1, 64, 256) 1.62 1.03   (3, 4, 16) 1.5 0.98
 # of a leaf, (B, I, H) = (1, 3, 16) and (16, 16, 64):
 #     steps    first derivative     penalty      Hessian-vector product    Hessian
@@ -112,21 +112,32 @@ def nn_rnn(
 
 
 def single_step(
-    x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], phi: str, D: int, has_biases: bool
+    rows: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    phi: str,
+    D: int,
+    has_biases: bool,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    r"""The same as of `nn_rnn` of `x (1, B, I)`, with fewer nodes: a training step of (B, I, H) = (1, 32, 64)
-    takes 97 us with it and 106 without, on a Xeon."""
-    step, size, rows = STEP[phi], 4 if has_biases else 2, x.squeeze(0)
-    starts = [x.new_zeros((x.size(1), weights[1].size(0)))] if hx is None else hx.unbind(0)
+    r"""The same as of `nn_rnn` of one step, `rows (B, I)`, with fewer nodes: a training step of (B, I, H) =
+    (1, 32, 64) takes 97 us with it and 106 without, on a Xeon. `dropout` is that between layers.
+
+    Returns the last layer's state, which no edit in place may reach, and `h_n`.
+    """
+    step, size = STEP[phi], 4 if has_biases else 2
+    starts = [rows.new_zeros((rows.size(0), weights[1].size(0)))] if hx is None else hx.unbind(0)
     if len(weights) == size:  # a loop would cost 3 us
         h = step(rows, starts[0], *weights)
-        return torch.stack([h]), torch.stack([h])
+        return h, torch.stack([h])
     last: list[Tensor] = []
     for at in range(0, len(weights), size):
         last.append(step(rows, starts[len(last) % len(starts)], *weights[at : at + size]))
         if len(last) % D == 0:
             rows = last[-1] if D == 1 else torch.cat(last[-D:], -1)
-    return torch.stack([rows]), torch.stack(last)
+            if dropout and at + size < len(weights):
+                rows = torch.dropout(rows, dropout, True)
+    return rows, torch.stack(last)
 
 
 def layer(

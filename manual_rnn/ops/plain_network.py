@@ -84,12 +84,11 @@ def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool
 
 
 def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
-    """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, for the gradients of a
-    few steps and where it is faster.
+    """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, where it is faster, and
+    for the gradients and the dropout of a few steps.
 
     A few are ten under a transform, or where the gradient of a leaf is wanted, which is often differentiated
-    itself. Else they are a single one of padded input, unless it is large: PyTorch has its second derivative
-    in less time.
+    itself. Else they are a single one, unless it is large: PyTorch has its second derivative in less time.
     """
     asked, alpha = kernels.requested_kernel(), options.alpha
     may_be_aten = asked == kernels.DEFAULT and aten.has_recurrence(options.phi, alpha)
@@ -100,7 +99,11 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     if not native.has_aten_node or asked not in (kernels.DEFAULT, kernels.NATIVE):
         return None
     if may_be_aten:
-        if recorded is not False and 0 < options.steps <= aten.SHORT and _are_few(x, recorded, options):
+        if (
+            (recorded is not False or options.dropout)
+            and 0 < options.steps <= aten.SHORT
+            and _are_few(x, recorded, options)
+        ):
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch, options.hidden_size):
             return kernels.ATEN
@@ -113,7 +116,7 @@ def _are_few(x: Tensor, recorded: bool | None, options: PlainOptions) -> bool:
     if recorded is None or (x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))):
         return True
     large = options.batch * options.hidden_size**2 >= aten.LARGE
-    return options.steps == aten.SINGLE and not (options.sizes or large)
+    return options.steps == aten.SINGLE and not large
 
 
 def _run_native(
@@ -194,9 +197,10 @@ def _run_aten(
     if hx is not None and hx.shape != shape:
         return None
     try:
-        if steps == 1 and not (sizes or dropout or any_autocast()):
-            rows, D = x.transpose(0, 1) if batch_first else x, 1 + bidirectional
-            output, h_n = aten.single_step(rows, hx, weights, phi, D, has_biases)
+        if steps == 1 and not (any_autocast() or (dropout and transforms_active())):
+            rows = x if sizes else (x.transpose(0, 1) if batch_first else x).squeeze(0)
+            last, h_n = aten.single_step(rows, hx, weights, phi, 1 + bidirectional, has_biases, dropout)
+            output = torch.cat([last]) if sizes else torch.stack([last])
             return as_batch_first(output) if batch_first else output, h_n
         hx = x.new_zeros(shape) if hx is None else hx
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional

@@ -133,10 +133,26 @@ def test_a_single_step_in_training(form: str, hx: Tensor | None, engine: list[st
         x, hx = x[:, 0], None if hx is None else hx[:, 0]
     if form == "packed":
         x = packed(x, [1, 1, 1])
-    tolerance = 1e-5 if form == "packed" else 0.0  # of the engine; and of PyTorch's operation
     for a, b in zip(*(gradients(rnn, x, hx) for rnn in rnns), strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-    assert bool(engine) == (form == "packed")
+        assert torch.equal(a, b)
+    assert not engine
+
+
+@pytest.mark.parametrize("form", ["padded", "batch_first", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_single_step_with_dropout(wanted: bool, bidirectional: bool, form: str, engine: list[str]) -> None:
+    x: Any = torch.randn(1, 3, 4)
+    rnns = twins(4, 6, 3, dropout=0.4, bidirectional=bidirectional, batch_first=form == "batch_first")
+    x = {"batch_first": x.transpose(0, 1), "packed": packed(x, [1, 1, 1])}.get(form, x)
+    found = []
+    for rnn in rnns:
+        torch.manual_seed(3)
+        with torch.set_grad_enabled(wanted):
+            found.append(gradients(rnn, x) if wanted else list(rnn(x)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(getattr(a, "data", a), getattr(b, "data", b))
+    assert not engine
 
 
 @pytest.mark.parametrize("B", [63, 64])
