@@ -141,11 +141,12 @@ def _matrices(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def fake_backward(*args: Any) -> list[Tensor]:
-    """The shapes of what the engine's node computes by itself, for tracing."""
+    """The shapes and strides of what the engine's node computes by itself, for tracing."""
     given: Any = CudnnDerivative(*args)
-    tensors = given.input, given.hx, *given.weight
     need = native.need_of(given) if _has_cotangent(given) else ()
-    return [x.new_empty(x.shape) for x in compress(tensors, need)]
+    x = _in_time(given, given.input)
+    gradients = [t.new_empty(t.shape) for t in compress((x, given.hx, *given.weight), need)]
+    return [_in_time(given, gradients[0]), *gradients[1:]] if need and need[0] else gradients
 
 
 def define() -> None:

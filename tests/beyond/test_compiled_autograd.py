@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same, packed, twins
 from torch import Tensor, nn
 from torch._dynamo.compiled_autograd import _enable
+from torch._subclasses.fake_utils import CrossRefFakeMode
 
 from manual_rnn import ManualRNN
 
@@ -78,3 +79,16 @@ def test_gradients_of_a_part() -> None:
     found = gradients(manual, compiled("eager"), wanted=False)
     assert len(found) == 8
     assert_same(found, gradients(builtin, nullcontext(), wanted=False))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_strides_are_foretold(batch_first: bool, packs: bool) -> None:
+    """Inductor writes code for the strides that a trace without numbers has."""
+    rnn = ManualRNN(4, 6, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(3, 3, 4, requires_grad=True)
+    output, h_n = rnn(packed(x, [2, 3, 1], batch_first) if packs else x * 2)
+    output = output.data if packs else output
+    with CrossRefFakeMode():
+        (output.sin().sum() + h_n.sum()).backward()
+    assert x.grad is not None
