@@ -180,4 +180,4 @@ def kernel_of_plain_call(rnn: Any, input: Tensor | PackedSequence, hx: Tensor | 
     if call is None or not x.is_cpu:
         return None
     weights, options = call
-    return plain_kernel(x, is_recorded(x, hx, weights), options)
+    return plain_kernel(x, hx, is_recorded(x, hx, weights), options)

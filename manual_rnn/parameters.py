@@ -153,13 +153,6 @@ class RNNBase(nn.RNNBase):
         if not same:
             self.__dict__[ASSIGNED] = list(weights), own
 
-    def __delattr__(self, name: str) -> None:
-        """As in `nn.RNN`: a weight that is deleted still runs, as if it were assigned to `_flat_weights`."""
-        weights = list(self._flat_weights) if name in self._flat_weights_names else None
-        super().__delattr__(name)
-        if weights is not None:
-            self._flat_weights = weights
-
     def _init_flat_weights(self) -> None:
         """Forget what was assigned."""
         self.__dict__.pop(ASSIGNED, None)

@@ -3,7 +3,8 @@ r"""The gradients of a network as one operation with a derivative.
     dx, dhx, dweights  <-  c, c_last and all states      `network_vjp`
 
 Its derivative is that of the same gradients composed of the two recurrences (`composed.py`), and so is its
-tangent. `network.py` has the operation whose gradients these are.
+tangent. Where autograd alone records it, it is composed at once: a node of its own would compose it for its
+derivative, after a first run. `network.py` has the operation whose gradients these are.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,13 +46,10 @@ def network_vjp(
     if not dispatch.can_bypass_dispatcher(*tensors):
         run = dispatch.op("network_vjp", options.kernel, options.alpha)
         return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *options[:3]))
+    if dispatch.requires_grad(*tensors):
+        return composed.network_vjp(need, saved, (c, c_last), options)
     with dispatch.named("network_vjp"):
-        if not dispatch.requires_grad(*tensors):
-            found: Any = _run_kernel(need, saved, (c, c_last), options)
-        else:
-            inputs = len(matrices), x, hx, c, c_last, *matrices, *states
-            found = NetworkVjp.apply(_run_kernel, list(need), options, *inputs)
-    return _spread(need, found)
+        return _spread(need, _run_kernel(need, saved, (c, c_last), options))
 
 
 def _spread(need: Sequence[bool], found: Sequence[Tensor]) -> list[Tensor | None]:

@@ -66,7 +66,7 @@ def run_plain_network(
     """`output` and `h_n`; None where it isn't as plain as that, or something doesn't fit."""
     if aten.by_cudnn(x):
         return _run_cudnn(x, hx, weights, options)
-    kernel = plain_kernel(x, recorded := is_recorded(x, hx, weights), options)
+    kernel = plain_kernel(x, hx, recorded := is_recorded(x, hx, weights), options)
     if kernel == kernels.NATIVE:
         if recorded is None:
             return _run_operator(x, hx, weights, options)
@@ -83,7 +83,7 @@ def is_recorded(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool
     return None if transforms_active() else dispatch.requires_grad(*weights, x, hx)
 
 
-def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str | None:
+def plain_kernel(x: Tensor, hx: Tensor | None, recorded: bool | None, options: PlainOptions) -> str | None:
     """The kernel that runs a plain call on a CPU: the engine; or PyTorch's operation, where it is faster, and
     for the gradients and the dropout of a few steps.
 
@@ -102,7 +102,7 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
         if (
             (recorded is not False or options.dropout)
             and 0 < options.steps <= aten.SHORT
-            and _are_few(x, recorded, options)
+            and _are_few(x, hx, recorded, options)
         ):
             return kernels.ATEN
         if aten.is_faster(x.dtype, options.batch, options.hidden_size):
@@ -111,12 +111,19 @@ def plain_kernel(x: Tensor, recorded: bool | None, options: PlainOptions) -> str
     return kernels.NATIVE if is_row else None
 
 
-def _are_few(x: Tensor, recorded: bool | None, options: PlainOptions) -> bool:
-    """Whether the gradient of a leaf, or of a view of one, is wanted; or it is a single small step."""
-    if recorded is None or (x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf))):
+def _are_few(x: Tensor, hx: Tensor | None, recorded: bool | None, options: PlainOptions) -> bool:
+    """Whether the gradient of a leaf is wanted; or it is a single small step."""
+    if recorded is None or _views_leaf(x) or (hx is not None and _views_leaf(hx)):
         return True
     large = options.batch * options.hidden_size**2 >= aten.LARGE
     return options.steps == aten.SINGLE and not large
+
+
+def _views_leaf(x: Tensor) -> bool:
+    """Whether it is a leaf that wants a gradient, or a view of one; not a state that was learned for one
+    sequence and expanded to a batch."""
+    base = x if x.is_leaf else x._base
+    return x.requires_grad and base is not None and base.is_leaf and base.numel() >= x.numel()
 
 
 def _run_native(

@@ -302,6 +302,11 @@ def test_explain_kernel_says_so(steps: int, runs: str) -> None:
     rnn.weight_hh_l0.requires_grad_(False)
     assert f"{runs:9} runs" in explain_kernel(rnn, x)
     wanted = f"{'aten' if steps <= 10 else 'native':9} runs"
+    for hx in (torch.zeros(1, 3, 6), torch.zeros(3, 6)):  # a leaf, and a view of one
+        hx.requires_grad_()
+        assert wanted in explain_kernel(rnn, x, hx if hx.dim() == 3 else hx[None])
+    learned = torch.zeros(1, 1, 6, requires_grad=True)
+    assert f"{runs:9} runs" in explain_kernel(rnn, x, learned.expand(1, 3, 6))
     assert wanted in explain_kernel(rnn, x.requires_grad_())
     with torch.no_grad():
         assert "native    runs" in explain_kernel(rnn, x)

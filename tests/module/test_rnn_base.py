@@ -118,28 +118,8 @@ def then_begun_anew(rnn: Any) -> None:
     rnn._init_flat_weights()
 
 
-def one_deleted(rnn: Any) -> None:
-    del rnn.weight_hh_l0
-
-
-def all_deleted(rnn: Any) -> None:
-    for name in list(rnn._flat_weights_names):
-        delattr(rnn, name)
-
-
-def then_deleted(rnn: Any) -> None:
-    whole(rnn)
-    del rnn.weight_hh_l0
-
-
-def deleted_and_set(rnn: Any) -> None:
-    del rnn.weight_hh_l0
-    rnn.weight_hh_l0 = torch.zeros(rnn.hidden_size, rnn.hidden_size, dtype=rnn.weight_ih_l0.dtype)
-
-
 WRITES: list[Callable[[Any], None]] = [
     whole, the_same, one_item, two_items, then_a_parameter, then_in_place, then_moved, then_begun_anew,
-    one_deleted, all_deleted, then_deleted, deleted_and_set,
 ]  # fmt: skip
 
 
@@ -148,8 +128,7 @@ def output_of(rnn: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def own_weights(rnn: Any) -> list[bool]:
-    names = rnn._flat_weights_names
-    return [w is getattr(rnn, name, None) for w, name in zip(rnn._flat_weights, names, strict=True)]
+    return [w is v for w, v in zip(rnn._flat_weights, rnn.parameters(), strict=True)]
 
 
 @DTYPES

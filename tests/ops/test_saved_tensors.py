@@ -64,7 +64,7 @@ def test_the_nodes_of_ours_are_among_them() -> None:
         grads = torch.autograd.grad(output.sum(), x, create_graph=True)
     found = read(output, *grads)
     assert any("Network" in name and "Vjp" not in name for name in found)
-    assert any("NetworkVjp" in name for name in found)
+    assert any("LinearRecurrence" in name for name in found)
 
 
 @pytest.mark.parametrize("mode", ["function mode", "dispatch mode", "device cpu"])
