@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -45,7 +46,19 @@ all options of a command: {prog} COMMAND --help
 
 def main(args: list[str] | None = None) -> None:
     """One command line, that of the process where none is given. Raises SystemExit with a code but 0."""
-    given = sys.argv[1:] if args is None else args
+    try:
+        run(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what isn't flushed yet
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as problem:  # a file that can't be written
+        sys.exit(f"training: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(given: list[str]) -> None:
     if given and given[0] in ("-h", "--help"):
         print(overview(), end="")
         return
@@ -60,15 +73,10 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     sys.path.append(os.getcwd())  # for a task of one's own, --data my_module.MyTask
     try:
-        try:
-            command = import_module(".cli" if name in LABORATORY else ".commands", __package__)
-        except ModuleNotFoundError as missing:
-            sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
-        command.main(name, options)
-    except OSError as problem:  # a file that can't be written
-        sys.exit(f"training: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        command = import_module(".cli" if name in LABORATORY else ".commands", __package__)
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{prog()}: {missing.name} isn't installed; pip install 'manual_rnn[lab]' has it")
+    command.main(name, options)
 
 
 def prog() -> str:

@@ -161,8 +161,15 @@ class Settings(Callback):
                 logger.log_hyperparams(self.settings, reached)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Notes with the first checkpoint that there is a run whose ``last`` and ``best`` can be meant."""
+        """Notes with the first checkpoint that there is a run whose ``last`` and ``best`` can be meant.
+
+        Lightning counts an epoch that ``max_steps`` cut off as a whole one; a run goes on with its rest.
+        """
         checkpoint["settings"] = self.settings
+        progress = checkpoint["loops"]["fit_loop"]
+        if not progress["epoch_loop.batch_progress"]["is_last_batch"]:
+            for counts in progress["epoch_progress"].values():
+                counts["processed"] = counts["completed"]
         folder = trainer.log_dir
         if not self.noted and trainer.is_global_zero and folder and trainer.loggers:
             note_start(Path(folder))

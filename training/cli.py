@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
-from jsonargparse import set_loader
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -25,8 +23,8 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from .__main__ import as_words, grouped, prog
-from .api import TRAINER, as_list, quieten
+from . import TRAINER, as_list, quieten
+from .__main__ import COMMANDS, as_words, grouped, prog
 from .callbacks import Bar, CompareGradients, Settings, WritePredictions, best_and_last, stoppers
 from .curves import draw_run
 from .datamodule import Task
@@ -34,16 +32,16 @@ from .files import RUNS, STATE, WholeCheckpoints, find_checkpoint, new_folder, r
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
 from .resume import OTHER_RUN, GivenAnew, differences, in_words, why_finished
-from .settings import PACKAGE, allow_classes, check_run, config_file, load_settings, plain, settings_of
+from .settings import PACKAGE, allow_classes, attribute, check_run, config_file, plain, settings_of
 from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
 DECIDING = ("--data", "--config", "--ckpt_path")
-Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
-REFUSALS = (ValueError, FileNotFoundError, ImportError, NotImplementedError, MisconfigurationException)
-"""Exceptions that say what can't be had, rather than that this code is wrong."""
 LATE = ("kernel ", "Early stopping conditioned on metric")
 """How refusals begin that come after the first step: of a precision, or of what isn't logged."""
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 
 say = rank_zero_only(print)
 
@@ -62,22 +60,33 @@ class Laboratory(LightningCLI):
         self.folder: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.restored: dict[str, Any] = {}
-        set_loader("yaml", load_settings, (yaml.YAMLError,))
-        parser: Any = {"prog": f"{prog()} {command}", "usage": "%(prog)s [options]", "allow_abbrev": False}
-        own: Any = {"save_config_callback": None, "seed_everything_default": 0, "subclass_mode_data": True}
-        own |= {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
-        super().__init__(Twins, Task, trainer_defaults=TRAINER, **own)
+        about = {
+            "prog": f"{prog()} {command}",
+            "usage": "%(prog)s [options]",
+            "description": COMMANDS[command],
+        }
+        parser: Any = {**about, "allow_abbrev": False}
+        own: Any = {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
+        super().__init__(Twins, Task, save_config_callback=None, subclass_mode_data=True, **own)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(CompareGradients, "compare")
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
+        add("--ckpt_path", type=str | None, help="a checkpoint, or last or best of the newest run")
+        add("--name", type=str | None, help="of the run's folder; else version_<n>")
+        add("--seed_everything", type=Seed, default=0, help="of the weights, the batches and dropout")
         add("--threads", type=Threads, default=1, help="of torch on the CPU; small networks lose by more")
         add("--stop_when_solved", type=bool, default=True, help="stop once both twins have solved the task")
         add("--save_every", type=PositiveInt | None, help="steps between two more writes of last.ckpt")
-        add("--name", type=str | None, help="of the run's folder; else version_<n>")
-        add("--ckpt_path", type=str | None, help="a checkpoint, or last or best of the newest run")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The help has them in this order: the twins' own, then what they are trained with."""
+        parser.add_lightning_class_args(Twins, "model")
+        parser.add_lightning_class_args(Task, "data", subclass_mode=True)
+        parser.add_lightning_class_args(CompareGradients, "compare")
         parser.add_optimizer_args((torch.optim.Optimizer,))
         parser.set_defaults({"optimizer": {"class_path": OPTIMIZER, "init_args": {"lr": LEARNING_RATE}}})
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
         for name in ("input_size", "output_size", "metric", "scored_steps"):
             parser.link_arguments("data", f"model.{name}", partial(attribute, name=name), "instantiate")
 
@@ -112,8 +121,7 @@ class Laboratory(LightningCLI):
     @property
     def settings(self) -> dict[str, Any]:
         """Those in force, as ``config.yaml`` has them."""
-        settings = {name: value for name, value in plain(self.config).items() if name != "config"}
-        return settings | {"ckpt_path": None}
+        return {n: value for n, value in plain(self.config).items() if n != "config"} | {"ckpt_path": None}
 
     def before_instantiate_classes(self) -> None:
         if self.command != "fit" and self.config.ckpt_path is None:
@@ -189,10 +197,10 @@ class Laboratory(LightningCLI):
         sys.exit(code)
 
     def refuse(self, problem: Exception) -> None:
-        """Raises SystemExit for what the user asked for and can't have, and ``problem`` for any other."""
+        """Raises SystemExit for what can't be had, ``problem`` for a failed write, or one after a step."""
         begun = self.trainer.global_step > self.checkpoint.get("global_step", 0)
         late = isinstance(problem, MisconfigurationException) or str(problem).startswith(LATE)
-        if not late and (begun or not isinstance(problem, REFUSALS)):
+        if isinstance(problem, OSError) or (begun and not late):
             raise problem
         if self.folder is not None and not begun:
             shutil.rmtree(self.folder)
@@ -215,21 +223,20 @@ class Laboratory(LightningCLI):
             sys.exit(f"training: {failures[0]}")
 
 
-def attribute(task: Task, name: str) -> Any:
-    """One of a checked task, as data: a checkpoint has it among the hyperparameters of the twins."""
-    if name == "input_size":  # the first to be asked for
-        task.check()
-    return plain(getattr(task, name))
-
-
 def build(command: str, options: Sequence[str]) -> Laboratory:
     """What a command line asks for; what can't be had is a usage error of one line."""
     quieten()
     try:
         return Laboratory(command, options)
-    except REFUSALS as problem:  # jsonargparse makes a ValueError of any that a class of the user's raises
+    except BrokenPipeError:
+        raise
+    except Exception as problem:  # whatever a class that was asked for raises
         usage_error(told(problem))
 
 
 def main(command: str, options: Sequence[str]) -> None:
-    build(command, options).start()
+    try:
+        build(command, options).start()
+    finally:  # threads of a process group that lives on abort one process in twenty at its exit
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

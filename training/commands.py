@@ -18,8 +18,8 @@ from rich.table import Column, Table
 
 from manual_rnn.pictures import write_pictures
 
+from . import quieten
 from .__main__ import as_words, grouped, prog
-from .api import quieten
 from .cli import build
 from .curves import draw_sweep
 from .files import RUNS, find_checkpoint, new_folder, save_whole, write_whole

@@ -134,14 +134,15 @@ def newest(name: str, task: str) -> Path:
 
     No clock is asked: copying, touching and unpacking files change their times.
     """
+    started = map(Path, STARTED.read_text().splitlines() if STARTED.is_file() else ())
+    of_task = [folder for folder in started if task in ("*", folder.parent.name)]  # or of a user's logger
+    noted = [path for folder in of_task if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    if noted:
+        return noted[-1]
     found = list(RUNS.glob(f"{task}/*/checkpoints/{name}.ckpt"))
     if not found:
         of = "" if task == "*" else f" of {task}"
         raise FileNotFoundError(f"expected a run{of} with a {name}.ckpt in {RUNS}, got none; fit one first")
-    started = STARTED.read_text().splitlines() if STARTED.is_file() else []
-    for folder in reversed(started):
-        if (path := Path(folder) / "checkpoints" / f"{name}.ckpt") in found:
-            return path
     return max(found, key=lambda path: read(path, CHECKPOINT).get("global_step", -1))
 
 

@@ -50,6 +50,9 @@ LIBRARIES = (get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 NOT_THE_USERS = (*LIBRARIES, *(str(Path(file).parent) for file in (getfile(ManualRNN), __file__)))
 """Folders of files that aren't the user's own."""
 
+SPEAKING = (ValueError, OSError, ImportError, RuntimeError, MisconfigurationException)
+"""Kinds of exceptions whose words say what can't be had."""
+
 
 class InFewWords(LightningArgumentParser):
     """A parser with the project's words for a usage error."""
@@ -115,14 +118,15 @@ def no_such_class(key: str, given: str) -> str:
 
 
 def told(problem: BaseException) -> str:
-    """The innermost cause of an exception in a line, and where in the user's own file it was raised."""
+    """The innermost cause of an exception in a line; where in the user's own file, or a surprise in any."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
     frames = traceback.extract_tb(problem.__traceback__)
     users = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith(NOT_THE_USERS)]
-    speaks_for_itself = isinstance(problem, ValueError | OSError | ImportError | MisconfigurationException)
+    speaks_for_itself = isinstance(problem, SPEAKING)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
-    place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+    shown = (users or ([] if speaks_for_itself else frames))[-1:]
+    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in shown)
     return f"{name}{' '.join(str(problem).split())}{place}"
 
 

@@ -15,15 +15,15 @@ from pkgutil import resolve_name
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 
 from .__main__ import Option
+from .datamodule import Task, at_least
 from .files import CHECKPOINT, read_text
 from .messages import BASES
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST_NODES = 100_000
-UNFIT = ("LBFGS", "SparseAdam")
 load_yaml = get_loader("yaml")
 NOT_RESTORED = ("ckpt_path", "name", "config")
 PACKAGE, OWN_TASKS = str(__package__), r"^(manual_rnn\.)?training\.tasks\."
@@ -63,6 +63,9 @@ def load_settings(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
+set_loader("yaml", load_settings, (yaml.YAMLError,))
+
+
 def nodes(root: Any) -> Iterator[yaml.Node]:
     """All nodes of YAML, with its aliases written out; of a circle there is no end."""
     rest = [root]
@@ -73,19 +76,13 @@ def nodes(root: Any) -> Iterator[yaml.Node]:
 
 
 def check_run(trainer: Any, optimizer: str) -> None:
-    """Raises ValueError for an optimizer, or options of Lightning's Trainer, that no run can have."""
-    name, batches = optimizer.rpartition(".")[2], trainer.accumulate_grad_batches
-    elsewhere = str(trainer.strategy).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook"))
-    finder = "LearningRateFinder" in str(trainer.callbacks)
-    here = "--trainer.strategy to leave the report in this process, as auto and ddp do"
-    for is_given, expected in (
-        (name in UNFIT, f"an optimizer that moves each parameter by itself, by a dense gradient; got {name}"),
-        (batches < 1, f"--trainer.accumulate_grad_batches of at least 1, got {batches}"),
-        (finder, "no LearningRateFinder, which sets the rate of a model; see `sweep`"),
-        (elsewhere, f"{here}; got {trainer.strategy}"),
-    ):
-        if is_given:
-            raise ValueError(f"expected {expected}")
+    """Raises ValueError for what would end without an error of its own, and without a sound report."""
+    if optimizer.endswith(".LBFGS"):
+        raise ValueError("expected an optimizer that moves each parameter by itself, got LBFGS")
+    if str(trainer.strategy).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        here = "--trainer.strategy to leave the report in this process, as auto and ddp do"
+        raise ValueError(f"expected {here}; got {trainer.strategy}")
+    at_least(1, accumulate_grad_batches=trainer.accumulate_grad_batches)
 
 
 def plain(value: Any) -> Any:
@@ -107,6 +104,13 @@ def data_of(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else NO_DATA
+
+
+def attribute(task: Task, name: str) -> Any:
+    """One of a checked task, as data: a checkpoint has it among the hyperparameters of the twins."""
+    if name == "input_size":  # the first to be asked for
+        task.check()
+    return plain(getattr(task, name))
 
 
 def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ import manual_rnn
 import training
 import training.__main__
 import training.commands
+from training import TRAINER, quieten
 from training.__main__ import COMMANDS, main
-from training.api import TRAINER, quieten
 from training.callbacks import best_and_last
 from training.messages import told
 from training.settings import CONFIGS, load_settings
@@ -70,6 +70,11 @@ class Seen(Callback):
         raise RuntimeError("out of order")
 
 
+class Begun(Callback):
+    def on_train_start(self, trainer, pl_module):
+        return [][1]
+
+
 class Late(Echo):
     def sample(self, generator, count):
         return 1 / 0
@@ -103,7 +108,7 @@ ERRORS = [
     ("fit --data echo.Half", "Half has no input_size, no output_size, no chance, no solved, no sample"),
     ("fit --data echo.Wide", "expected input of floats (B, T, 2), got float32 (64, 40, 1)"),
     ("fit --data echo.Late", "ZeroDivisionError: division by zero ("),
-    ("fit --trainer.callbacks echo.Seen", "RuntimeError: out of order ("),
+    ("fit --trainer.callbacks echo.Seen", "python -m training: out of order ("),
     ("fit --data echo.Early", "KeyError: 'a' ("),
     ("fit --data broken.Task", "--data broken.Task: SyntaxError: invalid syntax ("),
     ("fit --data broken.Task", "broken.py, line 3)"),
@@ -126,8 +131,9 @@ ERRORS = [
     ("fit --compare.tolerance -1", "expected tolerance of at least 0, got -1"),
     ("fit --threads 0", "--threads: 0 does not conform to restriction v>=1 and v<=1024"),
     ("fit --threads 100000", "--threads: 100000 does not conform to restriction v>=1 and v<=1024"),
-    ("fit --seed_everything x", "expected --seed_everything to be bool or int, got x"),
-    ("fit --seed_everything -1", "-1 is not in bounds"),
+    ("fit --seed_everything x", "--seed_everything: invalid literal for int() with base 10: 'x'"),
+    ("fit --seed_everything -1", "--seed_everything: -1 does not conform to restriction v>=0"),
+    ("fit --seed_everything 4294967296", "--seed_everything: 4294967296 does not conform to restriction"),
     ("fit --name a/b", "expected the name of a folder, got a/b"),
     ("fit --name ../x", "expected the name of a folder, got ../x"),
     ("fit --trainer.max_epoch 3", "no option --trainer.max_epoch=3; did you mean --trainer.max_epochs?"),
@@ -144,7 +150,7 @@ ERRORS = [
     ("fit --optimizer Adm", "got Adm; did you mean Adam?\nThere are"),
     ("fit --optimizer.lr abc", "expected --optimizer.lr to be float, got abc"),
     ("fit --optimizer.rate 1", "expected an option of Adam, got --optimizer.rate\nIt has lr"),
-    ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself"),
+    ("fit --optimizer LBFGS", "expected an optimizer that moves each parameter by itself, got LBFGS"),
     ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
     ("fit --lr_scheduler StepLR", "the following arguments are required: step_size"),
     ("fit --config nowhere", "expected a config (adding, characters, copy_memory"),
@@ -173,10 +179,13 @@ ERRORS = [
     ("fit --model.init_from empty", "expected a nonlinearity with init_from"),
     ("fit --optimizer Muon", "Muon only supports 2D parameters"),
     ("fit --trainer.accumulate_grad_batches 0", "accumulate_grad_batches of at least 1, got 0"),
-    ("fit --optimizer SparseAdam", "by a dense gradient; got SparseAdam"),
+    ("fit --optimizer SparseAdam", "python -m training: SparseAdam does not support dense gradients"),
     ("fit --trainer.barebones true", "Logging can impact raw speed so it is disabled in barebones mode"),
     ("fit --trainer.strategy ddp_spawn", "expected --trainer.strategy to leave the report"),
-    ("fit --trainer.callbacks LearningRateFinder", "expected no LearningRateFinder"),
+    ("fit --trainer.callbacks LearningRateFinder", "AttributeError: When using the learning rate finder"),
+    ("fit --trainer.callbacks LearningRateFinder", "lr_finder.py, line "),
+    ("fit --trainer.callbacks BackboneFinetuning", "'Twins' object has no attribute 'backbone' ("),
+    ("fit --trainer.callbacks echo.Begun", "IndexError: list index out of range ("),
     ("export --ckpt_path plain.ckpt", "expected the options of twins in plain.ckpt"),
     ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
     ("sweep --model.hidden_size 4 0", "hidden_size must be greater than zero"),
@@ -279,6 +288,36 @@ def test_it_calls_itself_as_it_was_called(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith("manual-rnn-lab: expected a command")
+
+
+def test_what_a_pipe_s_reader_does_not_want_is_no_error(tmp_path: Path) -> None:
+    """It may go before a word was written, and what was written may wait in a buffer for the end."""
+    root = Path(training.__path__[0]).parent
+    for unbuffered in ([], ["-u"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, *unbuffered, "-m", "training", "--help"]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=root)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_that_breaks_is_no_usage_error(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise BrokenPipeError
+
+    cli("--trainer.max_epochs=1")
+    monkeypatch.setattr(training.cli, "say", broken)
+    with pytest.raises(BrokenPipeError):
+        training.cli.main("fit", ["--ckpt_path=last"])
+
+
+def test_the_help_has_the_twins_own_options_before_lightnings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    options = re.findall(r"(?m)^  (--[\w.]+)", capsys.readouterr().out)
+    order = ["--seed_everything", "--model.hidden_size", "--data", "--compare.tolerance", "--optimizer"]
+    assert sorted([*order, "--trainer.max_epochs"], key=options.index) == [*order, "--trainer.max_epochs"]
 
 
 @pytest.mark.parametrize("command", ["fit", "export", "sweep"])
@@ -386,6 +425,14 @@ def test_logs_can_be_turned_off(cli: CommandLine) -> None:
     cli("--trainer.logger=false")
     assert {path.name for path in Path("checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert not Path("runs").exists()
+
+
+def test_the_last_run_is_found_where_a_logger_of_ones_own_put_it(cli: CommandLine) -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.name=mine"]
+    cli(*logger, "--trainer.max_epochs=1")
+    assert "restored: logs/mine/version_0/checkpoints/last.ckpt" in cli(
+        "test", "--ckpt_path=last", QUIET, small=[]
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_a_line(cli: CommandLine) -> None:

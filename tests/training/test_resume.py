@@ -260,10 +260,15 @@ def test_a_run_that_crashed_in_mid_epoch_resumes(
 
 
 def test_a_run_that_ended_in_mid_epoch_by_its_steps_goes_on(cli: CommandLine) -> None:
-    for steps in (9, 6):
-        cli("--trainer.max_epochs=9", f"--trainer.max_steps={steps}")
-    cli("--ckpt_path=last", "--trainer.max_steps=9", QUIET, small=[])
-    assert_equal_weights(weights(ADDING / "version_0"), weights(ADDING / "version_2"))
+    """And makes as many epochs as it would have: the one that was cut off counts once."""
+    for steps in (-1, 6):
+        cli("--trainer.max_epochs=4", f"--trainer.max_steps={steps}")
+    for steps in (8, 9, -1):
+        cli("--ckpt_path=last", f"--trainer.max_steps={steps}", QUIET, small=[])
+    whole, resumed = last(ADDING / "version_0"), last(ADDING / "version_4")
+    assert whole["global_step"] == resumed["global_step"] == 16
+    assert_equal_weights(whole["state_dict"], resumed["state_dict"])
+    assert torch.equal(*(run["callbacks"]["CompareGradients"]["validated"] for run in (whole, resumed)))
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
