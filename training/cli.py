@@ -32,11 +32,10 @@ from .files import RUNS, STATE, WholeCheckpoints, find_checkpoint, new_folder, r
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
 from .resume import OTHER_RUN, GivenAnew, differences, in_words, why_finished
-from .settings import PACKAGE, allow_classes, attribute, check_run, config_file, plain, settings_of
+from .settings import PACKAGE, allow_classes, as_json, at_the_top, attribute, check_run, plain, settings_of
 from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
-DECIDING = ("--data", "--config", "--ckpt_path")
 LATE = ("kernel ", "Early stopping conditioned on metric")
 """How refusals begin that come after the first step: of a precision, or of what isn't logged."""
 
@@ -97,16 +96,14 @@ class Laboratory(LightningCLI):
         on to a task that is named after it.
         """
         assert isinstance(args, list)
-        given = [(n, [*map(config_file, v)] if n == "--config" else v) for n, v in grouped(args)]
+        given = [(n, [*map(as_json, v)] if n == "--config" else v) for n, v in grouped(args)]
         allow_classes(given)
-        task = as_words(option for option in given if option[0] == "--data")
-        begin, options = task or [f"--data={TASK}"], as_words(given)
-        first = parser.parse_args([*begin, *as_words(option for option in given if option[0] in DECIDING)])
-        if first.ckpt_path is None:
-            self.config = parser.parse_args([*begin, *options])
+        options, named = as_words(given), at_the_top(given)
+        if named.get("ckpt_path") is None:
+            task = as_words(option for option in given if option[0] == "--data")
+            self.config = parser.parse_args([*(task or [f"--data={TASK}"]), *options])
             return
-        name = first.data.class_path.rpartition(".")[2]
-        path = find_checkpoint(first.ckpt_path, name if task or name != TASK else "*")
+        path = find_checkpoint(str(named["ckpt_path"]), str(named.get("data") or "*").rpartition(".")[2])
         self.checkpoint = read_checkpoint(path, STATE if self.command == "fit" else ())
         self.restored = settings_of(self.checkpoint)
         allow_classes(given, no_others=True)
@@ -207,7 +204,7 @@ class Laboratory(LightningCLI):
             with suppress(OSError):  # of other runs
                 self.folder.parent.rmdir()
                 RUNS.rmdir()
-        usage_error(told(problem))
+        usage_error(told(problem, anywhere=True))
 
     def report(self) -> None:
         trainer: Any = self.trainer
@@ -231,7 +228,7 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
     except BrokenPipeError:
         raise
     except Exception as problem:  # whatever a class that was asked for raises
-        usage_error(told(problem))
+        usage_error(told(problem, anywhere=True))
 
 
 def main(command: str, options: Sequence[str]) -> None:

@@ -175,8 +175,8 @@ def run_one(options: list[str], settings: Setting) -> Outcome:
             lab.start()
         except SystemExit as exit:
             code = exit.code
-        except OSError as problem:
-            code = f"training: {problem}"
+        except Exception as problem:  # of a file that can't be written, or of the user's own task
+            code = f"training: {told(problem, anywhere=True)}"
         except KeyboardInterrupt:
             code = INTERRUPTED
     if isinstance(code, str):
@@ -211,7 +211,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(name: str, options: list[str]) -> None:
-    """One command line. What a command refuses is a usage error."""
+    """One command line. What goes wrong is a usage error, but for a file that can't be written."""
     quieten()
     try:
         if name == "sweep":
@@ -219,5 +219,7 @@ def main(name: str, options: list[str]) -> None:
         else:
             called = f"{prog()} {name}"
             auto_cli(COMMANDS[name], options, as_positional=False, parser_class=InFewWords, prog=called)
-    except (ValueError, FileNotFoundError, ImportError) as refusal:
-        usage_error(told(refusal))
+    except Exception as problem:
+        if isinstance(problem, OSError) and not isinstance(problem, FileNotFoundError):
+            raise
+        usage_error(told(problem, anywhere=True))

@@ -72,13 +72,6 @@ def compare(
 
     Raises:
         ValueError: where the networks have parameters of different names.
-
-    Example:
-        >>> def loss(network, x):
-        ...     return network(x)[0].square().mean()
-        >>> found = compare(nn.RNN(3, 4), ManualRNN(3, 4), loss, torch.randn(9, 2, 3))
-        >>> max(found.partings.values()) < 16
-        True
     """
     own, others = (sorted(dict(network.named_parameters())) for network in (builtin, manual))
     if own != others:

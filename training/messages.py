@@ -98,7 +98,7 @@ def no_such_option(key: str, option: str, message: str, parser: ArgumentParser) 
             resolve_name(class_path[1]), skip={"params", "optimizer"}, fail_untyped=False
         )
         expected = f"expected an option of {name}, got --{key}.{option}{meant(option, there)}"
-        return f"{expected}\nIt has {', '.join(there)}."
+        return f"{expected}\nIt has {', '.join(there) or 'none'}."
     near = meant(option.partition("=")[0].lstrip("-"), parser.get_defaults().keys(), "--")
     return f"there is no option {option}{near}\n--help lists all."
 
@@ -117,16 +117,19 @@ def no_such_class(key: str, given: str) -> str:
     return f"{expected}{meant(given, there)}\nThere are {', '.join(there)}."
 
 
-def told(problem: BaseException) -> str:
-    """The innermost cause of an exception in a line; where in the user's own file, or a surprise in any."""
+def told(problem: BaseException, anywhere: bool = False) -> str:
+    """The innermost cause of an exception in a line, and where in the user's own file it was raised.
+
+    With ``anywhere`` the place of one whose words alone say little is told in any file.
+    """
     while problem.__cause__ is not None:
         problem = problem.__cause__
     frames = traceback.extract_tb(problem.__traceback__)
     users = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith(NOT_THE_USERS)]
     speaks_for_itself = isinstance(problem, SPEAKING)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
-    shown = (users or ([] if speaks_for_itself else frames))[-1:]
-    place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in shown)
+    shown = users or (frames if anywhere and not speaks_for_itself else [])
+    place = f" ({shown[-1].filename}, line {shown[-1].lineno})" if shown else ""
     return f"{name}{' '.join(str(problem).split())}{place}"
 
 

@@ -64,8 +64,10 @@ class Objective:
 
     def check(self, batch: Any, input_size: int) -> None:
         """Raises ValueError for a batch whose shapes or types don't fit the sizes and the metric."""
-        if not isinstance(batch, Batch):
-            raise ValueError(f"expected sample to return a Batch, got {type(batch).__name__}")
+        if not isinstance(batch, Batch) or not all(isinstance(x, Tensor) for x in batch[:2]):
+            got = ", ".join(type(x).__name__ for x in batch[:2]) if isinstance(batch, Batch) else ""
+            got = f"one of {got}" if got else type(batch).__name__
+            raise ValueError(f"expected sample to return a Batch of two tensors, got {got}")
         input, target = batch.input, batch.target
         if input.dim() != 3 or input.size(2) != input_size or not input.is_floating_point():
             raise ValueError(f"expected input of floats (B, T, {input_size}), got {shown(input)}")

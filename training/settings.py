@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 
@@ -33,24 +34,38 @@ DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
 NO_DATA = "an object that is no data"
 
 
-def config_file(given: str) -> str:
-    """The file of this package where ``given`` is a bare name, like ``parity``; else ``given``.
+def as_json(config: str) -> str:
+    """The settings of a config: of a file, of one of this package by its name, like ``parity``, or in braces.
 
     Raises ValueError for a config without settings or not in UTF-8, FileNotFoundError for none.
     """
-    if inline(given):
-        return given
-    own = CONFIGS / f"{given}.yaml"
-    path = own if own.is_file() and not Path(given).is_file() else Path(given)
-    names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
-    if not read_text(path, f"a config ({names}, or a file)").strip():
-        raise ValueError(f"expected a config with settings, such as 'data: Parity', got an empty one: {path}")
-    return str(path)
+    text = config
+    if not config.lstrip().startswith("{"):
+        own = CONFIGS / f"{config}.yaml"
+        path = own if own.is_file() and not Path(config).is_file() else Path(config)
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        text = read_text(path, f"a config ({names}, or a file)")
+    try:
+        settings = load_settings(text)
+    except yaml.YAMLError as problem:
+        raise ValueError(f"expected a config in YAML, got {config}: {problem}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"expected a config with settings, such as 'data: Parity', got none in {config}")
+    return json.dumps(settings, default=str, ensure_ascii=False)
 
 
-def inline(given: str) -> bool:
-    """Whether a ``--config`` has the settings themselves, in braces, and no file."""
-    return given.lstrip().startswith("{")
+def at_the_top(options: Iterable[Option]) -> dict[str, Any]:
+    """Of options and configs the last values, a class by its path; none of them is asked for yet.
+
+    The parser would need all that the class requires, which may be in the settings of a checkpoint.
+    """
+    found: dict[str, Any] = {}
+    for name, values in options:
+        for value in values:
+            found |= json.loads(value) if name == "--config" else {name.removeprefix("--"): value}
+    return {
+        name: value.get("class_path") if isinstance(value, dict) else value for name, value in found.items()
+    }
 
 
 def load_settings(text: str) -> Any:
@@ -103,6 +118,8 @@ def data_of(value: Any) -> Any:
         return vars(value)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else NO_DATA
 
 
@@ -135,7 +152,7 @@ def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:
     file, YAML within a string. It asks also for the place where the class is defined, which may be another.
 
     Args:
-        options: of the command line, with the names of config files.
+        options: of the command line, with the content of configs.
         no_others: whether all else is refused from now on, as it is for the settings of a checkpoint.
     """
     set_parsing_settings(
@@ -146,10 +163,9 @@ def allow_classes(options: Iterable[Option], no_others: bool = False) -> None:
 
 
 def named_by(options: Iterable[Option]) -> set[str]:
-    """All dotted paths in options and their config files, and of the classes the places that define them."""
+    """All dotted paths in options and configs, and of the classes the places that define them."""
     given = [(name, value) for name, values in options for value in values]
-    files = [Path(v).read_text("utf-8") for name, v in given if name == "--config" and not inline(v)]
-    named = set(re.findall(DOTTED, " ".join([*files, *(value for _, value in given)])))
+    named = set(re.findall(DOTTED, " ".join(value for _, value in given)))
     for name, value in given:
         if name.removeprefix("--") in BASES and value in named:
             with suppress(Exception):  # which the parser tells of

@@ -75,6 +75,21 @@ class Begun(Callback):
         return [][1]
 
 
+class Wanting(Echo):
+    def __init__(self, widths: list[int], **kwargs):
+        super().__init__(**kwargs)
+
+
+class Bare(Echo):
+    def __init__(self):
+        super().__init__()
+
+
+class Listed(Echo):
+    def sample(self, generator, count):
+        return super().sample(generator, count)._replace(input=[1.0])
+
+
 class Late(Echo):
     def sample(self, generator, count):
         return 1 / 0
@@ -154,8 +169,12 @@ ERRORS = [
     ("fit --lr_scheduler.gamma 2", "expected --lr_scheduler NAME before the options of one"),
     ("fit --lr_scheduler StepLR", "the following arguments are required: step_size"),
     ("fit --config nowhere", "expected a config (adding, characters, copy_memory"),
-    ("fit --config empty", "expected a config with settings, such as 'data: Parity', got an empty one"),
-    ("fit --config list.yaml", "Problems parsing config: while parsing a flow node"),
+    ("fit --config empty", "expected a config with settings, such as 'data: Parity', got none in empty"),
+    ("fit --config list.yaml", "expected a config in YAML, got list.yaml: while parsing a flow node"),
+    ("fit --config number.yaml", "such as 'data: Parity', got none in number.yaml"),
+    ("fit --data echo.Wanting", "TypeError: the following arguments are required: widths\n"),
+    ("fit --data echo.Bare --data.length 3", "expected an option of Bare, got --data.length\nIt has none."),
+    ("fit --data echo.Listed", "expected sample to return a Batch of two tensors, got one of list, Tensor"),
     ("fit --config modle.yaml", "there is no option modle; did you mean --model"),
     ("fit --config bomb.yaml", "its aliases make more than 100,000 values of it"),
     ("fit --config latin", "or a file) in UTF-8, got latin"),
@@ -187,6 +206,7 @@ ERRORS = [
     ("fit --trainer.callbacks BackboneFinetuning", "'Twins' object has no attribute 'backbone' ("),
     ("fit --trainer.callbacks echo.Begun", "IndexError: list index out of range ("),
     ("export --ckpt_path plain.ckpt", "expected the options of twins in plain.ckpt"),
+    ("export --ckpt_path number.ckpt", "AttributeError: 'int' object has no attribute 'shape' ("),
     ("sweep 3", "expected options, such as --seeds 0 1 2, got 3"),
     ("sweep --model.hidden_size 4 0", "hidden_size must be greater than zero"),
     ("sweep --seeds 0 1 --name a/b", "expected the name of a folder, got a/b"),
@@ -203,6 +223,7 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
     Path("broken.yaml").write_text("data: broken.Task")
     Path("list.yaml").write_text("data: [1,")
     Path("callbacks.yaml").write_text("trainer:\n  callbacks: [Timr]")
+    Path("number.yaml").write_text("3")
     Path("modle.yaml").write_text("data: Parity\nmodle: 3")
     Path("bomb.yaml").write_text(bomb())
     Path("empty").touch()
@@ -213,6 +234,14 @@ def test_a_usage_error_says_what_there_is_and_leaves_no_folder(
         archive.writestr("archive/constants.pkl", b"")  # by which torch knows a TorchScript file
     parts: dict[str, Any] = {"hyper_parameters": {}, "datamodule_hyper_parameters": {}, "state_dict": {}}
     torch.save({**parts, "pytorch-lightning_version": "2.6"}, "plain.ckpt")
+    twins = {"input_size": 1, "output_size": 1}
+    content = {
+        **parts,
+        "pytorch-lightning_version": "2.6",
+        "state_dict": {"builtin": 3},
+        "hyper_parameters": twins,
+    }
+    torch.save(content, "number.ckpt")
     sys.modules.pop("echo", None)
     assert words in refused(*options.split())
 
@@ -496,6 +525,24 @@ def test_the_command_line_and_python_train_alike(cli: CommandLine) -> None:
     training.train(task, model, max_epochs=1, enable_progress_bar=False)
     state = weights(Path("runs") / "Adding" / "version_0")
     assert all(torch.equal(w, state[name]) for name, w in model.state_dict().items())
+
+
+def test_a_task_may_ask_for_options_and_have_the_numbers_of_numpy(cli: CommandLine) -> None:
+    """A run that goes on has them from its settings."""
+    sys.modules.pop("echo", None)
+    Path("echo.py").write_text(
+        ECHO.replace(
+            "(Echo):\n    def __init__(self, widths",
+            "(Echo):\n    input_size = np.int64(1)\n\n    def __init__(self, widths",
+        ).replace("import torch\n", "import numpy as np\nimport torch\n", 1)
+    )
+    cli("--data=echo.Wanting", "--data.widths=[3, 4]", "--trainer.max_epochs=1")
+    cli("--ckpt_path=last", "--data=echo.Wanting", "--trainer.max_epochs=2", QUIET, small=[])
+    sys.modules.pop("echo", None)
+    found = last(Path("runs") / "Wanting" / "version_1")
+    assert found["global_step"] == 8
+    assert found["settings"]["data"]["init_args"]["widths"] == [3, 4]
+    assert found["hyper_parameters"]["input_size"] == 1
 
 
 def test_a_task_of_ones_own_is_known_by_its_class_path(cli: CommandLine) -> None:

@@ -61,6 +61,7 @@ def test_the_exit_code_is_that_of_the_first_run_that_was_not_sound(cli: CommandL
         (lambda: exec("raise SystemExit(143)"), 143, 1),
         (lambda: exec("raise KeyboardInterrupt"), 130, 1),
         (lambda: exec("raise OSError(28, 'No space left on device')"), 1, 2),
+        (lambda: exec("raise KeyError('of a task of ones own')"), 1, 2),
     ],
 )
 def test_a_run_that_was_stopped_ends_the_sweep(

@@ -301,7 +301,7 @@ def test_a_batch_is_checked_against_sizes_and_metric(
 
 
 def test_what_is_no_batch_or_has_no_known_metric_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected sample to return a Batch, got tuple"):
+    with pytest.raises(ValueError, match="expected sample to return a Batch of two tensors, got tuple"):
         Objective("mse", 5).check((torch.zeros(1), torch.zeros(1)), 2)
 
     class Odd(Adding):
