@@ -4,7 +4,6 @@ Options stand over configs, and both over the settings of the run that a checkpo
 used without its own subcommands: its parser then has the options of one command.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,7 +31,17 @@ from .files import RUNS, STATE, WholeCheckpoints, find_checkpoint, new_folder, r
 from .messages import ENDED, INTERRUPTED, InFewWords, told, usage_error
 from .report import Record, show
 from .resume import OTHER_RUN, GivenAnew, differences, in_words, why_finished
-from .settings import PACKAGE, allow_classes, as_json, at_the_top, attribute, check_run, plain, settings_of
+from .settings import (
+    PACKAGE,
+    allow_classes,
+    attribute,
+    check_run,
+    in_braces,
+    last_value,
+    plain,
+    read_config,
+    settings_of,
+)
 from .twins import LEARNING_RATE, Twins, check_shapes, from_every_process
 
 TASK, OPTIMIZER = "SequentialDigits", "Adam"
@@ -96,18 +105,18 @@ class Laboratory(LightningCLI):
         on to a task that is named after it.
         """
         assert isinstance(args, list)
-        given = [(n, [*map(as_json, v)] if n == "--config" else v) for n, v in grouped(args)]
+        given = [(n, [*map(read_config, v)] if n == "--config" else v) for n, v in grouped(args)]
         allow_classes(given)
-        options, named = as_words(given), at_the_top(given)
-        if named.get("ckpt_path") is None:
+        options, ckpt_path = as_words(given), last_value("ckpt_path", given)
+        if ckpt_path is None:
             task = as_words(option for option in given if option[0] == "--data")
             self.config = parser.parse_args([*(task or [f"--data={TASK}"]), *options])
             return
-        path = find_checkpoint(str(named["ckpt_path"]), str(named.get("data") or "*").rpartition(".")[2])
+        path = find_checkpoint(str(ckpt_path), str(last_value("data", given) or "*").rpartition(".")[2])
         self.checkpoint = read_checkpoint(path, STATE if self.command == "fit" else ())
         self.restored = settings_of(self.checkpoint)
         allow_classes(given, no_others=True)
-        self.config = parser.parse_args(["--config", json.dumps(self.restored), *options])
+        self.config = parser.parse_args(["--config", in_braces(self.restored), *options])
         self.config.ckpt_path = str(path)
         say(f"restored: {path}, step {self.checkpoint.get('global_step')}, with all settings of its run")
         say(f"  given anew: {in_words(differences(self.settings, self.restored)) or 'none'}")

@@ -46,9 +46,9 @@ NO_OPTION = r"unrecognized arguments: (\S+)|Option '([\w.]+)'|Group '([\w.]+)' d
 CLASS = r"dot import path string: (\S+)|Given value type: <class 'str'>\s+Given value: (.*)$"
 EXPECTED = r"(?m)- Expected an? (?!path |dot )(?:<class ')?(.*?)(?:'>)?$"
 DENIED = r"Importing '([\w.]+)' is not allowed"
-LIBRARIES = (get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
-NOT_THE_USERS = (*LIBRARIES, *(str(Path(file).parent) for file in (getfile(ManualRNN), __file__)))
-"""Folders of files that aren't the user's own."""
+OURS = (str(Path(file).parent) for file in (getfile(ManualRNN), __file__))
+NOT_THE_USERS = "|".join([r"\b(site|dist)-packages\b", *map(re.escape, (get_paths()["stdlib"], *OURS))])
+"""What is in the path of a file that isn't the user's own."""
 
 SPEAKING = (ValueError, OSError, ImportError, RuntimeError, MisconfigurationException)
 """Kinds of exceptions whose words say what can't be had."""
@@ -125,7 +125,7 @@ def told(problem: BaseException, anywhere: bool = False) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     frames = traceback.extract_tb(problem.__traceback__)
-    users = [f for f in frames if Path(f.filename).is_file() and not f.filename.startswith(NOT_THE_USERS)]
+    users = [f for f in frames if Path(f.filename).is_file() and not re.search(NOT_THE_USERS, f.filename)]
     speaks_for_itself = isinstance(problem, SPEAKING)
     name = "" if speaks_for_itself else f"{type(problem).__name__}: "
     shown = users or (frames if anywhere and not speaks_for_itself else [])

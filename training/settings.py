@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from itertools import islice
+from math import inf
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -34,7 +35,12 @@ DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)+"
 NO_DATA = "an object that is no data"
 
 
-def as_json(config: str) -> str:
+def in_braces(settings: Any) -> str:
+    """Settings as a ``--config`` takes them on the command line; JSON has no infinity."""
+    return yaml.safe_dump(settings, default_flow_style=True, default_style='"', allow_unicode=True, width=inf)
+
+
+def read_config(config: str) -> str:
     """The settings of a config: of a file, of one of this package by its name, like ``parity``, or in braces.
 
     Raises ValueError for a config without settings or not in UTF-8, FileNotFoundError for none.
@@ -51,21 +57,20 @@ def as_json(config: str) -> str:
         raise ValueError(f"expected a config in YAML, got {config}: {problem}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"expected a config with settings, such as 'data: Parity', got none in {config}")
-    return json.dumps(settings, default=str, ensure_ascii=False)
+    return in_braces(settings)
 
 
-def at_the_top(options: Iterable[Option]) -> dict[str, Any]:
-    """Of options and configs the last values, a class by its path; none of them is asked for yet.
+def last_value(name: str, options: Iterable[Option]) -> Any:
+    """The last that options or their configs say of ``name``, of a class its path; None where they don't.
 
-    The parser would need all that the class requires, which may be in the settings of a checkpoint.
+    It isn't parsed: a parser wants all that the class requires, which may be in a checkpoint's settings.
     """
-    found: dict[str, Any] = {}
-    for name, values in options:
+    found: Any = None
+    for option, values in options:
         for value in values:
-            found |= json.loads(value) if name == "--config" else {name.removeprefix("--"): value}
-    return {
-        name: value.get("class_path") if isinstance(value, dict) else value for name, value in found.items()
-    }
+            settings = load_settings(value) if option == "--config" else {option.removeprefix("--"): value}
+            found = settings.get(name, found)
+    return found.get("class_path") if isinstance(found, dict) else found
 
 
 def load_settings(text: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training import TRAINER, quieten
 from training.__main__ import COMMANDS, main
 from training.callbacks import best_and_last
 from training.messages import told
-from training.settings import CONFIGS, load_settings
+from training.settings import CONFIGS, last_value, load_settings, read_config
 from training.tasks import TASKS, Adding, Parity
 from training.twins import Network
 
@@ -265,6 +266,25 @@ def test_a_yaml_bomb_ends_within_a_second_and_aliases_are_taken() -> None:
     assert load_settings("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
 
 
+def test_a_config_is_read_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("name: '1e-3'\noptimizer: {init_args: {lr: 1e-3}}\ncompare: {tolerance: .inf}")
+    expected = {"name": "1e-3", "optimizer": {"init_args": {"lr": 0.001}}, "compare": {"tolerance": inf}}
+    assert load_settings(read_config("c.yaml")) == expected
+    assert load_settings(read_config(read_config("c.yaml"))) == expected
+    assert "Müll" in read_config(" {data: Müll}")
+
+
+def test_of_options_and_configs_the_last_value_holds() -> None:
+    config = ("--config", ['{"data": {"class_path": "mine.Mine"}, "ckpt_path": null}'])
+    options = [("--data", ["Parity"]), ("--ckpt_path", ["last"])]
+    assert last_value("data", [*options, config]) == "mine.Mine"
+    assert last_value("data", [config, *options]) == "Parity"
+    assert last_value("ckpt_path", [*options, config]) is None
+    assert last_value("ckpt_path", [config, *options]) == "last"
+    assert last_value("name", [config, *options]) is None
+
+
 def test_an_error_is_told_with_its_place_in_the_users_file(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text("def f():\n    raise KeyError('a')\n")
@@ -274,6 +294,15 @@ def test_an_error_is_told_with_its_place_in_the_users_file(tmp_path: Path) -> No
         namespace["f"]()
     assert told(found.value) == f"KeyError: 'a' ({path}, line 2)"
     assert told(ValueError("expected a, got b")) == "expected a, got b"
+    library = tmp_path / "other" / "site-packages" / "lib.py"  # of no environment that Python knows
+    library.parent.mkdir(parents=True)
+    library.write_text(path.read_text())
+    exec(compile(library.read_text(), str(library), "exec"), namespace)
+    with pytest.raises(KeyError) as found:
+        namespace["f"]()
+    alone = found.value.with_traceback(found.tb.tb_next)  # without this file
+    assert told(alone) == "KeyError: 'a'"
+    assert told(alone, anywhere=True) == f"KeyError: 'a' ({library}, line 2)"
 
 
 def test_the_overview_is_instant_and_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,11 +351,12 @@ def test_it_calls_itself_as_it_was_called(
 def test_what_a_pipe_s_reader_does_not_want_is_no_error(tmp_path: Path) -> None:
     """It may go before a word was written, and what was written may wait in a buffer for the end."""
     root = Path(training.__path__[0]).parent
-    for unbuffered in ([], ["-u"]):
+    for unbuffered in ("", "1"):
         read, write = os.pipe()
         os.close(read)
-        command = [sys.executable, *unbuffered, "-m", "training", "--help"]
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=root)
+        streams: dict[str, Any] = {"stdout": write, "stderr": subprocess.PIPE, "text": True}
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([sys.executable, "-m", "training", "--help"], cwd=root, env=env, **streams)
         os.close(write)
         assert (done.returncode, done.stderr) == (141, "")
 

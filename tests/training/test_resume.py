@@ -167,6 +167,11 @@ def test_a_resumed_run_reads_every_file_as_data(cli: CommandLine, monkeypatch: p
     assert as_data == [True, True]  # the settings, and what Lightning restores
 
 
+def test_a_run_without_a_tolerance_is_resumed(cli: CommandLine) -> None:
+    cli("--trainer.max_epochs=1", "--compare.tolerance=.inf")
+    assert "the tolerance is inf" in cli("--ckpt_path=last", "--trainer.max_epochs=2", QUIET, small=[])
+
+
 def test_a_diverged_run_that_is_resumed_remembers_it(cli: CommandLine) -> None:
     explosive = ["--optimizer=SGD", "--optimizer.lr=1e3", "--trainer.gradient_clip_val=0"]
     explosive += ["--model.nonlinearity=relu", "--data.train_batches=20", "--trainer.max_epochs=1"]
