@@ -243,6 +243,6 @@ def build(command: str, options: Sequence[str]) -> Laboratory:
 def main(command: str, options: Sequence[str]) -> None:
     try:
         build(command, options).start()
-    finally:  # threads of a process group that lives on abort one process in twenty at its exit
+    finally:  # threads of a process group that lives on may abort the process at its exit
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
