@@ -126,7 +126,8 @@ def single_step(
     Returns the last layer's state, which no edit in place may reach, and `h_n`.
     """
     step, size = STEP[phi], 4 if has_biases else 2
-    zeros = rows.new_zeros((rows.size(0), weights[1].size(0))) if hx is None else None
+    shape = rows.size(0), weights[1].size(0)
+    zeros = torch.zeros(shape, dtype=rows.dtype, device=rows.device) if hx is None else None
     if len(weights) == size:  # a loop would cost 3 us
         h = step(rows, zeros if hx is None else hx.squeeze(0), *weights)
         return h, torch.stack([h])

@@ -209,7 +209,7 @@ def _run_aten(
             last, h_n = aten.single_step(rows, hx, weights, phi, 1 + bidirectional, has_biases, dropout)
             output = torch.cat([last]) if sizes else torch.stack([last])
             return as_batch_first(output) if batch_first else output, h_n
-        hx = x.new_zeros(shape) if hx is None else hx
+        hx = torch.zeros(shape, dtype=x.dtype, device=x.device) if hx is None else hx
         how = weights, has_biases, layers, dropout, dropout != 0, bidirectional
         if sizes:
             return aten.RUN[phi](x, torch.tensor(sizes, device="cpu"), hx, *how)
