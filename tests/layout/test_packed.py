@@ -42,7 +42,7 @@ def test_a_packed_batch_equals_each_sequence_alone(
 
 @KERNELS
 def test_batch_sizes_of_two_axes(kernel: KernelName) -> None:
-    """One that was built by hand, which PyTorch reads by its numbers alone; up to 2.14, then it refuses it."""
+    """One that was built by hand, which PyTorch up to 2.14 reads by its numbers; then it refuses it."""
     builtin, manual = twins(4, 6, 2)
     input = PackedSequence(torch.randn(6, 4), torch.tensor([[3], [2], [1]]))
     expected, expected_h_n = builtin(PackedSequence(input.data, input.batch_sizes.flatten()))
