@@ -117,6 +117,23 @@ def _second(kind, network, layout, part):
     return dict(zip(names, [*(g.detach() for g in first), *second], strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("steps", [3, 12, 40])
+def test_second_derivative_by_the_first_states_alone(steps: int, options: dict[str, Any]) -> None:
+    """The second backward pass has a cotangent of the states, and multiplies nothing else with theirs."""
+    x, cotangent = torch.randn(steps, 3, 4, dtype=torch.float64), None
+    found = []
+    for rnn in twins(4, 6, dtype=torch.float64, **options):
+        rnn.requires_grad_(False)
+        hx = torch.ones(4 if options else 1, 3, 6, dtype=torch.float64, requires_grad=True)
+        output, h_n = rnn(x, hx)
+        cotangent = torch.randn_like(output) if cotangent is None else cotangent
+        (first,) = torch.autograd.grad((output * cotangent).sum() + h_n.sin().sum(), hx, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), hx)
+        found.append({"first": first.detach(), "second": second})
+    assert_same(found[1], found[0])
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("steps", [1, 3, 9])
 def test_tangents_of_all_columns_at_once(steps: int, batch_first: bool) -> None:
