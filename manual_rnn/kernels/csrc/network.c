@@ -89,6 +89,7 @@ static Network network_of_samples(const Network *net, long first, long count, Te
     Network all = *net;
     all.G = 0, all.threads = 1, all.samples = all.B = count, all.rows = all.T * count;
     all.x = rows_of_members(&net->x, first, count), all.hx = rows_of_members(&net->hx, first, count);
+    all.alpha = part_of(&net->alpha, 0);
     all.c = rows_of_members(&net->c, first, count), all.c_last = rows_of_members(&net->c_last, first, count);
     place_tensors(&all, tensors);
     for (long i = 0; i < weights_of(net); i++) {

@@ -107,13 +107,15 @@ static bool backward_of_one(const Network *net)
     return fine;
 }
 
-/* Whether members are samples: all share the weights, and have a row of their own. */
+static bool is_shared(const Tensor *x) { return !x->data || !x->stride[0]; }
+
+/* Whether members are samples: all share the weights and the leak, and have a row of their own. */
 static bool are_samples(const Network *net)
 {
-    if (net->B != 1 || net->sizes || !net->T || net->type >= BFLOAT || net->alpha.data)
+    if (net->B != 1 || net->sizes || !net->T || net->type >= BFLOAT || !is_shared(&net->alpha))
         return false;
     for (long i = 0; i < weights_of(net); i++)
-        if (net->weights[i].data && net->weights[i].stride[0])
+        if (!is_shared(&net->weights[i]))
             return false;
     return true;
 }
