@@ -165,8 +165,8 @@ class LinearRecurrence(Function):
         m = linear_recurrence(c, h, a.mT, batch_sizes, phi, not reverse, kernel)
         if ctx.needs_input_grad[2] and slope_derivative is not None:
             zero = walk.zero_start(y)
-            after = rows_matmul(walk.back().previous(m, zero), a.mT)
-            dh = slope_derivative(h) * (c + after) * (v + rows_matmul(walk.previous(y, zero), a))
+            dh = slope_derivative(h) * (v + rows_matmul(walk.previous(y, zero), a))
+            dh = dh * (c + rows_matmul(walk.back().previous(m, zero), a.mT))
         elif ctx.needs_input_grad[2]:  # zeros are a gradient, which a user may ask for
             dh = expanded_zeros(h, h.shape)
         if ctx.needs_input_grad[3]:

@@ -2,13 +2,15 @@ r"""What a training step needs of memory, beside nn.RNN: one copy of the states 
 
 import subprocess
 import sys
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from internals import address, is_shared, native
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.profiler import ProfilerActivity, profile
 
 from manual_rnn import ManualRNN
 
@@ -34,6 +36,7 @@ print(1024 * (most() - before))
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
     pytest.mark.skipif(not native.has_aten_node, reason="no compiler, or another torch"),
+    pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning"),  # torch up to 2.12
 ]
 
 
@@ -69,6 +72,27 @@ def test_a_result_is_ordinary_memory_and_the_states_are_the_node_s() -> None:
     output.sum().backward()
     assert address(kept) == place
     assert kept.any()
+
+
+def second_derivative(rnn: nn.Module, input: Tensor) -> None:
+    loss = rnn(input)[0].square().sum()
+    grads = torch.autograd.grad(loss, list(rnn.parameters()), create_graph=True)
+    torch.autograd.grad(torch.cat([g.flatten() for g in grads]).square().sum(), list(rnn.parameters()))
+
+
+@pytest.mark.parametrize(("layers", "limit"), [(1, 1.3), (2, 1.0)])
+def test_a_second_derivative_needs_little_more_memory_than_that_of_nn_rnn(layers: int, limit: float) -> None:
+    """Where nn.RNN has one step of a layer in work, ours has all."""
+    input, most = torch.randn(12, 64, 16), []
+    for kind in (ManualRNN, nn.RNN):
+        rnn = kind(16, 64, layers)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            second_derivative(rnn, input)
+        results: Any = profiler.profiler
+        events = sorted(results.kineto_results.events(), key=lambda event: event.start_ns())
+        held = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+        most.append(max(held))
+    assert most[0] <= limit * most[1]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["backward", "create_graph"])
