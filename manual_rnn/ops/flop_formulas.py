@@ -61,14 +61,15 @@ def network_vjp_products(
     G = matrices[0].size(0) if matrices[0].dim() == 3 else 1
     for at, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):
         I, H, first = w_ih.size(-1), w_hh.size(-1), at - at % directions  # noqa: E741
-        of_ih, of_hh = need_w[at * size : at * size + 2]
+        of_ih, of_hh, *of_biases = need_w[at * size : (at + 1) * size]
         started = G * first_rows(x, batch_sizes, at > first) if N else 0
-        if not (need_x or need_hx or any(need_w[: (first + directions) * size])):
+        below = need_x or (first and (need_hx or any(need_w[: first * size])))
+        if not (below or need_hx or of_ih or of_hh or any(of_biases)):
             continue
         yield N - started, H, H
         if need_hx:
             yield started, H, H
-        if need_x or (first and (need_hx or any(need_w[: first * size]))):
+        if below:
             yield N, H, I
         if of_ih:
             yield H, N, I

@@ -60,6 +60,18 @@ def test_flops_of_a_packed_input(lengths: list[int], given: bool, both: bool, ke
         assert counted(manual, x, hx, pack) == counted(builtin, x, hx, pack)
 
 
+@KERNELS
+@pytest.mark.parametrize("layer", [0, 1])
+def test_flops_of_a_direction_that_is_frozen(layer: int, kernel: KernelName) -> None:
+    """Below it nothing wants a gradient either, so that there is no backward pass through it."""
+    builtin, manual = twins(5, 7, 2, bidirectional=True)
+    for rnn in (builtin, manual):
+        for name, weight in rnn.named_parameters():
+            weight.requires_grad_(f"l{layer}" in name and "reverse" in name)
+    with use_kernel(kernel):
+        assert counted(manual, torch.randn(4, 3, 5), None) == counted(builtin, torch.randn(4, 3, 5), None)
+
+
 def test_flops_without_a_gradient_and_by_module() -> None:
     for decorate in (torch.no_grad(), torch.inference_mode()):
         found = []
