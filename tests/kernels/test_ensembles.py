@@ -96,7 +96,6 @@ SHARED: list[dict[str, Any]] = [
     {"L": 2, "D": 2, "rows": (140, 1), "I": 33, "H": 65},
     {"rows": (600, 1), "I": 1, "H": 1},
     {"rows": (5, 2)},
-    {"rows": (5000, 1), "I": 1, "H": 3},
 ]
 
 
@@ -118,6 +117,19 @@ def test_samples_of_shared_weights(options: dict[str, Any], dtype: torch.dtype, 
                 alone = OPS.network_vjp(need, *member(vjp, g)[1:])
                 for ours, one, expected in zip(found, alone, exact, strict=True):
                     assert error(ours[g], expected) <= 2 * error(one, expected) + 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("own", range(4))
+def test_one_matrix_of_their_own_is_enough_to_run_apart(own: int) -> None:
+    network = draw_network(G=(3,), L=2, rows=(6, 1), bias=False)
+    network[2] = [w if at == own else w[:1].expand(w.shape) for at, w in enumerate(network[2])]
+    assert_members_alone(OPS.network_vjp, vjp_arguments(network), 3)
+
+
+def test_sums_of_many_steps_know_their_rounding_errors() -> None:
+    network = draw_network(G=(3,), rows=(5000, 1))
+    network[2] = [w[:1].expand(w.shape) for w in network[2]]
+    assert_members_alone(OPS.network_vjp, vjp_arguments(network), 3)
 
 
 def test_threads_change_no_bit_of_a_sample() -> None:
