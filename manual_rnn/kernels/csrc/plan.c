@@ -25,7 +25,7 @@ enum {
     CACHED = 1 << 17,    /* numbers of a block's rows that stay in a second cache of 1 MiB */
     LEAST = 128,         /* rows of a block, so that products over them are worth their sums */
     MOST = 1024,
-    SAMPLES = 16,        /* that take a step together (measured) */
+    SAMPLES = 8,         /* that take a step together (measured) */
     SUMMED_PLAINLY = 4096, /* rows over which the gradient of a weight is summed without its rounding errors */
     GAP = 16,            /* numbers, a cache line, between rows: those of 2^n would meet in a few sets */
 };
