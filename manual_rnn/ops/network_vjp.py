@@ -39,15 +39,14 @@ def network_vjp(
     if c is None and c_last is None:
         return [None] * len(need)
     tensors = x, hx, *matrices, *states, c, c_last, options.alpha
-    if forward_mode_is_active():
+    recorded = dispatch.requires_grad(*tensors) and dispatch.is_eager(*tensors)
+    if recorded or forward_mode_is_active():
         return composed.network_vjp(need, saved, (c, c_last), options)
     if not torch.compiler.is_compiling() and profiling() and native.runs(options.kernel, x):
         record_network_vjp(need, x, matrices, options.D, options.batch_sizes)
     if not dispatch.can_bypass_dispatcher(*tensors):
         run = dispatch.op("network_vjp", options.kernel, options.alpha)
         return _spread(need, run(list(need), x, hx, list(matrices), list(states), c, c_last, *options[:3]))
-    if dispatch.requires_grad(*tensors):
-        return composed.network_vjp(need, saved, (c, c_last), options)
     with dispatch.named("network_vjp"):
         return _spread(need, _run_kernel(need, saved, (c, c_last), options))
 

@@ -33,7 +33,8 @@ def record_recurrence(x: Tensor, w: Tensor, started: int) -> None:
 def record_call(
     x: Tensor, hx: Tensor, weights: Sequence[Tensor], layers: int, sizes: Sequence[int], h_n: Tensor
 ) -> None:
-    """Tell it of the products of a call that has ATen's node: of the backward pass by a hook on that."""
+    """Tell it of the products of a call that has ATen's node: of the backward pass by a hook on that, unless
+    that pass is itself recorded, and composed of products that are seen."""
     record_network(x, weights)
     if h_n.grad_fn is None:
         return
@@ -41,7 +42,12 @@ def record_call(
     matrices = [w.detach() for w in weights if w.dim() == 2]
     batch_sizes, directions = torch.tensor(sizes) if sizes else None, len(matrices) // 2 // layers
     rows = x.detach()
-    h_n.grad_fn.register_prehook(lambda _: record_network_vjp(need, rows, matrices, directions, batch_sizes))
+
+    def before(_: object) -> None:
+        if not torch.is_grad_enabled():
+            record_network_vjp(need, rows, matrices, directions, batch_sizes)
+
+    h_n.grad_fn.register_prehook(before)
 
 
 def _record(like: Tensor, products: Iterable[Product]) -> None:

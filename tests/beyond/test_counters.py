@@ -134,6 +134,24 @@ def events(rnn: Any, x: Any) -> dict[str, Any]:
 
 
 @KERNELS
+@pytest.mark.parametrize("steps", [4, 12])
+def test_a_profiler_counts_a_recorded_backward_pass_once(steps: int, kernel: KernelName) -> None:
+    """Its products are seen, so it isn't told of them, too."""
+    manual, x = ManualRNN(5, 7), torch.randn(steps, 3, 5)
+
+    def work() -> None:
+        torch.autograd.grad(manual(x)[0].sum(), list(manual.parameters()), create_graph=True)
+
+    with use_kernel(kernel):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
+            work()
+    products = sum(event.flops for event in profiler.key_averages() if "mm" in event.key)
+    assert products == counter.get_total_flops()
+
+
+@KERNELS
 @pytest.mark.parametrize("wanted", [False, True], ids=["forward", "training"])
 def test_a_call_is_an_event_with_a_name(wanted: bool, kernel: KernelName) -> None:
     builtin, manual = (rnn.requires_grad_(wanted) for rnn in twins(5, 7, 2))
