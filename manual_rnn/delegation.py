@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
-from .kernels.interface import PLAIN_TYPES, TRACERS, non_plain_reason
+from .kernels.interface import is_subclass, non_plain_reason
 from .kernels.nonlinearities import NN_RNN_MODES
 from .override import leak_of, nonlinearity_of
 from .parameters import RUNNER, RNNBase
@@ -47,8 +47,7 @@ def is_left_to_nn_rnn(rnn: RNNBase, input: Any, hx: Any) -> bool:
 def _is_foreign(x: Any, batch_first: bool) -> bool:
     """Whether rules of ours don't hold for it. A jagged tensor is a layout of its own (`layout.py`)."""
     if isinstance(x, PackedSequence):
-        kind = type(x.batch_sizes)
-        return kind not in PLAIN_TYPES and not kind.__module__.startswith(TRACERS)
+        return is_subclass(x.batch_sizes)
     if not isinstance(x, Tensor):
         return False
     if x.is_nested:

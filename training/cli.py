@@ -68,12 +68,12 @@ class Laboratory(LightningCLI):
         self.folder: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.restored: dict[str, Any] = {}
-        about = {
+        parser: Any = {
             "prog": f"{prog()} {command}",
             "usage": "%(prog)s [options]",
             "description": COMMANDS[command],
+            "allow_abbrev": False,
         }
-        parser: Any = {**about, "allow_abbrev": False}
         own: Any = {"parser_class": InFewWords, "parser_kwargs": parser, "args": list(options), "run": False}
         super().__init__(Twins, Task, save_config_callback=None, subclass_mode_data=True, **own)
 

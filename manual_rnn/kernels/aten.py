@@ -126,12 +126,15 @@ def single_step(
     Returns the last layer's state, which no edit in place may reach, and `h_n`.
     """
     step, size = STEP[phi], 4 if has_biases else 2
-    shape = rows.size(0), weights[1].size(0)
-    zeros = torch.zeros(shape, dtype=rows.dtype, device=rows.device) if hx is None else None
-    if len(weights) == size:  # a loop would cost 3 us
-        h = step(rows, zeros if hx is None else hx.squeeze(0), *weights)
+    alone = len(weights) == size
+    starts: Sequence[Tensor]
+    if hx is None:
+        starts = [torch.zeros(rows.size(0), weights[1].size(0), dtype=rows.dtype, device=rows.device)]
+    else:
+        starts = [hx.squeeze(0)] if alone else hx.unbind(0)
+    if alone:  # a loop would cost 3 us
+        h = step(rows, starts[0], *weights)
         return h, torch.stack([h])
-    starts = [zeros] if hx is None else hx.unbind(0)
     last: list[Tensor] = []
     for at in range(0, len(weights), size):
         last.append(step(rows, starts[len(last) % len(starts)], *weights[at : at + size]))

@@ -99,19 +99,25 @@ class Kernel(Protocol):
         """`y`, by the slopes at the states `h`."""
 
 
+def is_subclass(x: Tensor) -> bool:
+    """Whether it is of a subclass of Tensor; those without numbers with which torch traces count as plain."""
+    kind = type(x)
+    return kind not in PLAIN_TYPES and not kind.__module__.startswith(TRACERS)
+
+
 def non_plain_reason(x: Tensor) -> str | None:
     """The reason why `x` has to be computed with PyTorch's own operations, or None.
 
     Every fused kernel asks this first: its rules hold for dense real numbers, and an operator of ours means
     nothing to a subclass that handles operations by itself.
     """
-    kind: Any = type(x)
-    if kind not in PLAIN_TYPES and not kind.__module__.startswith(TRACERS):
-        for base in kind.__mro__:
+    if is_subclass(x):
+        name = type(x).__name__
+        for base in type(x).__mro__:
             if base in PLAIN_TYPES:
                 break
             if "__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base):
-                return f"expected a torch.Tensor, got a {kind.__name__}, which handles operations by itself"
+                return f"expected a torch.Tensor, got a {name}, which handles operations by itself"
     if x.is_complex():
         return "it works on real numbers, and these are complex"
     return None if x.layout is torch.strided else f"expected dense tensors, got one of layout {x.layout}"

@@ -92,6 +92,13 @@ def batch_size(x: Tensor, batch_sizes: Tensor | None, state: Tensor | None = Non
     return 0 if state is None else state.size(-2)
 
 
+def first_rows(x: Tensor, batch_sizes: Tensor | Sequence[int] | None, reverse: bool) -> int:
+    """How many rows the first step of a direction has."""
+    if batch_sizes is None:
+        return x.size(-2)
+    return int(batch_sizes[-1 if reverse else 0]) if len(batch_sizes) else 0
+
+
 def check_sizes(batch_sizes: Tensor | None, N: int) -> None:
     """Sizes share out the rows, none larger than the one before. Python's ints can't overflow.
 

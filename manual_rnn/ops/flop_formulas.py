@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..kernels import native
+from ..kernels.time_order import first_rows
 from ..torch_internals import CudnnDerivative, cudnn_rnn_packet
 
 Product = tuple[int, int, int]  # rows, inner size, columns
@@ -35,13 +36,6 @@ def linear_recurrence(
     first = first_rows(v, batch_sizes, not reverse)
     started = first * a.numel() // a.size(-1)  # B rows of H for each member
     return 2 * (v.numel() - started) * a.size(-1)
-
-
-def first_rows(x: Any, batch_sizes: Any, reverse: bool) -> int:
-    """How many rows the first step of a direction has."""
-    if batch_sizes is None:
-        return x.size(-2)
-    return int(batch_sizes[-1 if reverse else 0]) if len(batch_sizes) else 0
 
 
 def network_products(x: Any, weights: Sequence[Any]) -> Iterator[Product]:

@@ -32,10 +32,9 @@ from torch.autograd import forward_ad
 
 from .. import kernels
 from ..kernels.nonlinearities import PHI
-from ..kernels.time_order import Walk
+from ..kernels.time_order import Walk, first_rows
 from ..torch_internals import Function, in_forward_mode, profiling
 from . import dispatch
-from .flop_formulas import first_rows
 from .operator_checks import check_recurrence
 from .profiler import record_recurrence
 from .saved_tensors import alias, expanded_zeros, saved_by

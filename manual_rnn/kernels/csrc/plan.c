@@ -60,6 +60,13 @@ static long reserve(Plan *plan, long width, long numbers)
 
 long samples_at_once(long T) { return T > SUMMED_PLAINLY ? 1 : SAMPLES; }
 
+static long rows_of_block(const Job *job)
+{
+    if (!keeps_rows(job))
+        return MAX_EXTENT;
+    return job->samples ? job->samples * smaller(job->T, LEAST) : smaller(MOST, larger(LEAST, CACHED / job->H));
+}
+
 static void lay_out(Plan *plan, const Job *job, long lanes, long width)
 {
     const bool backward = is_backward(job);
@@ -83,8 +90,8 @@ static void lay_out(Plan *plan, const Job *job, long lanes, long width)
     const long sums_of_rows = times(larger(1, job->samples), plan->ld);
     plan->bias_or_dw = reserve(plan, width,
                          job->I ? sums_of_rows + (half && backward ? times(job->H, plan->ld + plan->x_ld) : 0) : 0);
-    const bool many = rows_of(job) > SUMMED_PLAINLY && !job->samples;
-    const long sums = job->I && backward && many ? times(job->H, plan->ld + plan->x_ld) : 0;
+    const long summed = rows_of(job) / larger(1, job->samples);
+    const long sums = job->I && backward && summed > SUMMED_PLAINLY ? times(job->H, plan->ld + plan->x_ld) : 0;
     plan->parts = reserve(plan, width, sums);
     plan->residues = reserve(plan, width, job->I && backward ? sums_of_rows + sums : 0);
     plan->counters = reserve(plan, sizeof(long), COUNTER_STRIDE * (plan->threads + 1));
@@ -101,8 +108,7 @@ Plan plan_of(const Job *job, long lanes, long width, int pairs, long most)
     plan.bf16_offset = pairs ? plan.vecs * lanes : 0;
     plan.ld = (plan.vecs + (pairs ? quotient_up(plan.vecs, 2) : 0)) * lanes + GAP;
     plan.unpacked_weights = job->contiguous_weights && rows_of(job) <= smaller(MANY, larger(FEW, job->H / PER_ROW));
-    plan.rows = !keeps_rows(job) ? MAX_EXTENT : job->samples ? job->samples * smaller(job->T, LEAST)
-                                   : smaller(MOST, larger(LEAST, CACHED / job->H));
+    plan.rows = rows_of_block(job);
     lay_out(&plan, job, lanes, width);
     return plan;
 }
